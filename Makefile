@@ -1,0 +1,45 @@
+# Works on a fresh machine that has only Python 3.11 or newer, make and git: every target sets up .venv when it needs it.
+
+READY := .venv/ready
+
+# The first of these that is new enough and can make virtual environments; name another one: make PYTHON=/path/to/python
+SUITS = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
+
+# A virtual environment holds absolute paths, so one that was moved or copied here is made anew.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(shell rm -f $(READY))
+endif
+
+.PHONY: help demo test clean
+
+help:
+	@echo 'make demo   train, choose, extract and export a network on real data that needs no download (under 2 minutes)'
+	@echo 'make test   run every check: ruff, mypy, pytest'
+	@echo 'make clean  remove what make and the tools left behind; runs/ and downloaded data stay'
+	@echo 'The first use makes a virtual environment in .venv, with the versions in constraints.txt.'
+
+demo: $(READY)
+	.venv/bin/python examples/demo.py
+
+test: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/pytest -q -rs
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last and removed first: an environment whose set-up was interrupted has none and is started over.
+$(READY): pyproject.toml constraints.txt
+	@'$(PYTHON)' -c '$(SUITS)' 2>/dev/null || { echo >&2 \
+	  'error: Python 3.11 or newer that can make virtual environments is needed; found $(or $(PYTHON),none).' \
+	  'Install one (Debian, Ubuntu: python3 and python3-venv) or name it: make PYTHON=/path/to/python'; exit 1; }
+	@echo 'Setting up .venv with $(PYTHON): a minute or more, mostly torch ...'
+	@[ -e $@ ] || '$(PYTHON)' -m venv --clear .venv
+	@rm -f $@
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,dev]'
+	@echo '$(CURDIR)' > $@

@@ -1,0 +1,1 @@
+"""Train one network; deploy every size of it."""

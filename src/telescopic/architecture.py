@@ -1,0 +1,261 @@
+"""What a network is, as plain data: a module tree written as JSON values, which hold no code, and built again from them."""
+
+import inspect
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telescopic.nested import Nested
+
+MAX_PARTS = 10_000
+"""Most modules, copies made for statistics per entry, and members that a description may amount to."""
+MAX_DEPTH = 64
+"""Most levels of modules within modules."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """How one class is written and built: the names of its arguments, how to read them off and how to apply them."""
+
+    cls: type[nn.Module]
+    defaults: dict[str, Any]  # argument → the constructor's own value
+    read: Callable[[Any, str], Any]
+    make: Callable[..., nn.Module]
+
+
+def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None) -> None:
+    """Let networks that hold modules of a class be described, saved, and loaded again.
+
+    A module is written as the class's name and its constructor's arguments, which are read from attributes of the
+    same names: numbers, strings, booleans, None, modules, and lists of these (which come back as tuples). Call this in
+    the program that saves and in the one that loads; a file never says what to import. Register only classes whose
+    constructor may safely be called with any values, for a file of unknown origin chooses them.
+
+    Args:
+        cls: the class; its name, without its module, identifies it in files.
+        arguments: names of the constructor's arguments to keep. Default: all of them.
+
+    Raises:
+        ValueError: if another class has this name, or the constructor takes no such argument.
+    """
+    known = _LAYERS.get(cls.__name__)
+    # The same definition may be run again (a notebook's cell), which makes a new class of the same name and place.
+    if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"{cls.__name__} is already registered, as {known.cls.__module__}.{known.cls.__qualname__}")
+    parameters = inspect.signature(cls).parameters
+    names = tuple(parameters if arguments is None else arguments)
+    if unknown := sorted(set(names) - set(parameters)):
+        raise ValueError(f"{cls.__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(parameters)}")
+    _LAYERS[cls.__name__] = _Layer(cls, {name: parameters[name].default for name in names}, _argument, cls)
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """Write a module tree as JSON data, without its tensors.
+
+    Args:
+        module: a tree of the common `torch.nn` layers, `Nested`, and registered classes.
+
+    Returns:
+        `{"class": name, argument: value, ...}`. An argument equal to the constructor's default is left out.
+
+    Raises:
+        ValueError: if a class is unknown, or the description would not build a module with the same tensors.
+    """
+    description: dict[str, Any] = _describe(module, "")
+    ours, theirs = ({name: tuple(t.shape) for name, t in named_tensors(m).items()} for m in (module, build(description)))
+    if different := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+        name = different[0]
+        raise ValueError(
+            f"{name} has shape {ours.get(name, 'absent')} here but {theirs.get(name, 'absent')} if the layers are built "
+            "anew from their arguments: a layer was changed after its construction, or stands in two places"
+        )
+    return description
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of a module once, by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def build(description: Any) -> nn.Module:
+    """Build a module from its description, on the meta device: it has shapes but no memory.
+
+    Args:
+        description: what `describe` returned, perhaps by way of JSON; it may come from anyone.
+
+    Raises:
+        ValueError: if it is no description, names an unknown class, has arguments which that class refuses, or
+            amounts to more than `MAX_PARTS` parts.
+    """
+    with torch.device("meta"):
+        return _Builder().module(description, "", 0)
+
+
+def _describe(value: Any, where: str) -> Any:
+    if isinstance(value, nn.Module):
+        layer = _LAYERS.get(type(value).__name__)
+        if layer is None or layer.cls is not type(value):
+            name = type(value).__qualname__
+            raise ValueError(
+                f"{where or 'the network'} is a {name}, a class that cannot be rebuilt from a file: call "
+                f"telescopic.register_layer({name}) here and in the program that loads the file"
+            )
+        if tensors := [key for key, held in vars(value).items() if isinstance(held, Tensor)]:
+            raise ValueError(f"{where or 'the network'} holds the tensor {tensors[0]} as an attribute: make it a buffer")
+        description = {"class": type(value).__name__}
+        for name, default in layer.defaults.items():
+            argument = layer.read(value, name)
+            if type(argument) is not type(default) or argument != default:
+                description[name] = _describe(argument, f"{where}.{name}" if where else name)
+        return description
+    if isinstance(value, list | tuple):
+        return [_describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{where} is {value!r}: only finite numbers, text, booleans, None, modules and lists can be kept")
+
+
+class _Builder:
+    """Builds one description, and counts what it amounts to, so that a small text cannot ask for endless work."""
+
+    def __init__(self) -> None:
+        self.parts = 0
+
+    def module(self, description: Any, where: str, depth: int) -> nn.Module:
+        shown = where or "the network"
+        self.spend(1)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the description has more than {MAX_DEPTH} levels of modules within modules")
+        if not isinstance(description, dict) or not isinstance(name := description.get("class"), str):
+            raise ValueError(f"the description of {shown} is no object with a class")
+        if name not in _LAYERS:
+            raise ValueError(
+                f"{shown} is a {_short(name)}, which is no class known here: import the module that defines it and call "
+                "telescopic.register_layer, or build the network yourself and give it as `into=`"
+            )
+        layer = _LAYERS[name]
+        given = {key: value for key, value in description.items() if key != "class"}
+        if unknown := sorted(given.keys() - layer.defaults.keys()):
+            raise ValueError(f"{shown}: {name} takes no argument {_short(unknown[0])}")
+        values = {key: self.value(value, f"{where}.{key}" if where else key, depth) for key, value in given.items()}
+        try:
+            if layer.cls is Nested:
+                self.spend(_multiplied(values))
+            return layer.make(**values)
+        except Exception as error:  # a constructor may raise anything at arguments that make no sense
+            raise ValueError(f"{shown}: {name} cannot be built from the arguments given: {_short(str(error))}") from error
+
+    def value(self, value: Any, where: str, depth: int) -> Any:
+        if isinstance(value, dict):
+            return self.module(value, where, depth + 1)
+        if isinstance(value, list):
+            if depth > MAX_DEPTH:
+                raise ValueError(f"the description has more than {MAX_DEPTH} levels of lists within lists")
+            return tuple(self.value(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, no finite number")
+        return value
+
+    def spend(self, parts: int) -> None:
+        self.parts += parts
+        if self.parts > MAX_PARTS:
+            raise ValueError(f"the network has more than {MAX_PARTS} modules and members")
+
+
+def _multiplied(nested: dict[str, Any]) -> int:
+    """What `Nested` makes of its arguments beyond the modules given: members, and stages copied for each entry."""
+    entries = sorted(entry for entry, _ in nested["entries"])
+    parts = len(entries) * len(nested["exits"])
+    if nested.get("statistics") == "per-entry":
+        sizes = [sum(1 for _ in stage.modules()) for stage in nested["stages"]]
+        behind = [*list(accumulate(reversed(sizes)))[::-1], 0]  # stage → modules from there on
+        parts += sum(behind[entry] for entry in entries[1:] if 0 <= entry < len(behind))
+    return parts
+
+
+def _argument(module: nn.Module, name: str) -> Any:
+    """The value an argument had, from the attribute of its name."""
+    if name in module._parameters:  # such as `bias`: the argument says whether there is one
+        absent = module._parameters[name] is None
+        # BatchNorm(affine=False) lacks both; a bias that is absent alone was refused by its own argument.
+        return not absent or module._parameters.get("weight", module._parameters[name]) is None
+    if not hasattr(module, name):
+        raise ValueError(
+            f"{type(module).__name__} does not keep its argument {name!r}: give it an attribute of that name, or "
+            "leave it out of the arguments registered"
+        )
+    return getattr(module, name)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else text[:200] + " …"
+
+
+def _part(net: Nested, name: str) -> Any:
+    """An argument of `Nested`, as lists and pairs."""
+    if name == "stages":
+        return list(net.stages)
+    if name in ("entries", "exits"):
+        return [(int(place), module) for place, module in getattr(net, name).items()]
+    return getattr(net, name)
+
+
+def _nested(stages: Any, entries: Any, exits: Any, **options: Any) -> Nested:
+    return Nested(stages, dict(entries), dict(exits), **options)
+
+
+def _children(module: nn.Module, _: str) -> Any:
+    # Not `named_children`, which leaves out a module's second appearance.
+    return list(module._modules.items())
+
+
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode")
+_BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats", "bias")
+_AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+_MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
+_STOCK: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
+    ((nn.Linear,), ("in_features", "out_features", "bias")),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONV),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), (*_CONV, "output_padding")),
+    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _BATCH_NORM),
+    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _BATCH_NORM),
+    ((nn.GroupNorm,), ("num_groups", "num_channels", "eps", "affine", "bias")),
+    ((nn.LayerNorm,), ("normalized_shape", "eps", "elementwise_affine", "bias")),
+    ((nn.RMSNorm,), ("normalized_shape", "eps", "elementwise_affine")),
+    ((nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid), ("inplace",)),
+    ((nn.Identity, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softsign), ()),
+    ((nn.LeakyReLU,), ("negative_slope", "inplace")),
+    ((nn.ELU, nn.CELU), ("alpha", "inplace")),
+    ((nn.Hardtanh,), ("min_val", "max_val", "inplace")),
+    ((nn.PReLU,), ("num_parameters", "init")),
+    ((nn.GELU,), ("approximate",)),
+    ((nn.Softplus,), ("beta", "threshold")),
+    ((nn.Softmax, nn.LogSoftmax, nn.GLU), ("dim",)),
+    ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), ("p", "inplace")),
+    ((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _MAX_POOL),
+    ((nn.AvgPool1d,), _AVG_POOL),
+    ((nn.AvgPool2d, nn.AvgPool3d), (*_AVG_POOL, "divisor_override")),
+    ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), ("output_size",)),
+    ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), ("output_size", "return_indices")),
+    ((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), ("padding",)),
+    ((nn.Upsample,), ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")),
+    ((nn.PixelShuffle,), ("upscale_factor",)),
+    ((nn.Flatten,), ("start_dim", "end_dim")),
+    ((nn.Unflatten,), ("dim", "unflattened_size")),
+)
+
+_LAYERS: dict[str, _Layer] = {
+    "Nested": _Layer(Nested, dict.fromkeys(("stages", "entries", "exits"), inspect.Parameter.empty), _part, _nested),
+    "Sequential": _Layer(nn.Sequential, {"children": []}, _children, lambda children=(): nn.Sequential(dict(children))),
+}
+for _classes, _arguments in _STOCK:
+    for _cls in _classes:
+        # Older versions of torch lack an argument here and there, such as BatchNorm's bias.
+        register_layer(_cls, [name for name in _arguments if name in inspect.signature(_cls).parameters])

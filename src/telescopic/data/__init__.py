@@ -1,0 +1,163 @@
+"""Images with labels: the well-known small data sets, and the user's own."""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from telescopic.data import readers, sources
+from telescopic.data.batches import Augment, Preprocess, Split, batches
+from telescopic.data.readers import DataError
+from telescopic.data.sources import Fetched
+
+__all__ = ["Augment", "DataError", "Dataset", "Fetched", "Preprocess", "Split", "batches", "fetch", "load", "names"]
+
+_READERS: dict[str, Callable[[Mapping[str, bytes]], readers.Arrays]] = {
+    "mnist": readers.read_mnist,
+    "fashion-mnist": partial(readers.read_mnist, classes=readers.FASHION),
+    "cifar10": readers.read_cifar10,
+    "svhn": readers.read_svhn,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits that share no image, the names of the classes, and a sentence on where the data came from."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    source: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data on a device."""
+        train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that `load` knows by name."""
+    return ("digits", *_READERS)
+
+
+def load(
+    name: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    validation: int | None = None,
+    seed: int = 0,
+    download: bool = True,
+) -> Dataset:
+    """A data set by its name, or the user's own from an `.npz` file or a folder of images by class.
+
+    The test images are the official ones. Where there are none (digits, the user's own without a test part) they are
+    a fifth of the images, rounded up, always the same. The validation images are taken from the training images.
+    Both are drawn from every class in proportion.
+
+    Args:
+        name: one of `names()`, or a path; for a folder called like a data set write "./mnist".
+        data_dir: a folder with the data set's files, or with a folder of its name that has them.
+            Default: the environment's TELESCOPIC_DATA.
+        validation: number of validation images, 0 for none. Default: 5,000, or a tenth of the images if that is less.
+        seed: determines which training images serve for validation.
+        download: False to look on this machine only.
+
+    Raises:
+        DataError: the data are unknown, cannot be had, or are damaged; or too many validation images are asked for.
+    """
+    key = str(name)
+    if key in names():
+        arrays, source = _named(key, data_dir, download)
+    else:
+        arrays, source = _own(key)
+    everything = np.arange(len(arrays.labels))
+    images, labels = arrays.images, arrays.labels
+    if arrays.test_images is None or arrays.test_labels is None:
+        everything, held = _divide(labels, everything, -(-len(labels) // 5), seed=0)
+        test = _split(images, labels, held)
+    else:
+        test = _split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
+    number = min(5000, len(everything) // 10) if validation is None else validation
+    if not 0 <= number < len(everything):
+        raise DataError(f"{key} has {len(everything)} training images: it can give 0 to {len(everything) - 1} "
+                        f"of them for validation, not {number}")  # fmt: skip
+    train, held = _divide(labels, everything, number, seed)
+    return Dataset(
+        key, _split(images, labels, train), _split(images, labels, held), test, classes=arrays.classes, source=source
+    )
+
+
+def fetch(name: str, *, data_dir: str | Path | None = None, download: bool = True) -> Fetched:
+    """Make a data set's files present on this machine, in the user's cache unless they are elsewhere already.
+
+    Raises:
+        DataError: the name is unknown, no source has the files, the files in `data_dir` are damaged, or the cache
+            cannot be written.
+    """
+    if name == "digits":
+        return Fetched(name, None, "scikit-learn, which contains it")
+    if name not in names():
+        raise _unknown(name)
+    fetched = sources.obtain(name, data_dir=data_dir, download=download)[1]
+    if fetched.folder is None:
+        raise DataError(f"{name} was had, but could not be kept: {fetched.source}")
+    return fetched
+
+
+def _named(name: str, data_dir: str | Path | None, download: bool) -> tuple[readers.Arrays, str]:
+    if name == "digits":
+        return readers.read_digits(), "scikit-learn, which contains it"
+    contents, fetched = sources.obtain(name, data_dir=data_dir, download=download)
+    return _READERS[name](contents), fetched.source
+
+
+def _own(name: str) -> tuple[readers.Arrays, str]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return readers.read_folder(path), f"the folder {path}"
+    if path.is_file() and path.suffix == ".npz":
+        return readers.read_npz(path), f"the file {path}"
+    if path.is_file():
+        raise DataError(f"{path}: data of your own are an .npz file or a folder of images by class")
+    if path.suffix == ".npz" or os.sep in name:
+        raise DataError(f"{path}: no such file or folder")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> DataError:
+    near = difflib.get_close_matches(name.lower(), names(), n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    return DataError(f"unknown data set {name!r}{guess}: give one of {', '.join(names())}, "
+                     "or the path of an .npz file or of a folder of images by class")  # fmt: skip
+
+
+def _split(images: readers.Images, labels: readers.Labels, index: NDArray[np.intp]) -> Split:
+    return Split(torch.from_numpy(images[index]), torch.from_numpy(labels[index]))
+
+
+def _divide(
+    labels: readers.Labels, index: NDArray[np.intp], number: int, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Split an index in two, `number` of it in the second part, every class in proportion; both keep their order."""
+    # RandomState, not a Generator: numpy keeps its stream for ever, so the split is the same in all versions.
+    shuffled = np.random.RandomState(seed).permutation(index)
+    place = np.empty(len(index))  # of an image among those of its class, from 0 to 1
+    for label in np.unique(labels[index]):
+        members = np.flatnonzero(labels[shuffled] == label)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.argsort(place, kind="stable")
+    return np.sort(shuffled[order[number:]]), np.sort(shuffled[order[:number]])

@@ -1,0 +1,37 @@
+"""How a member is taken out: as an ordinary module of its own, with no import of ours needed to run it."""
+
+import copy
+
+from torch import nn
+
+from telescopic.nested import Nested
+from telescopic.subnet import Subnet
+
+
+def extract(net: Nested, subnet: Subnet | None = None) -> nn.Sequential:
+    """Take one member out of a nested network.
+
+    The result is independent of the network (a copy), in eval mode, and computes `net(x, subnet)` of eval mode
+    exactly. Nested `nn.Sequential`s are laid flat and `nn.Identity` is left out, so that the result is what one would
+    have written by hand. With statistics per entry it carries the statistics of its own entry.
+
+    Args:
+        net: the nested network.
+        subnet: which member; parts left open take the full network's value.
+
+    Returns:
+        A module from the raw input `[batch, ...]` to logits `[batch, classes]`.
+
+    Raises:
+        ValueError: if the grid has no such member.
+    """
+    layers: list[nn.Module] = []
+    for _, module in net.path(subnet):
+        layers += _flat(module)
+    return copy.deepcopy(nn.Sequential(*layers)).eval()
+
+
+def _flat(module: nn.Module) -> list[nn.Module]:
+    if type(module) is nn.Sequential:
+        return [leaf for child in module for leaf in _flat(child)]
+    return [] if type(module) is nn.Identity else [module]

@@ -1,0 +1,208 @@
+"""What a nested network is: stages, the places where the input may enter, the places where a prediction is read."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from telescopic.subnet import Grid, Subnet
+
+Mix = tuple[tuple[float, ...], ...]
+"""Gradient mix, `[members, members]`: `mix[m][o]` scales what member m's loss sends to the parameters owned by o."""
+
+
+class Nested(nn.Module):
+    """One set of weights that contains every member of a grid.
+
+    A member runs the adapter of its entry, the stages from its entry to its exit, and the head of its exit. There is
+    no active member: which one runs is an argument of the call, so threads may share one network in eval mode.
+
+    Args:
+        stages: modules that map features to features, in order. They are used as they are, not copied.
+        entries: stage index → adapter from the raw input to the features which that stage expects. Index
+            `len(stages)` enters behind every stage, straight into the head. Default: the raw input enters stage 0.
+        exits: stage index → head from that stage's features to logits `[batch, classes]`; index -1 is a head that
+            reads the first adapter, before every stage. Default: the last stage gives the logits.
+        dropout: probability of dropping a feature after the first, second, ... stage *that a member runs, counted
+            from its own entry*, in training mode. One layer may thus be dropped differently in two members
+            (NSN section 4). Stages beyond the last given have none. It is part of training: extraction leaves it out.
+        statistics: who owns the stages' buffers, such as BatchNorm's running mean: `shared` by all members, or
+            `per-entry`, where each entry's stream keeps its own and only the parameters are shared.
+
+    Attributes:
+        grid: all members, smallest first.
+
+    Raises:
+        ValueError: if an index lies outside the network, a dropout is no probability, stages share a parameter, or
+            the policy for statistics is unknown.
+    """
+
+    def __init__(
+        self,
+        stages: Iterable[nn.Module],
+        entries: Mapping[int, nn.Module] | None = None,
+        exits: Mapping[int, nn.Module] | None = None,
+        *,
+        dropout: Sequence[float] = (),
+        statistics: Literal["shared", "per-entry"] = "shared",
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        last = len(self.stages) - 1
+        entries = {0: nn.Identity()} if entries is None else entries
+        exits = {last: nn.Identity()} if exits is None else exits
+        for name, places, low, high in (("entry", entries, 0, last + 1), ("exit", exits, -1, last)):
+            for place in places:
+                if not low <= place <= high:
+                    raise ValueError(f"{name} {place} is outside this network of {last + 1} stages: give {low} to {high}")
+        if not all(0 <= p < 1 for p in dropout):
+            raise ValueError(f"dropout {tuple(dropout)} must hold probabilities of dropping, at least 0 and below 1")
+        if statistics not in ("shared", "per-entry"):
+            raise ValueError(f"statistics {statistics!r} is neither 'shared' nor 'per-entry'")
+        self.grid = Grid(entries, exits)
+        self.entries = nn.ModuleDict({str(i): entries[i] for i in sorted(entries)})
+        self.exits = nn.ModuleDict({str(i): exits[i] for i in sorted(exits)})
+        self.dropout = tuple(float(p) for p in dropout)
+        self.statistics = statistics
+        self._refuse_shared_parameters()
+        self.twins = nn.ModuleDict()
+        if statistics == "per-entry":
+            for entry in self.grid.entries[1:]:
+                twins = {str(i): _twin(s) for i, s in enumerate(self.stages) if i >= entry and any(True for _ in s.buffers())}
+                self.twins[str(entry)] = nn.ModuleDict(twins)
+
+    def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
+        """Logits of one member, by default the full network.
+
+        Args:
+            x: raw input `[batch, ...]`.
+            subnet: which member; parts left open take the full network's value.
+
+        Returns:
+            Logits `[batch, classes]`.
+
+        Raises:
+            ValueError: if the grid has no such member.
+        """
+        adapter, *stages, head = (module for _, module in self.path(subnet))
+        x = adapter(x)
+        for step, stage in enumerate(stages):
+            x = self._drop(stage(x), step)
+        return head(x)
+
+    def all(self, x: Tensor, mix: Mix | None = None) -> Tensor:
+        """Logits of every member in one pass that computes what members share once.
+
+        Args:
+            x: raw input `[batch, ...]`.
+            mix: how each member's gradient is scaled on parameters it shares, by their owner (see `owners`). It
+                changes no output, and gradients still flow in full through a scaled layer to earlier ones. Members
+                of one entry that see a layer differently each run it themselves. None: all gradients as they are.
+
+        Returns:
+            Logits `[members, batch, classes]`, in grid order.
+
+        Raises:
+            ValueError: if `mix` is not a table `[members, members]`.
+        """
+        if mix is not None and (len(mix) != len(self.grid) or any(len(row) != len(self.grid) for row in mix)):
+            shape = f"{len(mix)} rows of {sorted({len(row) for row in mix})}"
+            raise ValueError(f"a gradient mix of this network is {len(self.grid)} × {len(self.grid)}; this has {shape}")
+        paths = [self.path(member) for member in self.grid]
+        scales = self._scales(paths, mix if torch.is_grad_enabled() else None)
+        logits: dict[int, Tensor] = {}
+
+        def branch(x: Tensor, step: int, members: Iterable[int]) -> None:
+            """Run one step of members that agree so far, once for each way in which they now differ."""
+            ways: dict[tuple[nn.Module, float], list[int]] = {}
+            for m in members:
+                ways.setdefault((paths[m][step][1], scales[m][step]), []).append(m)
+            for (module, scale), group in ways.items():
+                out = _run(module, x, scale)
+                if step == len(paths[group[0]]) - 1:
+                    logits.update(dict.fromkeys(group, out))
+                else:
+                    branch(self._drop(out, step - 1) if step else out, step + 1, group)
+
+        branch(x, 0, range(len(paths)))
+        return torch.stack([logits[m] for m in range(len(paths))])
+
+    def path(self, subnet: Subnet | None = None) -> list[tuple[str, nn.Module]]:
+        """What a member runs, in order: its adapter, its stages, its head; each as (name of the part, module).
+
+        Two members run the same part in the same state if and only if both name and module agree: with statistics
+        per entry, a stage is one part (one set of parameters) but a module for each entry.
+        """
+        member = self.grid.resolve(subnet)
+        assert member.entry is not None and member.exit is not None
+        twins = self.twins[str(member.entry)] if str(member.entry) in self.twins else {}
+        path = [(f"entries.{member.entry}", self.entries[str(member.entry)])]
+        for i in range(member.entry, member.exit + 1):
+            path.append((f"stages.{i}", twins[str(i)] if str(i) in twins else self.stages[i]))
+        return [*path, (f"exits.{member.exit}", self.exits[str(member.exit)])]
+
+    def owners(self) -> dict[str, int]:
+        """Part → position in the grid of its owner, the smallest member that runs it."""
+        owners: dict[str, int] = {}
+        for position, member in enumerate(self.grid):
+            for name, _ in self.path(member):
+                owners.setdefault(name, position)
+        return owners
+
+    def _scales(self, paths: list[list[tuple[str, nn.Module]]], mix: Mix | None) -> list[list[float]]:
+        """Member → step → scale of its gradient there; 1 where there is nothing to scale."""
+        if mix is None:
+            return [[1.0] * len(path) for path in paths]
+        owners = self.owners()
+        learns = {name for path in paths for name, module in path if any(p.requires_grad for p in module.parameters())}
+        return [
+            [float(mix[m][owners[name]]) if name in learns else 1.0 for name, _ in path] for m, path in enumerate(paths)
+        ]
+
+    def _drop(self, x: Tensor, step: int) -> Tensor:
+        """Dropout behind the stage that a member runs as number `step` (from 0) of its own path."""
+        if self.training and step < len(self.dropout):
+            return functional.dropout(x, self.dropout[step])
+        return x
+
+    def _refuse_shared_parameters(self) -> None:
+        """A part has one owner, so a parameter belongs to one part only."""
+        home: dict[nn.Parameter, str] = {}
+        parts = [(f"stages.{i}", stage) for i, stage in enumerate(self.stages)]
+        parts += [(f"entries.{i}", adapter) for i, adapter in self.entries.items()]
+        parts += [(f"exits.{i}", head) for i, head in self.exits.items()]
+        for name, module in parts:
+            for parameter in module.parameters():
+                if home.setdefault(parameter, name) != name:
+                    raise ValueError(
+                        f"{home[parameter]} and {name} share a parameter of shape {tuple(parameter.shape)}: a parameter "
+                        "belongs to one stage, adapter or head; put what shares it into one stage, or copy it"
+                    )
+
+
+def _twin(stage: nn.Module) -> nn.Module:
+    """The same stage with buffers of its own: the parameters are the very same objects."""
+    return copy.deepcopy(stage, {id(parameter): parameter for parameter in stage.parameters()})
+
+
+def _run(module: nn.Module, x: Tensor, scale: float) -> Tensor:
+    """Call a module whose parameters' gradients are scaled; 0 detaches them, so that they cost nothing."""
+    if scale == 1:
+        out: Tensor = module(x)
+        return out
+    scaled = {name: _scaled(parameter, scale) for name, parameter in module.named_parameters()}
+    out = functional_call(module, scaled, (x,))
+    return out
+
+
+def _scaled(parameter: Tensor, scale: float) -> Tensor:
+    if scale == 0 or not parameter.requires_grad:
+        return parameter.detach()
+    view = parameter.view_as(parameter)
+    # A hook on a view, not `scale * p + (1 - scale) * p.detach()`: the value must stay exactly the parameter's.
+    view.register_hook(lambda grad: grad * scale)  # type: ignore[no-untyped-call]
+    return view

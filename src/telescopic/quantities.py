@@ -1,0 +1,44 @@
+"""Numbers with a unit, as people write and read them. No torch."""
+
+import math
+import re
+
+_POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
+_PATTERN = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?\s*(?:([kmgt])(i?))?(b?)", re.IGNORECASE)
+
+
+def human(value: float, unit: str = "") -> str:
+    """Write a quantity with three digits: `1.24 M`, `4.95 MB`, `1.30 ms`, `97.50 %`.
+
+    Args:
+        value: the quantity, 0 or more.
+        unit: what it counts: `""` for a plain number and `"B"` for bytes take decimal prefixes (1 kB = 1000 B), `"ms"`
+            takes none, and `"%"` writes a fraction as a percentage with two decimals.
+    """
+    if unit == "%":
+        return f"{100 * value:.2f} %"
+    prefixes = [""] if unit == "ms" else list(_POWERS)
+    power = 0
+    # Compared after rounding, so that 999 999 is written 1.00 M and not 1000 k.
+    while power < len(prefixes) - 1 and float(f"{value / 1000**power:.3g}") >= 1000:
+        power += 1
+    scaled = value / 1000**power
+    whole = power == 0 and value == int(value)
+    digits = 0 if whole or scaled == 0 else max(0, 2 - math.floor(math.log10(float(f"{scaled:.3g}"))))
+    return f"{scaled:.{digits}f} {prefixes[power]}{unit}".rstrip()
+
+
+def parse_quantity(text: str) -> float:
+    """Read a quantity as `human` writes it or as people type it: `700k`, `1.24 M`, `62MB`, `1.5 GiB`, `1e6`.
+
+    Upper and lower case are the same; k, M, G and T are powers of 1000, and with an i behind them of 1024.
+
+    Raises:
+        ValueError: if the text has another form.
+    """
+    match = _PATTERN.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"cannot read {text!r} as a quantity: write for example 700k, 1.5M, 62MB, 4MiB or 1e6")
+    number, exponent, prefix, binary, _ = match.groups()
+    power = _POWERS[(prefix or "").upper().replace("K", "k")]
+    return float(number + (exponent or "")) * float((1024 if binary else 1000) ** power)

@@ -1,0 +1,11 @@
+"""How a nested network is trained."""
+
+from telescopic.train.checkpoint import CheckpointError as CheckpointError
+from telescopic.train.evaluate import evaluate as evaluate
+from telescopic.train.history import Epoch as Epoch
+from telescopic.train.history import History as History
+from telescopic.train.loop import TrainingError as TrainingError
+from telescopic.train.loop import fit as fit
+from telescopic.train.objective import Objective as Objective
+from telescopic.train.objective import pairwise as pairwise
+from telescopic.train.recipe import Recipe as Recipe

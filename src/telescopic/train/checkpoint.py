@@ -1,0 +1,97 @@
+"""How a run survives: everything needed to go on, bit for bit, in one file without pickles."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from telescopic.files import replacing
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that belongs to another run."""
+
+
+@dataclass
+class Position:
+    """Where in a run a checkpoint was taken: `batch` batches of epoch number `epoch` (from 1) are done.
+
+    `sums` are the running sums of that epoch: minimised loss, then each member's, over the images seen.
+    """
+
+    epoch: int = 1
+    batch: int = 0
+    seconds: float = 0.0
+    sums: list[float] = field(default_factory=list)
+
+
+def tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of a network once, by name."""
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def save_checkpoint(
+    path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position, facts: dict[str, Any]
+) -> None:
+    """Write weights, the optimizer's state, the position and facts to one file, atomically."""
+    stored = {f"net/{name}": tensor.detach().contiguous() for name, tensor in tensors(net).items()}
+    if optimizer is not None:
+        for index, state in optimizer.state_dict()["state"].items():
+            stored |= {f"optimizer/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+    meta = {"format": FORMAT, "position": vars(position), **facts}
+    with replacing(path) as temporary:
+        save_file(stored, temporary, metadata={"telescopic": json.dumps(meta)})
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The position and facts of a checkpoint, without its tensors.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, corrupt or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["telescopic"])
+        if meta["format"] != FORMAT:
+            raise CheckpointError(f"{path} has checkpoint format {meta['format']}; this version reads {FORMAT}")
+        return dict(meta, position=Position(**meta["position"]))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}: start the run without resume") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not a whole checkpoint ({error}); delete it to start the run anew") from error
+
+
+def load_checkpoint(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put a checkpoint's tensors into a network and its optimizer.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is of another network; nothing has been changed then.
+    """
+    read_facts(path)
+    with safe_open(path, framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    own = tensors(net)
+    shapes = {name[4:]: tuple(t.shape) for name, t in stored.items() if name.startswith("net/")}
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    if shapes != expected:
+        differing = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
+        raise CheckpointError(f"{path} is of another network: {', '.join(differing[:3])} differ in name or shape")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(stored[f"net/{name}"])
+    if optimizer is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in stored.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                state.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

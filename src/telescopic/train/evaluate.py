@@ -1,0 +1,43 @@
+"""How good every member is, in one pass over the data."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from telescopic.data import Preprocess, Split, batches
+from telescopic.nested import Nested
+
+
+@torch.no_grad()
+def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size: int = 1000) -> Tensor:
+    """Number of images that each member classifies rightly, `[members]` int64, in eval mode.
+
+    The network's mode is restored afterwards; images may lie on another device than the network.
+    """
+    device = next(net.parameters()).device
+    correct = torch.zeros(len(net.grid), dtype=torch.int64, device=device)
+    training = net.training
+    net.eval()
+    try:
+        for images, labels in batches(split, batch_size):
+            guesses = net.all(preprocess(images.to(device))).argmax(2)
+            correct += (guesses == labels.to(device)).sum(1)
+    finally:
+        net.train(training)
+    return correct.cpu()
+
+
+def evaluate(net: Nested, splits: Sequence[Split], preprocess: Preprocess, batch_size: int = 1000) -> Tensor:
+    """Accuracy of every member on several splits.
+
+    Args:
+        net: the network.
+        splits: images and labels; an empty split gives NaN.
+        preprocess: turns uint8 images into what the network sees.
+        batch_size: images in a batch.
+
+    Returns:
+        Fractions `[splits, members]`, float64.
+    """
+    return torch.stack([count_correct(net, s, preprocess, batch_size).double() / len(s) for s in splits])

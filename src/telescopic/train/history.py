@@ -1,0 +1,104 @@
+"""What a training run has seen, an epoch a row."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+from telescopic.files import replacing
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch.
+
+    Attributes:
+        epoch: its number, from 1.
+        seconds: time for training and evaluating it.
+        images_per_s: training images a second, evaluation left out.
+        learning_rate: the optimizer's rate in it.
+        loss: what was minimised, mean over images.
+        losses: each member's own training loss, in grid order.
+        validation: each member's accuracy on the validation images, a fraction; NaN if there are none.
+        test: each member's accuracy on the test images, a fraction.
+    """
+
+    epoch: int
+    seconds: float
+    images_per_s: float
+    learning_rate: float
+    loss: float
+    losses: tuple[float, ...]
+    validation: tuple[float, ...]
+    test: tuple[float, ...]
+
+
+class History(Sequence[Epoch]):
+    """All finished epochs of a run.
+
+    Args:
+        labels: name of each member, in grid order.
+        full: position of the full network among them.
+        epochs: what has been seen so far.
+    """
+
+    def __init__(self, labels: Sequence[str], full: int, epochs: Sequence[Epoch] = ()) -> None:
+        self.labels, self.full, self.epochs = tuple(labels), full, list(epochs)
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return iter(self.epochs)
+
+    @overload
+    def __getitem__(self, index: int) -> Epoch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Epoch]: ...
+    def __getitem__(self, index: int | slice) -> Epoch | list[Epoch]:
+        return self.epochs[index]
+
+    def best(self, by: Literal["validation", "test"] = "validation") -> Epoch:
+        """The first epoch in which the full network was most accurate.
+
+        By `validation` it is an honest choice; by `test` it is NSN's and CNSN's protocol, which looks at the test
+        images to choose. Without validation images, `validation` gives the last epoch.
+
+        Raises:
+            ValueError: if no epoch has finished.
+        """
+        if not self.epochs:
+            raise ValueError("no epoch has finished yet, so there is no best one")
+        scores = [getattr(epoch, by)[self.full] for epoch in self.epochs]
+        if any(math.isnan(score) for score in scores):
+            return self.epochs[-1]
+        return self.epochs[scores.index(max(scores))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"labels": self.labels, "full": self.full, "epochs": [asdict(epoch) for epoch in self.epochs]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The history that `to_dict` described."""
+        epochs = [Epoch(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in data["epochs"]]
+        return cls(data["labels"], data["full"], epochs)
+
+    def to_csv(self, path: Path) -> None:
+        """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each."""
+        kinds = (("train_loss", "losses"), ("validation", "validation"), ("test", "test"))
+        plain = ("epoch", "seconds", "images_per_s", "learning_rate", "loss")
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow([*plain, *(f"{label}:{kind}" for label in self.labels for kind, _ in kinds)])
+            for epoch in self.epochs:
+                members = [getattr(epoch, name)[m] for m in range(len(self.labels)) for _, name in kinds]
+                out.writerow([epoch.epoch, *(f"{value:.6g}" for value in [*(getattr(epoch, p) for p in plain[1:]), *members])])
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The history in a JSON document."""
+        return cls.from_dict(json.loads(text))

@@ -1,0 +1,105 @@
+"""What is minimised: the members' losses, their weights, the gradient mix, distillation, and the full network's L2."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from telescopic.nested import Mix, Nested
+from telescopic.train.recipe import Recipe
+
+
+def pairwise(members: int) -> Mix:
+    """NSN's sharing of gradients (Eq. 2): the owner and the next larger member each give half, all others nothing.
+
+    What only the full network has, it learns from its own loss alone.
+
+    Args:
+        members: number of members, each of which contains the one before.
+
+    Returns:
+        A gradient mix `[members, members]`.
+
+    Raises:
+        ValueError: if `members` is below 1.
+    """
+    if members < 1:
+        raise ValueError(f"a network has one member or more, not {members}")
+    mix = [[0.5 if owner in (m, m - 1) else 0.0 for owner in range(members)] for m in range(members)]
+    mix[-1][-1] = 1.0
+    return tuple(tuple(row) for row in mix)
+
+
+class Objective(nn.Module):
+    """The joint loss of all members of a network on one batch.
+
+    A module, so that data-parallel wrappers see one forward pass.
+
+    Args:
+        net: the network.
+        recipe: weights, mix, distillation and label smoothing.
+
+    Raises:
+        ValueError: if the recipe's weights or mix do not fit the network.
+    """
+
+    def __init__(self, net: Nested, recipe: Recipe) -> None:
+        super().__init__()
+        members = len(net.grid)
+        weights = recipe.weights or (1 / members,) * members
+        if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(f"{members} members need as many loss weights, none negative, not all 0; got {weights}")
+        if recipe.mix is not None and (len(recipe.mix) != members or any(len(row) != members for row in recipe.mix)):
+            raise ValueError(f"this network has {members} members: its gradient mix is {members} × {members} numbers")
+        self.net = net
+        self.recipe = recipe
+        self.full = net.grid.index(net.grid.full)
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of one batch, summed over its images.
+
+        Args:
+            x: preprocessed images `[batch, ...]`.
+            labels: classes `[batch]`.
+
+        Returns:
+            The weighted sum over members (a scalar to minimise), and each member's own loss `[members]`, detached.
+        """
+        logits = self.net.all(x, self.recipe.mix)
+        members, batch, _ = logits.shape
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.repeat(members),
+            label_smoothing=self.recipe.label_smoothing,
+            reduction="none",
+        )
+        losses = losses.view(members, batch).sum(1)
+        if self.recipe.distillation:
+            losses = torch.lerp(losses, self._distillation(logits.float(), losses), self.recipe.distillation)
+        return (self.weights * losses).sum(), losses.detach()
+
+    def _distillation(self, logits: Tensor, losses: Tensor) -> Tensor:
+        """T²·KL(full ‖ member) `[members]`; the full network itself keeps its own loss."""
+        temperature = self.recipe.temperature
+        soft = functional.log_softmax(logits / temperature, dim=2)
+        teacher = soft[self.full].detach().expand_as(soft)
+        divergence = functional.kl_div(soft, teacher, reduction="none", log_target=True).sum((1, 2)) * temperature**2
+        return divergence.index_copy(0, torch.tensor([self.full], device=soft.device), losses[self.full : self.full + 1])
+
+
+def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
+    """Parameters for the optimizer, with the L2 penalty of the full network's loss as their weight decay.
+
+    The gradient of λ·w² is 2λw, so a weight owned by o decays by 2λ · weight(full) · mix[full][o]: exactly what the
+    penalty's own gradient would be after the mix, for free. Weights outside the full network do not decay.
+    """
+    full = net.grid.index(net.grid.full)
+    weight = recipe.weights[full] if recipe.weights else 1 / len(net.grid)
+    owners, inside = net.owners(), {name for name, _ in net.path(net.grid.full)}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        part = ".".join(name.split(".")[:2])
+        share = recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0
+        decays = parameter.ndim > 1 and part in inside
+        groups.setdefault(2 * recipe.l2 * weight * share if decays else 0.0, []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]

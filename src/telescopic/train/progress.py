@@ -1,0 +1,109 @@
+"""What one sees while a network trains."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from telescopic.train.history import History
+
+PLAIN_SECONDS = 20.0  # at most one plain line in this time, so that a log file stays short
+
+
+class Silent:
+    """Shows nothing."""
+
+    def batch(self, done: int) -> None:
+        """A batch is done."""
+
+    def epoch(self) -> None:
+        """An epoch is done, and has been added to the history."""
+
+
+class Plain(Silent):
+    """A line now and then, for logs."""
+
+    def __init__(self, history: History, epochs: int) -> None:
+        self.history, self.epochs, self.shown = history, epochs, -math.inf
+
+    def epoch(self) -> None:
+        """Print the newest epoch if the last line is long enough ago, or if it is the last one."""
+        last = self.history[-1]
+        if last.epoch < self.epochs and time.monotonic() - self.shown < PLAIN_SECONDS:
+            return
+        self.shown = time.monotonic()
+        accuracy = "  ".join(f"{label} {test:.2%}" for label, test in zip(self.history.labels[:8], last.test, strict=False))
+        more = f"  and {len(last.test) - 8} more" if len(last.test) > 8 else ""
+        left = _left(self.history, self.epochs)
+        print(
+            f"epoch {last.epoch}/{self.epochs}  loss {last.loss:.4f}  test: {accuracy}{more}  "
+            f"{last.images_per_s:,.0f} images/s  {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class Live(Silent):
+    """A table that stays in place: loss, accuracy of every member, speed, time left."""
+
+    def __init__(self, history: History, epochs: int, num_batches: int) -> None:
+        self.history, self.epochs, self.num_batches, self.done = history, epochs, num_batches, 0
+
+    def batch(self, done: int) -> None:
+        """Remember how far the epoch is; the screen is redrawn by its own clock."""
+        self.done = done
+
+    def epoch(self) -> None:
+        """Start the next epoch's bar."""
+        self.done = 0
+
+    def __rich__(self) -> Any:
+        """The picture of this moment."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        finished = len(self.history)
+        share = (finished + self.done / self.num_batches) / self.epochs
+        head = Text(f"epoch {min(finished + 1, self.epochs)} of {self.epochs}")
+        table = Table(box=None, padding=(0, 2))
+        if finished:
+            last, best = self.history[-1], self.history.best()
+            head.append(
+                f"   loss {last.loss:.4f}   {last.images_per_s:,.0f} images/s   "
+                f"{_left(self.history, self.epochs)} left   best: epoch {best.epoch}"
+            )
+            for name in ("member", "training loss", "validation", "test"):
+                table.add_column(name, justify="left" if name == "member" else "right")
+            rows = list(zip(self.history.labels, last.losses, last.validation, last.test, strict=True))
+            for label, loss, validation, test in rows if len(rows) <= 12 else [*rows[:4], *rows[-8:]]:
+                table.add_row(label, f"{loss:.4f}", f"{validation:.2%}", f"{test:.2%}")
+        return Group(head, ProgressBar(total=1.0, completed=share, width=60), table)
+
+
+def _left(history: History, epochs: int) -> str:
+    recent = history[-5:]
+    seconds = sum(epoch.seconds for epoch in recent) / len(recent) * (epochs - history[-1].epoch)
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def reporter(history: History, epochs: int, num_batches: int, show: bool | None) -> Iterator[Silent]:
+    """Show progress on standard error: live if it is a terminal, else in plain lines; nothing if `show` is False."""
+    if show is False:
+        yield Silent()
+        return
+    if not sys.stderr.isatty():
+        yield Plain(history, epochs)
+        return
+    from rich.console import Console
+    from rich.live import Live as Screen
+
+    shown = Live(history, epochs, num_batches)
+    with Screen(shown, console=Console(stderr=True), refresh_per_second=4):
+        yield shown

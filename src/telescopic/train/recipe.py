@@ -1,0 +1,89 @@
+"""What a training run is told: one frozen value."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from telescopic.data import Augment, Preprocess
+from telescopic.nested import Mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a nested network is trained, by stochastic gradient descent with momentum.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images in a batch, over all processes together.
+        learning_rate: step size at the start, for torch's form of momentum (V ← mV + G, W ← W − lr·V).
+        milestones: number of finished epochs after which the rate is multiplied by `gamma`.
+        gamma: factor at each milestone.
+        momentum: momentum m.
+        nesterov: Nesterov's form of momentum.
+        l2: λ of the penalty λ·Σw² that belongs to the *full network's* loss, over weight matrices and kernels, not
+            biases. The gradient mix scales it as it scales the rest of that loss.
+        weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members.
+        mix: gradient mix `[members, members]`, see `Nested.all`; None leaves gradients as they are.
+        distillation: share α of each smaller member's loss that is learned from the full network's softened logits:
+            (1 − α)·cross-entropy + α·T²·KL(full ‖ member). 0 is none.
+        temperature: T of the distillation.
+        label_smoothing: probability spread over all classes in the cross-entropy.
+        preprocess: turns uint8 images into what the network sees.
+        augment: random changes of the training images.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    l2: float = 0.0
+    weights: tuple[float, ...] | None = None
+    mix: Mix | None = None
+    distillation: float = 0.0
+    temperature: float = 2.0
+    label_smoothing: float = 0.0
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their range."""
+        for name, low in (("epochs", 1), ("batch_size", 1), ("l2", 0), ("momentum", 0)):
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name} of a recipe is {low} or more, not {getattr(self, name)}")
+        for name in ("learning_rate", "gamma", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} of a recipe is above 0, not {getattr(self, name)}")
+        for name in ("distillation", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} of a recipe lies in 0 to 1, not {getattr(self, name)}")
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate during an epoch, counted from 1."""
+        return self.learning_rate * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The recipe that `to_dict` described.
+
+        Raises:
+            ValueError: if a name is unknown or a value impossible.
+        """
+        if unknown := set(data) - {f.name for f in fields(cls)}:
+            raise ValueError(f"a recipe has no {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        if values.get("mix") is not None:
+            values["mix"] = tuple(tuple(row) for row in values["mix"])
+        for name, kind in (("preprocess", Preprocess), ("augment", Augment)):
+            if isinstance(values.get(name), Mapping):
+                values[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
+        return cls(**values)

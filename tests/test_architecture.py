@@ -1,0 +1,135 @@
+"""The house rules: imports go down, modules are short and documented, the public names are the ones declared."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import telescopic
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "telescopic"
+FILES = {
+    ".".join(("telescopic", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+# Floors, lowest first. A room (a module or package directly under telescopic) imports from lower floors, or from rooms
+# of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
+FLOORS = (
+    ("subnet", "files"),
+    ("data",),
+    ("nested",),
+    ("networks", "extract", "cost"),
+    ("catalogue", "train"),
+    ("bundle", "export", "testing"),
+    ("papers",),
+    ("report",),
+    ("run",),
+    ("cli",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(name: str) -> set[str]:
+    """The modules that a module imports anywhere in its text; ours to the module, others' to the top package."""
+    package = name if FILES[name].stem == "__init__" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: 1 - node.level or None] if node.level else []
+            origin = ".".join([*parents, *filter(None, [node.module])])
+            # `from telescopic import cost` means the module of that name if there is one.
+            found.update(inner if (inner := f"{origin}.{alias.name}") in FILES else origin for alias in node.names)
+    return {module if module in FILES else module.partition(".")[0] for module in found}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in FILES if name != "telescopic"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_down(name: str) -> None:
+    ours = {module for module in imports(name) if module.startswith("telescopic")}
+    assert "telescopic.cli" not in ours
+    if name != "telescopic":
+        assert "telescopic" not in ours, "the package itself stands above its modules: import from the module"
+        up = {module for module in ours if FLOOR[room(module)] > FLOOR[room(name)]}
+        assert not up, f"{name} is on floor {FLOOR[room(name)]}, below {up}"
+
+
+def test_imports_make_no_circle() -> None:
+    # Rooms too, not only modules: two packages that import from each other are one package in disguise.
+    rooms: dict[str, set[str]] = {}
+    for name in FILES:
+        if name != "telescopic":
+            others = {room(module) for module in imports(name) if module.startswith("telescopic.")} - {room(name)}
+            rooms.setdefault(room(name), set()).update(others)
+    TopologicalSorter(rooms).prepare()
+    TopologicalSorter({name: imports(name) & FILES.keys() for name in FILES}).prepare()
+
+
+def test_a_subnet_is_a_plain_value() -> None:
+    assert imports("telescopic.subnet") <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_modules_are_short_and_documented(name: str) -> None:
+    assert ast.get_docstring(TREES[name])
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_unpickled(name: str) -> None:
+    # A bundle, checkpoint or data file from a stranger must not be able to run code.
+    assert not imports(name) & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    calls = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if ast.unparse(call.func) == "torch.load"]
+    words = [word for call in calls for word in call.keywords if word.arg == "allow_pickle"]
+    assert not [word.value.lineno for word in words if ast.unparse(word.value) != "False"]
+
+
+def test_all_is_what_can_be_imported() -> None:
+    for module in pkgutil.walk_packages(telescopic.__path__, "telescopic."):
+        importlib.import_module(module.name)  # importing telescopic.cost must not replace the function telescopic.cost
+    public = {name for name in dir(telescopic) if not name.startswith("_")}
+    modules = {name for name in public if inspect.ismodule(getattr(telescopic, name))}
+    declared = set(telescopic.__all__)
+    assert len(declared) == len(telescopic.__all__)
+    assert declared - {"__version__"} <= public
+    assert public - modules <= declared
+    assert modules & declared <= {"networks", "papers", "testing", "data", "train"}
+
+
+def test_import_leaves_heavy_packages_alone() -> None:
+    code = "import sys, telescopic; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    heavy = "accelerate matplotlib onnx onnxruntime onnxscript pooch rich scipy sklearn typer"
+    assert not set(heavy.split()) & set(loaded)
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("which files belong to the project is known in a git checkout only")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    # In halves, so that this file does not name them either.
+    halves = "/wo|rk/ /tm|p/t/ /op|t/pypi /ro|ot/ registry.npm|js pyp|i.org pythonhost|ed deb.deb|ian"
+    words = [half.encode() for half in halves.replace("|", "").split()]
+    files = [path for name in names if name and (path := ROOT / name).is_file()]
+    assert ROOT / "pyproject.toml" in files
+    assert not [(str(path), word.decode()) for path in files for word in words if word in path.read_bytes()]

@@ -1,0 +1,77 @@
+"""What the documentation shows is true: its Python runs, its commands parse, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import typer.main
+
+from telescopic import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+PAGES_BY_NAME = {str(page.relative_to(ROOT)): page for page in PAGES}
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+each_page = pytest.mark.parametrize("page", PAGES_BY_NAME.values(), ids=PAGES_BY_NAME.keys())
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    """Fenced blocks as (what the fence says, text, line of the first line)."""
+    text = page.read_text(encoding="utf-8")
+    return [(found[1].strip(), found[2], text.count("\n", 0, found.start(2)) + 1) for found in FENCE.finditer(text)]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The shell commands of a page, comments off and continued lines joined."""
+    lines = "".join(text for kind, text, _ in blocks(page) if kind == "console").replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line.removeprefix("$ "), comments=True))]
+
+
+def parse(command: Any, words: list[str]) -> None:
+    """Parse words as the command line would, running no command; raises if they are not understood."""
+    try:
+        context = command.make_context(command.name, list(words))
+    except typer.Exit as end:  # --help ends here
+        assert end.exit_code == 0
+        return
+    if hasattr(command, "commands"):
+        _, subcommand, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        parse(subcommand, rest)
+
+
+@each_page
+def test_fences_are_of_a_kind_that_is_tested(page: Path) -> None:
+    # "```python no-run" would be a way around the test below; text blocks hold output and pictures.
+    assert {kind for kind, _, _ in blocks(page)} <= {"python", "console", "text"}
+
+
+@each_page
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for kind, text, line in blocks(page):
+        if kind == "python":
+            # Blank lines in front, so that a traceback names the line of the page.
+            exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
+
+
+@each_page
+def test_commands_exist(page: Path) -> None:
+    program = typer.main.get_command(cli.app)
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for words in commands(page):
+        if words[0].endswith("telescopic"):
+            parse(program, words[1:])
+        elif words[0] == "make":
+            assert set(words[1:]) <= set(targets), words
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
