@@ -1,4 +1,4 @@
-"""What a network is, as plain data: a module tree written as JSON values, which hold no code, and built again from them."""
+"""What a network is, as plain data: a module tree written as JSON values, without code, and built again from them."""
 
 import inspect
 import math
@@ -67,13 +67,14 @@ def describe(module: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: if a class is unknown, or the description would not build a module with the same tensors.
     """
-    description: dict[str, Any] = _describe(module, "")
-    ours, theirs = ({name: tuple(t.shape) for name, t in named_tensors(m).items()} for m in (module, build(description)))
-    if different := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+    names = {id(part): name or "the network" for name, part in module.named_modules()}
+    description: dict[str, Any] = _describe(module, names)
+    ours, built = ({n: tuple(t.shape) for n, t in named_tensors(m).items()} for m in (module, build(description)))
+    if different := sorted(name for name in ours.keys() | built.keys() if ours.get(name) != built.get(name)):
         name = different[0]
         raise ValueError(
-            f"{name} has shape {ours.get(name, 'absent')} here but {theirs.get(name, 'absent')} if the layers are built "
-            "anew from their arguments: a layer was changed after its construction, or stands in two places"
+            f"{name} is {ours.get(name, 'absent')} here but {built.get(name, 'absent')} if the layers are built anew "
+            "from their arguments: a layer was changed after its construction, or stands in two places"
         )
     return description
 
@@ -97,28 +98,29 @@ def build(description: Any) -> nn.Module:
         return _Builder().module(description, "", 0)
 
 
-def _describe(value: Any, where: str) -> Any:
+def _describe(value: Any, names: dict[int, str]) -> Any:
     if isinstance(value, nn.Module):
-        layer = _LAYERS.get(type(value).__name__)
-        if layer is None or layer.cls is not type(value):
-            name = type(value).__qualname__
+        name, cls = names.get(id(value), "a module"), type(value)
+        layer = _LAYERS.get(cls.__name__)
+        if layer is None or layer.cls is not cls:
             raise ValueError(
-                f"{where or 'the network'} is a {name}, a class that cannot be rebuilt from a file: call "
-                f"telescopic.register_layer({name}) here and in the program that loads the file"
+                f"{name} is a {cls.__qualname__}, a class that cannot be rebuilt from a file: call "
+                f"telescopic.register_layer({cls.__qualname__}) here and in the program that loads the file"
             )
         if tensors := [key for key, held in vars(value).items() if isinstance(held, Tensor)]:
-            raise ValueError(f"{where or 'the network'} holds the tensor {tensors[0]} as an attribute: make it a buffer")
-        description = {"class": type(value).__name__}
-        for name, default in layer.defaults.items():
-            argument = layer.read(value, name)
+            raise ValueError(f"{name} holds the tensor {tensors[0]} as a plain attribute: make it a buffer")
+        description = {"class": cls.__name__}
+        for key, default in layer.defaults.items():
+            argument = layer.read(value, key)
             if type(argument) is not type(default) or argument != default:
-                description[name] = _describe(argument, f"{where}.{name}" if where else name)
+                description[key] = _describe(argument, names)
         return description
     if isinstance(value, list | tuple):
-        return [_describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_describe(item, names) for item in value]
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise ValueError(f"{where} is {value!r}: only finite numbers, text, booleans, None, modules and lists can be kept")
+    raise ValueError(f"the argument {value!r} cannot be kept: only finite numbers, text, booleans, None, modules and "
+                     "lists of these can")  # fmt: skip
 
 
 class _Builder:
@@ -136,8 +138,8 @@ class _Builder:
             raise ValueError(f"the description of {shown} is no object with a class")
         if name not in _LAYERS:
             raise ValueError(
-                f"{shown} is a {_short(name)}, which is no class known here: import the module that defines it and call "
-                "telescopic.register_layer, or build the network yourself and give it as `into=`"
+                f"{shown} is a {_short(name)}, a class unknown here: import the program that defines it and call "
+                "telescopic.register_layer, or build the network yourself and load `into=` it"
             )
         layer = _LAYERS[name]
         given = {key: value for key, value in description.items() if key != "class"}
@@ -149,7 +151,7 @@ class _Builder:
                 self.spend(_multiplied(values))
             return layer.make(**values)
         except Exception as error:  # a constructor may raise anything at arguments that make no sense
-            raise ValueError(f"{shown}: {name} cannot be built from the arguments given: {_short(str(error))}") from error
+            raise ValueError(f"{shown}: {name} refuses the arguments given: {_short(str(error))}") from error
 
     def value(self, value: Any, where: str, depth: int) -> Any:
         if isinstance(value, dict):
@@ -182,9 +184,9 @@ def _multiplied(nested: dict[str, Any]) -> int:
 def _argument(module: nn.Module, name: str) -> Any:
     """The value an argument had, from the attribute of its name."""
     if name in module._parameters:  # such as `bias`: the argument says whether there is one
-        absent = module._parameters[name] is None
-        # BatchNorm(affine=False) lacks both; a bias that is absent alone was refused by its own argument.
-        return not absent or module._parameters.get("weight", module._parameters[name]) is None
+        present = module._parameters[name] is not None
+        # BatchNorm(affine=False) has neither weight nor bias, which does not mean that it was given bias=False.
+        return present or module._parameters.get("weight", True) is None
     if not hasattr(module, name):
         raise ValueError(
             f"{type(module).__name__} does not keep its argument {name!r}: give it an attribute of that name, or "
@@ -199,7 +201,7 @@ def _short(text: str) -> str:
 
 
 def _part(net: Nested, name: str) -> Any:
-    """An argument of `Nested`, as lists and pairs."""
+    """The value of an argument of `Nested`, as lists and pairs."""
     if name == "stages":
         return list(net.stages)
     if name in ("entries", "exits"):
@@ -216,7 +218,8 @@ def _children(module: nn.Module, _: str) -> Any:
     return list(module._modules.items())
 
 
-_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode")
+_CHANNELS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+_CONV = (*_CHANNELS, "groups", "bias", "padding_mode")
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats", "bias")
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
@@ -252,8 +255,13 @@ _STOCK: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
 )
 
 _LAYERS: dict[str, _Layer] = {
-    "Nested": _Layer(Nested, dict.fromkeys(("stages", "entries", "exits"), inspect.Parameter.empty), _part, _nested),
-    "Sequential": _Layer(nn.Sequential, {"children": []}, _children, lambda children=(): nn.Sequential(dict(children))),
+    # All arguments of Nested, so that an option it gains is kept too.
+    "Nested": _Layer(Nested, {n: p.default for n, p in inspect.signature(Nested).parameters.items()}, _part, _nested),
+    "Sequential": _Layer(
+        nn.Sequential, {"children": []}, _children, lambda children=(): nn.Sequential(OrderedDict(children))
+    ),
+    "ModuleDict": _Layer(nn.ModuleDict, {"children": []}, _children, lambda children=(): nn.ModuleDict(dict(children))),
+    "ModuleList": _Layer(nn.ModuleList, {"modules": []}, lambda held, _: list(held), nn.ModuleList),
 }
 for _classes, _arguments in _STOCK:
     for _cls in _classes:

@@ -58,7 +58,9 @@ class Nested(nn.Module):
         for name, places, low, high in (("entry", entries, 0, last + 1), ("exit", exits, -1, last)):
             for place in places:
                 if not low <= place <= high:
-                    raise ValueError(f"{name} {place} is outside this network of {last + 1} stages: give {low} to {high}")
+                    raise ValueError(
+                        f"{name} {place} is outside this network of {last + 1} stages: give {low} to {high}"
+                    )
         if not all(0 <= p < 1 for p in dropout):
             raise ValueError(f"dropout {tuple(dropout)} must hold probabilities of dropping, at least 0 and below 1")
         if statistics not in ("shared", "per-entry"):
@@ -69,11 +71,13 @@ class Nested(nn.Module):
         self.dropout = tuple(float(p) for p in dropout)
         self.statistics = statistics
         self._refuse_shared_parameters()
+        # Stages as the streams of the later entries see them, where that differs: "<entry>-<stage>" → module.
         self.twins = nn.ModuleDict()
         if statistics == "per-entry":
             for entry in self.grid.entries[1:]:
-                twins = {str(i): _twin(s) for i, s in enumerate(self.stages) if i >= entry and any(True for _ in s.buffers())}
-                self.twins[str(entry)] = nn.ModuleDict(twins)
+                for i, stage in enumerate(self.stages):
+                    if i >= entry and any(True for _ in stage.buffers()):
+                        self.twins[f"{entry}-{i}"] = _twin(stage)
 
     def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Logits of one member, by default the full network.
@@ -92,7 +96,8 @@ class Nested(nn.Module):
         x = adapter(x)
         for step, stage in enumerate(stages):
             x = self._drop(stage(x), step)
-        return head(x)
+        logits: Tensor = head(x)
+        return logits
 
     def all(self, x: Tensor, mix: Mix | None = None) -> Tensor:
         """Logits of every member in one pass that computes what members share once.
@@ -139,10 +144,10 @@ class Nested(nn.Module):
         """
         member = self.grid.resolve(subnet)
         assert member.entry is not None and member.exit is not None
-        twins = self.twins[str(member.entry)] if str(member.entry) in self.twins else {}
         path = [(f"entries.{member.entry}", self.entries[str(member.entry)])]
         for i in range(member.entry, member.exit + 1):
-            path.append((f"stages.{i}", twins[str(i)] if str(i) in twins else self.stages[i]))
+            twin = f"{member.entry}-{i}"
+            path.append((f"stages.{i}", self.twins[twin] if twin in self.twins else self.stages[i]))
         return [*path, (f"exits.{member.exit}", self.exits[str(member.exit)])]
 
     def owners(self) -> dict[str, int]:
@@ -179,7 +184,7 @@ class Nested(nn.Module):
             for parameter in module.parameters():
                 if home.setdefault(parameter, name) != name:
                     raise ValueError(
-                        f"{home[parameter]} and {name} share a parameter of shape {tuple(parameter.shape)}: a parameter "
+                        f"{home[parameter]} and {name} share a parameter of shape {tuple(parameter.shape)}: each "
                         "belongs to one stage, adapter or head; put what shares it into one stage, or copy it"
                     )
 

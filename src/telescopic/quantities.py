@@ -17,6 +17,8 @@ def human(value: float, unit: str = "") -> str:
     """
     if unit == "%":
         return f"{100 * value:.2f} %"
+    if math.isinf(value):
+        return f"∞ {unit}".rstrip()
     prefixes = [""] if unit == "ms" else list(_POWERS)
     power = 0
     # Compared after rounding, so that 999 999 is written 1.00 M and not 1000 k.

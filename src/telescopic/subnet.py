@@ -73,7 +73,7 @@ class Grid(Sequence[Subnet]):
                 raise ValueError(f"a grid needs at least one value in {name}")
         if self.entries[0] < 0 or self.exits[0] < -1 or self.widths[0] < 1:
             raise ValueError(
-                f"entries {self.entries} start at 0, exits {self.exits} at -1, widths {self.widths} at 1: none may be lower"
+                f"entries start at 0, exits at -1, widths at 1; these are {self.entries}, {self.exits}, {self.widths}"
             )
         members = [
             Subnet(entry=entry, exit=exit_, width=width)
@@ -131,8 +131,8 @@ class Grid(Sequence[Subnet]):
             return complete
         nearest = min(self._members, key=lambda member: _distance(member, complete))
         raise ValueError(
-            f"there is no member {subnet}: entries are {self.entries}, exits {self.exits}, widths {self.widths}, and an "
-            f"entry is at most its exit + 1; nearest is {nearest}"
+            f"there is no member {subnet}: entries are {self.entries}, exits {self.exits}, widths {self.widths}, and "
+            f"an entry is at most its exit + 1; nearest is {nearest}"
         )
 
     def index(self, subnet: Subnet | None, start: int = 0, stop: int | None = None) -> int:

@@ -91,6 +91,8 @@ def load(
         test = _split(images, labels, held)
     else:
         test = _split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
+    if not len(everything):
+        raise DataError(f"{key} has {len(labels)} images, too few to train and to test with")
     number = min(5000, len(everything) // 10) if validation is None else validation
     if not 0 <= number < len(everything):
         raise DataError(f"{key} has {len(everything)} training images: it can give 0 to {len(everything) - 1} "

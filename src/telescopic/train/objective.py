@@ -42,6 +42,8 @@ class Objective(nn.Module):
         ValueError: if the recipe's weights or mix do not fit the network.
     """
 
+    weights: Tensor
+
     def __init__(self, net: Nested, recipe: Recipe) -> None:
         super().__init__()
         members = len(net.grid)
@@ -84,7 +86,9 @@ class Objective(nn.Module):
         soft = functional.log_softmax(logits / temperature, dim=2)
         teacher = soft[self.full].detach().expand_as(soft)
         divergence = functional.kl_div(soft, teacher, reduction="none", log_target=True).sum((1, 2)) * temperature**2
-        return divergence.index_copy(0, torch.tensor([self.full], device=soft.device), losses[self.full : self.full + 1])
+        return divergence.index_copy(
+            0, torch.tensor([self.full], device=soft.device), losses[self.full : self.full + 1]
+        )
 
 
 def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:

@@ -34,7 +34,9 @@ class Plain(Silent):
         if last.epoch < self.epochs and time.monotonic() - self.shown < PLAIN_SECONDS:
             return
         self.shown = time.monotonic()
-        accuracy = "  ".join(f"{label} {test:.2%}" for label, test in zip(self.history.labels[:8], last.test, strict=False))
+        accuracy = "  ".join(
+            f"{label} {test:.2%}" for label, test in zip(self.history.labels[:8], last.test, strict=False)
+        )
         more = f"  and {len(last.test) - 8} more" if len(last.test) > 8 else ""
         left = _left(self.history, self.epochs)
         print(

@@ -1,6 +1,6 @@
 """What a training run is told: one frozen value."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -80,10 +80,11 @@ class Recipe:
         """
         if unknown := set(data) - {f.name for f in fields(cls)}:
             raise ValueError(f"a recipe has no {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         if values.get("mix") is not None:
             values["mix"] = tuple(tuple(row) for row in values["mix"])
-        for name, kind in (("preprocess", Preprocess), ("augment", Augment)):
+        kinds: dict[str, Callable[..., Any]] = {"preprocess": Preprocess, "augment": Augment}
+        for name, kind in kinds.items():
             if isinstance(values.get(name), Mapping):
                 values[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
         return cls(**values)

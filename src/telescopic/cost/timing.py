@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from telescopic.cost import dtype_and_device, explained, twin, with_batch
+from telescopic.cost.counting import dtype_and_device, explained, twin, with_batch
 
 _ROUNDS = 5
 _MIN_RUNS = 3
@@ -31,6 +31,7 @@ class Latency:
         batch: examples in a pass.
         threads: threads torch used within an operation.
         runs: passes timed.
+        device: kind of device, such as `cpu`.
         machine: where, as `machine()` calls it.
     """
 
@@ -39,6 +40,7 @@ class Latency:
     batch: int
     threads: int
     runs: int
+    device: str
     machine: str
 
 
@@ -108,7 +110,7 @@ def latencies(
         torch.set_num_threads(before)
     ranked = [[1000 * s for s in sorted(times)] for times in runs]
     return [
-        Latency(median(ms), ms[math.ceil(0.95 * len(ms)) - 1], batch, threads, len(ms), machine(device.type))
+        Latency(median(ms), ms[math.ceil(0.95 * len(ms)) - 1], batch, threads, len(ms), device.type, machine())
         for ms in ranked
     ]
 
@@ -138,10 +140,10 @@ def _take_turn(module: nn.Module, x: Tensor, seconds: float, times: list[float])
 
 
 @functools.cache
-def machine(device: str = "cpu") -> str:
-    """Fingerprint of this machine, for latencies: processor, number of CPUs, system, torch.
+def machine() -> str:
+    """Fingerprint of this machine, for latencies: processor, number of CPUs, GPU if there is one, system, torch.
 
-    The same text on every call; another where speed may differ. With a device other than the CPU, also its name.
+    The same text on every call, and another one where speed may differ.
     """
     name = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
@@ -151,6 +153,6 @@ def machine(device: str = "cpu") -> str:
         asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
         name = asked.stdout.strip() or name
     parts = [f"{name} ({torch.backends.cpu.get_cpu_capability()})", f"{os.cpu_count()} CPUs"]
-    if device != "cpu":
-        parts.append(torch.cuda.get_device_name() if device == "cuda" else device)
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
     return ", ".join([*parts, f"{platform.system()} {platform.machine()}", f"torch {torch.__version__}"])

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     return cost_on_meta(on_meta(module), input_shape)
 
 
-def on_meta(module: nn.Module) -> nn.Module:
+def on_meta(module: Module) -> Module:
     """A twin of a module in eval mode that has shapes and no data; the module itself is not copied or changed.
 
     Raises:
@@ -113,7 +115,7 @@ class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return max(accumulate(change)), max(sizes.values(), default=0)
 
 
-def twin(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
+def twin(module: Module, replace: Callable[[Tensor], Tensor]) -> Module:
     """A copy in eval mode whose tensors are `replace` of the module's own, which are not copied themselves."""
     tensors = [*module.parameters(), *module.buffers()]
     tensors += [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
@@ -138,8 +140,8 @@ def with_batch(batch: int, input_shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: if a size is no whole number above 0.
     """
-    shape = (batch, *input_shape)
-    if not all(isinstance(size, int) and size > 0 for size in shape):
+    shape = (batch, *input_shape) if isinstance(input_shape, Sequence) else ()
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ValueError(
             f"batch {batch} and input_shape {input_shape} must be whole numbers above 0, "
             "input_shape that of one example without the batch, for example (1, 28, 28)"
@@ -157,7 +159,7 @@ def explained(module: nn.Module, x: Tensor) -> Iterator[None]:
         if x.is_meta and (isinstance(error, NotImplementedError) or "meta" in str(error)):
             raise ValueError(
                 f"the cost of this {name} cannot be counted by shape alone, because its forward pass reads values: "
-                f"{error}. Leave .item(), .numpy(), masks as indices and branches on values out of forward"
+                f"{error}. Leave .item(), .numpy() and branches on values out of forward, and make constants buffers"
             ) from error
         raise ValueError(
             f"this {name} failed on an input of shape {shape}, batch first: {error}. Is input_shape right?"

@@ -1,0 +1,245 @@
+"""Claim: whatever happens to a bundle's bytes, loading it succeeds or raises BundleError, quickly and in little memory.
+
+1 000 mutated files, each loaded whole and as one member; a foreign exception, a load of more than 5 s, or 500 MB more
+memory at the peak counts as a failure. A crash or a hang ends the program. Writes results/fuzz-bundle.json:
+
+    python benchmarks/fuzz_bundle.py [--cases 1000] [--seed 0]
+"""
+
+import argparse
+import copy
+import faulthandler
+import json
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from telescopic.bundle import Bundle, BundleError, load, save
+from telescopic.catalogue import measure
+from telescopic.data import Preprocess
+from telescopic.extract import extract
+from telescopic.nested import Nested
+from telescopic.networks import mlp
+from telescopic.subnet import Subnet
+from telescopic.cost import machine
+
+ROOT = Path(__file__).parents[1]
+SLOW_S = 5.0
+MUCH_MB = 500.0
+
+HOSTILE: tuple[Callable[[], Any], ...] = (
+    *(lambda value=value: value for value in (None, True, 0, -1, 1, 2, 7, 2**31, 2**63 - 1, 2**64, 10**18, 10**400)),
+    *(lambda value=value: value for value in (0.0, -0.5, 1e-320, 1e308, float("inf"), float("nan"), "", "x" * 100_000)),
+    *(lambda name=name: name for name in ("Linear", "Nested", "Sequential", "BatchNorm2d", "Conv2d", "Flatten")),
+    *(lambda name=name: name for name in ("os.system", "builtins.eval", "__class__", "torch.hub.load", "\ud800", "\0")),
+    list,
+    dict,
+    lambda: [1] * 100_000,
+    lambda: [10**12] * 4,
+    lambda: "@deep 40",
+    lambda: "@deep 5000",
+    lambda: "@digits",
+    lambda: {"class": "Linear", "in_features": 10**12, "out_features": 10**12},
+    lambda: {"class": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": [10**6] * 2},
+    lambda: {"class": "Sequential", "children": [[str(i), {"class": "BatchNorm1d", "num_features": 1}] for i in range(9_000)]},
+    lambda: {"class": "Nested", "stages": [{"class": "ReLU"}] * 100_000, "entries": [], "exits": []},
+)  # fmt: skip
+
+
+def families(folder: Path) -> list[tuple[bytes, Subnet]]:
+    """Whole bundles of several kinds, each with a member to load."""
+    torch.manual_seed(0)
+    net = mlp(16, (16, 16), 3, dropout=(0.2, 0.5))
+    convolution = Nested(
+        [
+            nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(4, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        ],
+        entries={0: nn.Identity(), 1: nn.Conv2d(1, 4, 1)},
+        exits={0: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), 1: nn.Sequential(nn.Flatten(), nn.Linear(6, 3))},
+        statistics="per-entry",
+    )
+    convolution(torch.zeros(2, 1, 8, 8), Subnet(exit=0))  # gives the lazy layer its size
+    facts: dict[str, Any] = {"classes": ["a", "b", "c"], "preprocess": Preprocess((0.5,), (0.5,)), "input_shape": (1, 4, 4)}
+    bundles = [
+        save(net, folder / "mlp", measure(net, input_shape=(1, 4, 4)), provenance={"seed": 0}, **facts),
+        save(convolution, folder / "convolution"),
+        save(extract(net, Subnet(entry=1)).to(torch.bfloat16), folder / "member", **facts),
+    ]
+    return list(zip((path.read_bytes() for path in bundles), (Subnet(entry=1), Subnet(entry=1), Subnet()), strict=True))
+
+
+def mutate(bundle: bytes, chance: random.Random) -> bytes:
+    """One of the accidents and attacks that may befall a file."""
+    length = int.from_bytes(bundle[:8], "little")
+    ways = (_flip, _truncate, _extend, _lie_about_length, _edit_header, _edit_document, _edit_document, _edit_document)
+    return chance.choice(ways)(bundle, 8 + length, chance)
+
+
+def _flip(bundle: bytes, start: int, chance: random.Random) -> bytes:
+    mutated = bytearray(bundle)
+    region = chance.choice((range(8), range(8, start), range(start, len(bundle))))
+    for _ in range(chance.randint(1, 8)):
+        mutated[chance.choice(region)] ^= 1 << chance.randrange(8)
+    return bytes(mutated)
+
+
+def _truncate(bundle: bytes, start: int, chance: random.Random) -> bytes:
+    return bundle[: chance.choice((chance.randrange(8), chance.randrange(start), chance.randrange(len(bundle))))]
+
+
+def _extend(bundle: bytes, start: int, chance: random.Random) -> bytes:
+    place = chance.choice((8, start, len(bundle)))
+    return bundle[:place] + chance.randbytes(chance.randint(1, 99)) + bundle[place:]
+
+
+def _lie_about_length(bundle: bytes, start: int, chance: random.Random) -> bytes:
+    lengths = (0, 1, start - 9, start - 7, len(bundle) - 8, len(bundle), 2**23, 2**32, 2**63, 2**64 - 1)
+    return chance.choice(lengths).to_bytes(8, "little") + bundle[8:]
+
+
+def _edit_header(bundle: bytes, start: int, chance: random.Random) -> bytes:
+    """Change what safetensors says about a tensor, or the metadata's form."""
+    header = json.loads(bundle[8:start])
+    _edit(header, chance)
+    return _packed(header, bundle[start:])
+
+
+def _edit_document(bundle: bytes, start: int, chance: random.Random) -> bytes:
+    """Change one to three values of what telescopic says about the network."""
+    header = json.loads(bundle[8:start])
+    document = json.loads(header["__metadata__"]["telescopic"])
+    for _ in range(chance.randint(1, 3)):
+        _edit(document, chance)
+    text = _text(document)
+    if chance.random() < 0.1:  # the same name twice
+        text = text.replace("{", '{"class":"Linear",', chance.randint(1, 3))
+    header["__metadata__"]["telescopic"] = text
+    return _packed(header, bundle[start:])
+
+
+def _edit(document: Any, chance: random.Random) -> None:
+    parent, key = chance.choice(list(_places(document)))
+    value = parent[key]
+    action = chance.choice(("replace", "replace", "replace", "remove", "repeat", "add", "rename"))
+    if action == "remove":
+        del parent[key]
+    elif action == "repeat" and isinstance(value, list):
+        parent[key] = value * chance.choice((2, 100, 20_000))
+    elif action == "add" and isinstance(value, dict):
+        value[chance.choice(("extra", "class", "bias", "device", "__class__"))] = chance.choice(HOSTILE)()
+    elif action == "rename" and isinstance(parent, dict):
+        parent[chance.choice(("", "class", "a.b", "x" * 1000, "stages.0.0.weight"))] = parent.pop(key)
+    elif isinstance(value, int | float) and chance.random() < 0.3:
+        parent[key] = value + chance.choice((-1, 1, 0.5, 2**40))
+    else:
+        parent[key] = chance.choice(HOSTILE)()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(pairs)[:1000]:
+        yield value, key
+        yield from _places(inner)
+
+
+def _packed(header: Any, tensors: bytes) -> bytes:
+    text = _text(header).encode()
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def _text(value: Any) -> str:
+    """JSON, also of what is none (`Infinity`) and of what Python could not write (thousands of levels, of digits)."""
+    text = json.dumps(value).replace('"@digits"', "9" * 5000)
+    for levels in (40, 5000):
+        text = text.replace(f'"@deep {levels}"', "[" * levels + "]" * levels)
+    return text
+
+
+def outcome(path: Path, subnet: Subnet | None) -> str:
+    """What loading a file comes to: "loaded", "BundleError", or the name of what should not have happened."""
+    start = time.perf_counter()
+    try:
+        load(path, subnet)
+        result = "loaded"
+    except BundleError:
+        result = "BundleError"
+    except Exception as error:
+        result = f"{type(error).__name__}: {error}"[:200]
+    seconds = time.perf_counter() - start
+    return result if seconds < SLOW_S else f"{result} after {seconds:.1f} s"
+
+
+def main() -> int:
+    """Run the benchmark; the exit status tells whether the claim holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    config = vars(parser.parse_args())
+    chance = random.Random(config["seed"])
+    counts: Counter[str] = Counter()
+    failures: list[str] = []
+    slowest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = families(Path(folder))
+        path = Path(folder) / "mutated.safetensors"
+        for bundle, subnet in bundles:  # what is whole must load, and takes the memory that loading takes
+            path.write_bytes(bundle)
+            assert outcome(path, None) == outcome(path, subnet) == "loaded"
+        before = _peak_mb()
+        for case in range(config["cases"]):
+            bundle, subnet = chance.choice(bundles)
+            path.write_bytes(mutate(bundle, chance))
+            for wanted in (None, subnet):
+                faulthandler.dump_traceback_later(10 * SLOW_S, exit=True)
+                start = time.perf_counter()
+                result = outcome(path, wanted)
+                slowest = max(slowest, time.perf_counter() - start)
+                faulthandler.cancel_dump_traceback_later()
+                counts[result if result in ("loaded", "BundleError") else "failure"] += 1
+                if result not in ("loaded", "BundleError"):
+                    failures.append(f"case {case}, {wanted or 'whole'}: {result}")
+        growth = _peak_mb() - before
+    if growth > MUCH_MB:
+        failures.append(f"the peak of memory grew by {growth:.0f} MB")
+    result = {
+        "benchmark": "fuzz-bundle",
+        "config": config,
+        "loads": dict(counts),
+        "slowest_s": round(slowest, 3),
+        "peak_memory_growth_mb": round(growth, 1),
+        "failures": failures,
+        "versions": {name: version(name) for name in ("telescopic", "torch", "safetensors")}
+        | {"python": platform.python_version()},
+        "commit": _commit(),
+        "machine": machine(),
+    }
+    print(json.dumps(result, indent=1))
+    (ROOT / "results").mkdir(exist_ok=True)
+    (ROOT / "results" / "fuzz-bundle.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 1 if failures else 0
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _commit() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

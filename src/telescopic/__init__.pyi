@@ -1,0 +1,31 @@
+# The whole interface, in reading order.
+
+# What a sub-network is, and the network that contains them all
+from .subnet import Subnet as Subnet, Grid as Grid
+from .nested import Nested as Nested
+from . import networks as networks
+
+# Data
+from . import data as data
+from .data import DataError as DataError, Preprocess as Preprocess, Augment as Augment
+
+# Training every member together
+from .train import Recipe as Recipe, fit as fit, evaluate as evaluate, pairwise as pairwise
+from .train import History as History, TrainingError as TrainingError, CheckpointError as CheckpointError
+
+# Measuring and choosing
+from .catalogue import measure as measure, Catalogue as Catalogue, Member as Member, BudgetError as BudgetError
+from .cost import cost as cost, Cost as Cost, latency as latency, Latency as Latency
+
+# Taking one out
+from .extract import extract as extract
+from .bundle import save as save, load as load, Bundle as Bundle, BundleError as BundleError
+from .architecture import register_layer as register_layer
+from .export import export as export, ExportError as ExportError
+from .report import write_report as write_report
+
+# The methods, and the laws that every network obeys
+from . import papers as papers
+from . import testing as testing
+
+__version__: str

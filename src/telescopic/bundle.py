@@ -1,0 +1,339 @@
+"""How a trained network is kept: one safetensors file with every tensor once, and all that is known about it."""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from telescopic.architecture import MAX_PARTS, build, describe, named_tensors
+from telescopic.catalogue import Catalogue
+from telescopic.data import Preprocess
+from telescopic.extract import extract
+from telescopic.files import replacing
+from telescopic.nested import Nested
+from telescopic.subnet import Grid, Subnet
+
+FORMAT = 1
+MAX_HEADER = 8 * 2**20
+"""Longest header read, in bytes. Ten thousand tensors take two million."""
+MODELS = Path(__file__).parent / "models"
+"""Where the trained families are that come with the package."""
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+_DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
+
+
+class BundleError(ValueError):
+    """A file that is no whole bundle, or a network that cannot be kept in one."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle says about itself; its tensors stay on disk until `network` or `member` is called.
+
+    Attributes:
+        path: the file.
+        grid: its members. A plain module counts as a network of one stage, which has one.
+        catalogue: the members measured, if they were.
+        preprocess: from pixels to the network's input, if known.
+        classes: names of the classes, in the order of the logits; empty if unknown.
+        input_shape: shape of one input, without batch, if known.
+        provenance: where the network came from: versions, and what else was given on saving.
+        architecture: the network as `telescopic.architecture.describe` writes it; None if it was left out on saving.
+    """
+
+    path: Path
+    grid: Grid
+    catalogue: Catalogue | None
+    preprocess: Preprocess | None
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...] | None
+    provenance: dict[str, Any]
+    architecture: Any
+
+    @classmethod
+    def open(cls, path_or_name: str | Path) -> "Bundle":
+        """Read a bundle's header.
+
+        Args:
+            path_or_name: a file, or the name of a family that comes with the package, such as "nsn-mnist".
+
+        Raises:
+            BundleError: if there is no such file or family, or the file is damaged or of an unknown version.
+        """
+        path = _find(path_or_name)
+        with _reading(path):
+            return cls(path, **_facts(_header(path).get("__metadata__")))
+
+    def network(self, into: nn.Module | None = None) -> nn.Module:
+        """The whole network, in eval mode: a `Nested`, or the plain module that was saved.
+
+        Args:
+            into: a network of the same architecture, which gets the tensors and is returned. Without it, one is built.
+
+        Raises:
+            BundleError: if the file is damaged, or does not fit the architecture or `into`.
+        """
+        with _reading(self.path):
+            net = self._fitting(into)
+            return self._filled(net, list(named_tensors(net)))
+
+    def member(self, subnet: Subnet | None, into: nn.Module | None = None) -> nn.Module:
+        """One member, as `extract` gives it; only its own bytes are read from disk.
+
+        Args:
+            subnet: which one; parts left open take the full network's value.
+            into: a network of the same architecture from which to extract, itself left as it is.
+
+        Raises:
+            BundleError: if there is no such member, or the file is damaged, or does not fit the architecture or `into`.
+        """
+        with _reading(self.path):
+            subnet = self.grid.resolve(subnet)
+            net = self._fitting(into)
+            if not isinstance(net, Nested):
+                return self._filled(net, list(named_tensors(net)))
+            name = {id(tensor): name for name, tensor in named_tensors(net).items()}
+            parts = nn.Sequential(*(module for _, module in net.path(subnet)))
+            member = extract(net, subnet)  # copies nothing if the network was built here, for it has no memory yet
+            # The order of the tensors is that of the parts.
+            return self._filled(member, [name[id(tensor)] for tensor in named_tensors(parts).values()])
+
+    def _fitting(self, into: nn.Module | None) -> nn.Module:
+        """A network that the file's tensors fit, judging by the header alone."""
+        if into is None and self.architecture is None:
+            raise BundleError("it was saved without architecture: build the network yourself and load `into=` it")
+        net = build(self.architecture) if into is None else into
+        if isinstance(net, Nested) and net.grid != self.grid:
+            raise BundleError(f"its grid is {self.grid}, but the network's is {net.grid}")
+        stored, tensors = _header(self.path), named_tensors(net)
+        del stored["__metadata__"]
+        if different := sorted(stored.keys() ^ tensors.keys()):
+            where = "file" if different[0] in stored else "network"
+            raise BundleError(f"{different[0]:.200} is only in the {where}")
+        for name, tensor in tensors.items():
+            shape, dtype = stored[name]["shape"], _DTYPES.get(stored[name]["dtype"])
+            if shape != list(tensor.shape):
+                raise BundleError(f"{name} has shape {shape!r:.200}, but {list(tensor.shape)} in the network")
+            # What is built is float32; the file may hold what `.double()` or `.bfloat16()` made of it.
+            either = into is None and tensor.is_floating_point() and dtype is not None and dtype.is_floating_point
+            if dtype != tensor.dtype and not either:
+                raise BundleError(f"{name} is {stored[name]['dtype']!r:.20}, but {tensor.dtype} in the network")
+        return net
+
+    def _filled(self, module: nn.Module, names: Sequence[str]) -> nn.Module:
+        """Read the module's tensors, which have these names in the file."""
+        read: dict[int, Tensor] = {}
+        with safe_open(self.path, framework="pt") as file, torch.no_grad():
+            for tensor, name in zip(named_tensors(module).values(), names, strict=True):
+                stored = file.get_tensor(name)  # a view of the mapped file: nothing is read before it is copied
+                if not tensor.is_meta:
+                    tensor.copy_(stored)
+                elif isinstance(tensor, nn.Parameter):
+                    read[id(tensor)] = nn.Parameter(stored.clone(), requires_grad=tensor.requires_grad)
+                else:
+                    read[id(tensor)] = stored.clone()
+        # Not `load_state_dict(assign=True)`, after which stages that share parameters would each have their own.
+        for part in module.modules():
+            for held in (part._parameters, part._buffers):
+                held.update({key: read[id(tensor)] for key, tensor in held.items() if id(tensor) in read})  # type: ignore
+        return module.eval()
+
+
+def save(
+    net: nn.Module,
+    path: str | Path,
+    catalogue: Catalogue | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] = (),
+    input_shape: Sequence[int] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    architecture: bool = True,
+) -> Path:
+    """Write a network to one `.safetensors` file, atomically.
+
+    Args:
+        net: a nested network, or a plain module such as an extracted member.
+        path: the file to write; an older one is replaced.
+        catalogue: its members measured.
+        preprocess: from pixels to the network's input.
+        classes: names of the classes, in the order of the logits.
+        input_shape: shape of one input, without batch.
+        provenance: where it came from, as JSON data: seed, commit, ... The versions of telescopic, torch and Python
+            are added.
+        architecture: False for a network of classes that cannot be registered; then it loads only `into=` a network
+            built by the same program.
+
+    Returns:
+        The path.
+
+    Raises:
+        BundleError: if the network cannot be rebuilt from a file, or a fact cannot be written as JSON.
+    """
+    path = Path(path)
+    versions = {"telescopic": version("telescopic"), "torch": torch.__version__, "python": platform.python_version()}
+    try:
+        grid = _grid_of(net, catalogue)
+        document = {
+            "format": FORMAT,
+            "grid": {"entries": grid.entries, "exits": grid.exits, "widths": grid.widths},
+            "architecture": describe(net) if architecture else None,
+            "catalogue": None if catalogue is None else catalogue.to_dict(),
+            "preprocess": None if preprocess is None else asdict(preprocess),
+            "classes": list(classes),
+            "input_shape": None if input_shape is None else list(input_shape),
+            "provenance": {"versions": versions, **(provenance or {})},
+        }
+        metadata = {"telescopic": json.dumps(document, allow_nan=False, separators=(",", ":"))}
+        _facts(metadata)  # what could not be read again must not be written
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(net).items()}
+        if unknown := [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES.values()]:
+            raise ValueError(f"{unknown[0]} is {tensors[unknown[0]].dtype}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(tensors, temporary, metadata)
+            temporary.chmod(mode)  # safetensors writes files that only their owner may read
+            _header(temporary)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise BundleError(f"cannot save {path}: {error}") from error
+    return path
+
+
+def load(path_or_name: str | Path, subnet: Subnet | None = None, *, into: nn.Module | None = None) -> nn.Module:
+    """Load a network, or one member of it, in eval mode and in the dtype in which it was saved.
+
+    Args:
+        path_or_name: a file, or the name of a family that comes with the package, such as "nsn-mnist".
+        subnet: which member to load, as `extract` gives it, reading only its own bytes from disk; parts left open take
+            the full network's value. None: the whole network.
+        into: a network of the same architecture to use instead of building one from the file: it gets the tensors
+            itself, or the member is extracted from it.
+
+    Returns:
+        A `Nested`, or the plain module that was saved; with `subnet`, an `nn.Sequential` of ordinary layers.
+
+    Raises:
+        BundleError: if there is no such file, family or member, or the file is damaged, of an unknown version, holds
+            a class that is unknown here, or does not fit `into`.
+    """
+    bundle = Bundle.open(path_or_name)
+    return bundle.network(into) if subnet is None else bundle.member(subnet, into)
+
+
+def _find(path_or_name: str | Path) -> Path:
+    path, name = Path(path_or_name), str(path_or_name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(MODELS.glob("*.safetensors"))}
+    if name in shipped:
+        return shipped[name]
+    if path.exists():
+        raise BundleError(f"{path} is no file: a bundle is one .safetensors file")
+    raise BundleError(
+        f"there is no file {path}; the families that come with telescopic: {', '.join(shipped) or 'none'}"
+    )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with a file's contents into a BundleError that names the file."""
+    try:
+        yield
+    except (ValueError, SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: name of a tensor → dtype, shape and place; and `__metadata__`."""
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if length > min(size - 8, MAX_HEADER):
+            raise BundleError(
+                f"its header would take {length} bytes, but the file has {size}, and a header at most {MAX_HEADER}: "
+                "it is no bundle, or not a whole one"
+            )
+        header: dict[str, Any] = _json(file.read(length).decode())
+    with safe_open(path, framework="pt"):
+        return header  # safetensors has checked that the tensors fill the file, each in the size of its shape
+
+
+def _json(text: str) -> Any:
+    """Read JSON strictly: no name twice in an object, no NaN."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("an object in its header has two values of one name")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"its header holds the number {constant}")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("its header is nested too deeply") from error
+
+
+def _facts(metadata: Any) -> dict[str, Any]:
+    """The fields of a `Bundle` from a file's metadata, of which nothing is taken for granted."""
+    if not isinstance(metadata, dict) or not isinstance(text := metadata.get("telescopic"), str):
+        raise BundleError("it is a safetensors file but no bundle, for it says nothing about a network")
+    facts = _json(text)
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        found = facts.get("format") if isinstance(facts, dict) else None
+        raise BundleError(f"its format is {found!r:.50}, but this version of telescopic reads format {FORMAT} only")
+    names = {"format", *(field.name for field in fields(Bundle))} - {"path"}
+    if different := sorted(names ^ facts.keys()):
+        raise BundleError(f"its header {'lacks' if different[0] in names else 'has an unknown'} {different[0]:.50}")
+    del facts["format"]
+    facts["grid"] = grid = _grid(facts["grid"])
+    if facts["catalogue"] is not None:
+        facts["catalogue"] = catalogue = Catalogue.from_dict(facts["catalogue"])
+        if strangers := [member.label for member in catalogue if member.subnet not in grid]:
+            raise BundleError(f"its catalogue has a member {strangers[0]:.50}, which its grid {grid} has not")
+    if facts["preprocess"] is not None:
+        mean, std = (_tuple(facts["preprocess"], key, float) for key in ("mean", "std"))
+        facts["preprocess"] = Preprocess(mean, std)
+    facts["classes"] = _tuple(facts, "classes", str)
+    if facts["input_shape"] is not None:
+        facts["input_shape"] = _tuple(facts, "input_shape", int)
+    if not isinstance(facts["provenance"], dict):
+        raise BundleError("its provenance is no object")
+    return facts
+
+
+def _grid(value: Any) -> Grid:
+    entries, exits, widths = (_tuple(value, key, int) for key in ("entries", "exits", "widths"))
+    if len(entries) * len(exits) * len(widths) > MAX_PARTS:
+        raise BundleError(f"its grid has more than {MAX_PARTS} members")
+    return Grid(entries, exits, widths)
+
+
+def _tuple(values: Any, key: str, kind: type) -> tuple[Any, ...]:
+    value = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(value, list) or any(type(item) is not kind for item in value):
+        raise BundleError(f"its {key} is no list of {kind.__name__}: {value!r:.50}")
+    return tuple(value)
+
+
+def _grid_of(net: nn.Module, catalogue: Catalogue | None) -> Grid:
+    """A plain module has one member: the one that its catalogue lists, if there is one."""
+    if isinstance(net, Nested):
+        return net.grid
+    member = catalogue[0].subnet if catalogue else Subnet(entry=0, exit=0, width=1)
+    assert member.entry is not None and member.exit is not None and member.width is not None
+    return Grid([member.entry], [member.exit], [member.width])

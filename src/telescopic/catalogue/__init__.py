@@ -1,0 +1,7 @@
+"""All members of a nested network in one table: measured, saved, and chosen from."""
+
+from telescopic.catalogue.choosing import BudgetError, Choice, Member
+from telescopic.catalogue.measuring import measure, measure_latency
+from telescopic.catalogue.table import Catalogue
+
+__all__ = ["BudgetError", "Catalogue", "Choice", "Member", "measure", "measure_latency"]

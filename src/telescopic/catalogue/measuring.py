@@ -1,0 +1,104 @@
+"""How every member of a nested network is measured."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+
+from telescopic.catalogue.choosing import Member
+from telescopic.catalogue.table import CONDITIONS, Catalogue
+from telescopic.cost.counting import cost_on_meta, on_meta
+from telescopic.cost.timing import latencies
+from telescopic.data import Dataset, Preprocess
+from telescopic.extract import extract
+from telescopic.nested import Nested
+from telescopic.train.evaluate import evaluate
+
+
+def measure(
+    net: Nested,
+    data: Dataset | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    input_shape: Sequence[int] | None = None,
+    latency: bool = False,
+    batch: int = 1,
+    threads: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Catalogue:
+    """Measure every member of a network: its accuracy in one pass over the data, its costs as a module of its own.
+
+    Args:
+        net: the network; it is left as it is.
+        data: images of which the validation and test splits are classified; None leaves accuracy out.
+        preprocess: turns uint8 images into what the network sees; by default into fractions of 255.
+        input_shape: shape of one example, without the batch; by default that of the images.
+        latency: whether to time the members, half a second each; see `measure_latency`.
+        batch: examples in a timed pass.
+        threads: threads within an operation in a timed pass; None keeps torch's present number.
+        progress: called with what is done (`cost`, `accuracy`, `latency`), and how much of how much.
+
+    Raises:
+        ValueError: if there is neither data nor an input shape, or the network does not take it.
+    """
+    if input_shape is None:
+        if data is None:
+            raise ValueError("give data, or input_shape of one example without the batch, such as (1, 28, 28)")
+        input_shape = data.input_shape
+    report = progress or (lambda what, done, of: None)
+    accuracies: list[list[float | None]] = [[None] * len(net.grid)] * 2
+    if data is not None:
+        report("accuracy", 0, 1)
+        measured = evaluate(net, [data.validation, data.test], preprocess or Preprocess())
+        accuracies = [[a if math.isfinite(a) else None for a in split] for split in measured.tolist()]
+        report("accuracy", 1, 1)
+    on_paper = on_meta(net)  # once: an extracted member copies it, which then copies no weights
+    members = []
+    for i, subnet in enumerate(net.grid):
+        price = cost_on_meta(extract(on_paper, subnet), input_shape)
+        validation, test = accuracies[0][i], accuracies[1][i]
+        label = net.grid.label(subnet)
+        members.append(Member(subnet=subnet, label=label, accuracy=validation, test_accuracy=test, **asdict(price)))
+        report("cost", i + 1, len(net.grid))
+    catalogue = Catalogue(tuple(members), tuple(input_shape))
+    return measure_latency(net, catalogue, batch=batch, threads=threads, progress=progress) if latency else catalogue
+
+
+def measure_latency(
+    net: Nested,
+    catalogue: Catalogue,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 0.5,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Catalogue:
+    """The same catalogue with latencies measured here and now, in five rounds over all members.
+
+    Args:
+        net: the network.
+        catalogue: its catalogue.
+        batch: examples in a pass.
+        threads: threads within an operation; None keeps torch's present number.
+        seconds: time to spend on each member.
+        progress: see `measure`.
+
+    Raises:
+        ValueError: if the catalogue is of another network.
+    """
+    if tuple(member.subnet for member in catalogue) != tuple(net.grid):
+        raise ValueError(f"this catalogue is of another network: its members are not those of {net.grid}")
+    times = latencies(
+        [partial(extract, net, member.subnet) for member in catalogue],
+        catalogue.input_shape,
+        batch=batch,
+        threads=threads,
+        seconds=seconds,
+        progress=partial(progress, "latency") if progress else None,
+    )
+    members = (
+        replace(member, latency_ms=time.median_ms, latency_p95_ms=time.p95_ms)
+        for member, time in zip(catalogue, times, strict=True)
+    )
+    conditions = {name: getattr(times[0], name) for name in CONDITIONS}
+    return replace(catalogue, members=tuple(members), **conditions)

@@ -1,0 +1,251 @@
+"""All members of a nested network in one table: what each is worth, what it costs, and which to choose."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
+
+import torch
+
+from telescopic.catalogue.choosing import Budget, Choice, Member, choose
+from telescopic.cost.timing import machine
+from telescopic.files import replacing
+from telescopic.quantities import human
+from telescopic.subnet import Subnet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CostName = Literal["macs", "params", "bytes", "peak_activation", "latency_ms"]
+_OPTIONAL = ("accuracy", "test_accuracy", "latency_ms", "latency_p95_ms")
+_COORDINATES = ("entry", "exit", "width")
+CONDITIONS = ("machine", "device", "threads", "batch")
+"""Of a latency: what makes two measurements comparable."""
+_COLUMNS = {
+    "accuracy": ("valid %", "%"),
+    "test_accuracy": ("test %", "%"),
+    "macs": ("MACs", ""),
+    "params": ("params", ""),
+    "bytes": ("size", "B"),
+    "peak_activation": ("peak", "B"),
+    "latency_ms": ("latency\nms", "ms"),
+    "latency_p95_ms": ("p95\nms", "ms"),
+}
+
+
+@dataclass(frozen=True)
+class Catalogue(Sequence[Member]):
+    """What is known of every member of a network, in grid order.
+
+    Attributes:
+        members: all of them.
+        input_shape: shape of the example they were priced on, without the batch.
+        machine: where latency was measured, as `telescopic.cost.timing.machine()` calls it; None if it was not.
+        device: kind of device it was measured on, such as `cpu`.
+        threads: threads within an operation during the measurement.
+        batch: examples in a pass during the measurement.
+
+    Raises:
+        ValueError: if there is no member, one occurs twice, something was measured of some members only, or the
+            conditions of a latency are missing.
+    """
+
+    members: tuple[Member, ...]
+    input_shape: tuple[int, ...]
+    machine: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a table that contradicts itself."""
+        if len({member.subnet for member in self.members}) != len(self.members) or not self.members:
+            raise ValueError(f"a catalogue has one member or more, each once; this has {len(self.members)}")
+        for name in _OPTIONAL:
+            if len({getattr(member, name) is None for member in self.members}) > 1:
+                raise ValueError(f"a catalogue has the {name} of all members or of none")
+        if not all(type(size) is int and size > 0 for size in self.input_shape):
+            raise ValueError(f"input_shape {self.input_shape} must be whole numbers above 0")
+        timed = self.members[0].latency_ms is not None
+        for name in CONDITIONS:
+            kind, value = (str if name in ("machine", "device") else int), getattr(self, name)
+            if not (type(value) is kind and value > kind() if timed else value is None):  # above "" or 0
+                raise ValueError(f"{name} of a catalogue {'with' if timed else 'without'} latency cannot be {value!r}")
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)
+
+    @overload
+    def __getitem__(self, index: int) -> Member: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Member, ...]: ...
+    def __getitem__(self, index: int | slice) -> Member | tuple[Member, ...]:
+        return self.members[index]
+
+    def choose(
+        self,
+        *,
+        max_macs: float | None = None,
+        max_params: float | None = None,
+        max_bytes: float | None = None,
+        max_peak_activation: float | None = None,
+        max_latency_ms: float | None = None,
+        min_accuracy: float | None = None,
+    ) -> Choice:
+        """The most accurate member on validation images that keeps every budget; of equals, the cheapest.
+
+        Accuracy on test images plays no part. If accuracy was not measured, the largest member that fits is taken.
+
+        Args:
+            max_macs: most multiply-adds.
+            max_params: most parameters.
+            max_bytes: most bytes of parameters and buffers.
+            max_peak_activation: most bytes of feature maps alive at one time.
+            max_latency_ms: most milliseconds, compared with the median.
+            min_accuracy: least accuracy on validation images, a fraction.
+
+        Returns:
+            The member, with `why` it was chosen: how many fit, and which budget stands against a better one.
+
+        Raises:
+            BudgetError: if no member fits; it names the nearest.
+            ValueError: if a budget is no number of its range, or the catalogue lacks what it bounds.
+        """
+        given = {
+            "macs": max_macs,
+            "params": max_params,
+            "bytes": max_bytes,
+            "peak_activation": max_peak_activation,
+            "latency_ms": max_latency_ms,
+            "accuracy": min_accuracy,
+        }
+        budgets = [Budget(quantity, limit) for quantity, limit in given.items() if limit is not None]
+        for budget in budgets:
+            self._require(budget.quantity)
+        choice = choose(self.members, budgets)
+        if max_latency_ms is None or self.machine == machine():
+            return choice
+        return replace(choice, why=f"{choice.why}; latencies were measured elsewhere, on {self.machine}")
+
+    def front(self, cost: CostName = "macs") -> list[Member]:
+        """The Pareto front: every member that is more accurate (on validation images) than all that cost no more.
+
+        Args:
+            cost: what it costs.
+
+        Returns:
+            The members by rising cost, and so by rising accuracy.
+
+        Raises:
+            ValueError: if there is no such cost, or it or the accuracy was not measured.
+        """
+        if cost not in get_args(CostName):
+            raise ValueError(f"{cost!r} is no cost of a member; give one of {', '.join(get_args(CostName))}")
+        self._require("accuracy")
+        self._require(cost)
+        front: list[Member] = []
+        best = -1.0
+        for member in sorted(self, key=lambda m: (getattr(m, cost), -(m.accuracy or 0))):
+            if member.accuracy is not None and member.accuracy > best:
+                front.append(member)
+                best = member.accuracy
+        return front
+
+    def latency_is_from_here(self, *, batch: int = 1, threads: int | None = None, device: str = "cpu") -> bool:
+        """Whether latency was measured on this machine under these conditions, so that it need not be again.
+
+        Args:
+            batch: examples in a pass.
+            threads: threads within an operation; None stands for torch's present number.
+            device: kind of device.
+        """
+        threads = torch.get_num_threads() if threads is None else threads
+        return (self.machine, self.device, self.threads, self.batch) == (machine(), device, threads, batch)
+
+    def table(self) -> "Table":
+        """The catalogue as a table of at most 80 columns, to print with rich; what was not measured is left out."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
+        if self.machine:
+            conditions = f"batch {self.batch}, threads {self.threads}, {self.device}; {self.machine}"
+            table.caption = Text(f"latency: {conditions}")  # as Text, so that nothing in it is taken for markup
+        varying = [n for n in _COORDINATES if len({getattr(m.subnet, n) for m in self}) > 1]
+        columns = {name: column for name, column in _COLUMNS.items() if getattr(self[0], name) is not None}
+        for header in [*(varying or ["member"]), *(header for header, _ in columns.values())]:
+            table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
+        for member in self:
+            names = [str(getattr(member.subnet, name)) for name in varying] or [member.label]
+            cells = [human(getattr(member, name), unit) for name, (_, unit) in columns.items()]
+            table.add_row(*names, *(cell.removesuffix(" %").removesuffix(" ms") for cell in cells))
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        facts = {name: getattr(self, name) for name in CONDITIONS}
+        return {"input_shape": list(self.input_shape), **facts, "members": [_row(member) for member in self]}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """The catalogue that `to_dict` described. The data may come from anyone: everything is checked.
+
+        Raises:
+            ValueError: if the data are anything else.
+        """
+        data = _exactly(data, ("input_shape", *CONDITIONS, "members"), "a catalogue")
+        if not isinstance(data["members"], list) or not isinstance(data["input_shape"], list):
+            raise ValueError("members and input_shape of a catalogue are lists")
+        names = [f.name for f in fields(Member) if f.name != "subnet"]
+        members = []
+        for row in data["members"]:
+            row = dict(_exactly(row, (*_COORDINATES, *names), "a member of a catalogue"))
+            subnet = Subnet(**{name: row.pop(name) for name in _COORDINATES})
+            members.append(Member(subnet=subnet, **row))
+        return cls(tuple(members), tuple(data["input_shape"]), **{name: data[name] for name in CONDITIONS})
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the catalogue as JSON, whole or not at all."""
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: if the file holds no catalogue.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} holds no catalogue: {error}") from error
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line a member, in plain numbers: fractions, bytes, milliseconds; empty where not measured."""
+        with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            rows = [_row(member) for member in self]
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _require(self, quantity: str) -> None:
+        if getattr(self[0], quantity) is None:
+            remedy = "validation images: measure(net, data)" if quantity == "accuracy" else "measure(net, latency=True)"
+            raise ValueError(f"this catalogue has no {quantity}, which takes {remedy}")
+
+
+def _row(member: Member) -> dict[str, Any]:
+    coordinates = {name: getattr(member.subnet, name) for name in _COORDINATES}
+    return coordinates | {f.name: getattr(member, f.name) for f in fields(Member) if f.name != "subnet"}
+
+
+def _exactly(data: object, names: Sequence[str], what: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping) or set(data) != set(names):
+        raise ValueError(f"{what} is a mapping with {', '.join(names)}, and nothing else")
+    return data

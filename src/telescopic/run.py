@@ -1,0 +1,207 @@
+"""A finished training run, or a family that ships with the package: what the commands work on."""
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telescopic import data as datasets
+from telescopic.bundle import Bundle, BundleError, save
+from telescopic.catalogue import Catalogue, measure, measure_latency
+from telescopic.data import DataError, Dataset, Preprocess
+from telescopic.nested import Nested
+from telescopic.train import History, Recipe, fit
+from telescopic.train.checkpoint import read_facts
+from telescopic.train.loop import LAST
+
+MODEL, CATALOGUE = "model.safetensors", "catalogue.json"
+
+
+def train(
+    net: Nested, data: Dataset, recipe: Recipe, out: Path, *, method: str, seed: int, **options: Any
+) -> Catalogue:
+    """Train a network into a folder, measure every member, and leave the bundle and the catalogue there.
+
+    Args:
+        net: the network, initialised.
+        data: what it learns.
+        recipe: how.
+        out: the folder of the run.
+        method: name of the method, for the bundle's provenance.
+        seed: see `telescopic.fit`.
+        options: further options of `telescopic.fit`.
+
+    Returns:
+        The catalogue of the trained network: the epoch chosen on validation images.
+    """
+    history = fit(net, data, recipe, out=out, seed=seed, **options)
+    catalogue = measure(net, data, preprocess=recipe.preprocess)
+    if int(os.environ.get("RANK", "0")) == 0:
+        catalogue.to_json(out / CATALOGUE)
+        catalogue.to_csv((out / CATALOGUE).with_suffix(".csv"))
+        provenance = {
+            "method": method,
+            "data": data.name,
+            "data_source": data.source,
+            "seed": seed,
+            "epoch": history.best().epoch,
+            "epochs": len(history),
+            "recipe": recipe.to_dict(),
+            "commit": commit(),
+        }
+        save(
+            net,
+            out / MODEL,
+            catalogue,
+            preprocess=recipe.preprocess,
+            classes=data.classes,
+            input_shape=data.input_shape,
+            provenance=provenance,
+        )
+    return catalogue
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a command finds a trained family.
+
+    Attributes:
+        name: as the user calls it.
+        bundle: the network and what is known of it.
+        folder: the folder of its run, if it has one.
+    """
+
+    name: str
+    bundle: Bundle
+    folder: Path | None = None
+
+    @classmethod
+    def open(cls, name: str) -> "Source":
+        """Find a run's folder, a bundle's file, or a family that ships with the package.
+
+        Raises:
+            BundleError: if there is none, or it is damaged, or the run has not finished.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            return cls(name, Bundle.open(name))
+        if not (folder / MODEL).exists() and (folder / LAST).exists():
+            done = read_facts(folder / LAST)["position"].epoch - 1
+            raise BundleError(
+                f"the run in {folder} stopped after {done} epochs: finish it with the same command and --resume"
+            )
+        if not (folder / MODEL).exists():
+            raise BundleError(f"{folder} is not the folder of a run: it has no {MODEL}")
+        return cls(name, Bundle.open(folder / MODEL), folder)
+
+    def network(self) -> Nested:
+        """The network.
+
+        Raises:
+            BundleError: if the bundle holds a plain module, which has no members to choose from.
+        """
+        net = self.bundle.network()
+        if not isinstance(net, Nested):
+            raise BundleError(f"{self.name} holds a plain module, not a nested network")
+        return net
+
+    def catalogue(self) -> Catalogue:
+        """Every member measured: as last measured in the run's folder, or as the bundle has it.
+
+        Raises:
+            ValueError: if there is none, or the folder's is damaged.
+        """
+        if self.folder is not None and (self.folder / CATALOGUE).exists():
+            return Catalogue.from_json(self.folder / CATALOGUE)
+        if self.bundle.catalogue is None:
+            raise BundleError(f"{self.name} was saved without a catalogue: measure it with telescopic.measure")
+        return self.bundle.catalogue
+
+    def timed(
+        self, *, batch: int = 1, threads: int | None = None, progress: Callable[[str, int, int], None] | None = None
+    ) -> Catalogue:
+        """The catalogue with latencies of this machine, measured now if need be, and then kept in the folder."""
+        catalogue = self.catalogue()
+        if catalogue.latency_is_from_here(batch=batch, threads=threads):
+            return catalogue
+        catalogue = measure_latency(self.network(), catalogue, batch=batch, threads=threads, progress=progress)
+        if self.folder is not None:
+            catalogue.to_json(self.folder / CATALOGUE)
+            catalogue.to_csv((self.folder / CATALOGUE).with_suffix(".csv"))
+        return catalogue
+
+    def history(self) -> History | None:
+        """What training has seen, if the run's folder is there."""
+        if self.folder is None or not (self.folder / LAST).exists():
+            return None
+        return History.from_dict(read_facts(self.folder / LAST)["history"])
+
+    def samples(self, number: int = 64, data_dir: str | None = None) -> tuple[Tensor, str]:
+        """Images uint8 `[number, channels, height, width]` to compare exported files on, and what they are.
+
+        They are test images of the data it learned if those are on this machine, else random ones.
+
+        Raises:
+            BundleError: if the bundle does not know the shape of its images.
+        """
+        shape = self.bundle.input_shape
+        if shape is None:
+            raise BundleError(f"{self.name} was saved without input_shape, so there are no images to compare on")
+        name = self.bundle.provenance.get("data")
+        if isinstance(name, str):
+            try:
+                test = datasets.load(name, data_dir=data_dir, download=False).test
+                if test.images.shape[1:] == shape:
+                    return test.images[:number], f"test images of {name}"
+            except DataError:
+                pass
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (number, *shape), generator=generator).to(torch.uint8)
+        return images, f"random images, because {name or 'its data'} is not on this machine"
+
+    def preprocess(self) -> Preprocess:
+        """From pixels to the network's input."""
+        return self.bundle.preprocess or Preprocess()
+
+    def facts(self) -> Mapping[str, str]:
+        """Where it came from, to be shown."""
+        facts = self.bundle.provenance
+        recipe = facts.get("recipe") if isinstance(facts.get("recipe"), dict) else {}
+        shown = {
+            key: value
+            for key, value in facts.items()
+            if isinstance(value, str | int | float) and not isinstance(value, bool)
+        }
+        shown |= {k: v for k, v in dict(recipe or {}).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        versions = facts.get("versions")
+        if isinstance(versions, dict):
+            shown["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
+        return {
+            key.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
+            for key, value in shown.items()
+        }
+
+
+def commit() -> str | None:
+    """The commit of this package's source, with `+` if it was changed since; None if it is not a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        # A virtual environment inside somebody else's checkout must not report that checkout's commit.
+        if git("ls-files", "--error-unmatch", __file__):
+            return git("rev-parse", "--short=12", "HEAD") + (
+                "+" if git("status", "--porcelain", "--", str(here)) else ""
+            )
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return None

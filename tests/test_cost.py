@@ -1,0 +1,253 @@
+import copy
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from telescopic.cost import Cost, cost, latencies, latency, machine, on_meta
+
+
+class Residual(nn.Module):
+    """8 channels between two convolutions over 2 channels, and perhaps the input added."""
+
+    def __init__(self, skip: bool, inplace: bool = False) -> None:
+        super().__init__()
+        self.skip = skip
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.ReLU(inplace), nn.Conv2d(8, 2, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.skip else self.body(x)
+
+
+class Calls(nn.Module):
+    """A module that is its function."""
+
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x)
+
+
+# Counting -----------------------------------------------------------------------------------------------------------
+
+
+def test_mlp_by_hand() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    # 4 bytes a number; most is alive in the first layer: 6 inputs and 4 outputs.
+    assert cost(net, (2, 3)) == Cost(
+        macs=6 * 4 + 4 * 3, params=28 + 15, bytes=4 * 43, peak_activation=4 * 10, largest_feature_map=4 * 6
+    )
+
+
+@pytest.mark.parametrize(
+    ("skip", "inplace", "peak"),
+    [
+        (False, False, 512 + 512),  # before and after the ReLU
+        (True, False, 128 + 512 + 512),  # and the input, which waits for the sum
+        (True, True, 128 + 512 + 128),  # at the second convolution: input, hidden, output
+        (False, True, 512 + 128),
+    ],
+)
+def test_residual_block_by_hand(skip: bool, inplace: bool, peak: int) -> None:
+    assert cost(Residual(skip, inplace), (2, 4, 4)) == Cost(
+        macs=2 * (16 * 9 * 2 * 8), params=144 + 146, bytes=4 * 290, peak_activation=peak, largest_feature_map=512
+    )
+
+
+def test_views_count_once() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Unflatten(1, (2, 9)), nn.Flatten(), nn.Linear(18, 1))
+    assert cost(net, (1, 3, 3)).peak_activation == 4 * (9 + 18)
+    assert cost(nn.Flatten(), (2, 3)) == Cost(0, 0, 0, 24, 24)
+    assert cost(nn.Identity(), (5,)) == Cost(0, 0, 0, 20, 20)
+
+
+def test_a_part_that_is_read_later_keeps_the_whole_alive() -> None:
+    def forward(x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        wide = torch.cat([left, left, left, left], 1)  # 16 of x, 32 of this
+        return wide.sum(1, keepdim=True) + right  # 16 + 32 + 4, then 16 + 4 + 8
+
+    assert cost(Calls(forward), (4,)).peak_activation == 52
+
+
+def test_results_that_nothing_reads_are_no_feature_maps() -> None:
+    pool = nn.MaxPool2d(2)  # makes int64 indices too
+    assert cost(pool, (1, 4, 4)) == Cost(0, 0, 0, 64 + 16, 64)
+    assert cost(nn.BatchNorm2d(4), (4, 1, 1)).peak_activation == 16 + 16  # means and deviations of the batch
+
+
+def test_several_outputs_are_all_alive_at_the_end() -> None:
+    assert cost(Calls(lambda x: {"a": x + 1, "b": [x + 2, x + 3]}), (2,)).peak_activation == 4 * 8
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=6), st.sampled_from([torch.float64, torch.bfloat16]))
+def test_a_chain_of_layers_of_any_type(sizes: list[int], dtype: torch.dtype) -> None:
+    pairs = list(zip(sizes, sizes[1:], strict=False))
+    price = cost(nn.Sequential(*(nn.Linear(a, b, dtype=dtype) for a, b in pairs)), (sizes[0],))
+    assert price.macs == sum(a * b for a, b in pairs)
+    assert price.bytes == price.params * dtype.itemsize
+    assert price.peak_activation == max(a + b for a, b in pairs) * dtype.itemsize
+    assert price.largest_feature_map == max(sizes) * dtype.itemsize
+
+
+def test_shared_parameters_count_once_and_buffers_have_bytes() -> None:
+    layer = nn.Linear(3, 3)
+    price = cost(nn.Sequential(layer, layer, nn.BatchNorm1d(3)), (3,))
+    assert (price.macs, price.params) == (18, 12 + 6)
+    assert price.bytes == 4 * 18 + 4 * 6 + 8  # running mean and variance, and an int64 counter
+
+
+def test_training_mode_is_priced_in_eval_mode_and_left_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
+    before = copy.deepcopy(net.state_dict())
+    assert cost(net, (3,)).peak_activation == 4 * 8  # batch 1 would fail in training mode
+    assert all(part.training for part in net.modules())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_nothing_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", refuse)
+    monkeypatch.setattr(Tensor, "__deepcopy__", refuse)
+    net = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 5), Calls(lambda x: x[0]))
+    net.register_parameter("tied", net[0].weight)
+    net.plain = torch.ones(3)  # neither parameter nor buffer
+    assert all(tensor.is_meta for tensor in (*on_meta(net).parameters(), on_meta(net).plain))
+    assert cost(net, (2, 3)).macs == 2 * (12 + 4 * (4 * 5 + 5 * 5))  # two steps; recurrent layers are counted
+    huge = nn.Linear(10**6, 10**6, device="meta")  # 4 TB
+    assert cost(huge, (10**6,)).macs == 10**12
+
+
+def test_attention_is_counted() -> None:
+    # On CPU tensors the counter says 0 for the two products of 5 x 5 tokens.
+    attend = Calls(lambda x: functional.scaled_dot_product_attention(x, x, x))
+    assert cost(attend, (2, 5, 16)).macs == 2 * 2 * 5 * 5 * 16
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_any_surroundings_give_the_price_that_torch_counts(context: Callable[[], object]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 7)).eval()
+    with FlopCounterMode(display=False) as flops:
+        net(torch.zeros(1, 3, 8, 8))
+    with context():  # type: ignore[attr-defined]
+        price = cost(net, (3, 8, 8))
+    assert price == Cost(flops.get_total_flops() // 2, 112 + 8 + 259, 4 * (379 + 8) + 8, 4 * (192 + 36), 4 * 192)
+
+
+def test_tensors_made_in_forward_lie_on_meta_too() -> None:
+    assert cost(Calls(lambda x: x + torch.zeros(3)), (3,)).peak_activation == 36
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (
+            nn.Linear(3, 4),
+            (5,),
+            r"this Linear failed on an input of shape \(1, 5\), batch first: .*Is input_shape right",
+        ),
+        (nn.Conv2d(3, 4, 3), (4, 8, 8), r"this Conv2d failed on an input of shape \(1, 4, 8, 8\)"),
+        (nn.Conv2d(3, 4, 3), (3, 2, 2), r"failed on an input of shape"),
+        (Calls(lambda x: x.unbind()[1]), (2,), r"failed on an input of shape \(1, 2\)"),
+        (nn.Linear(3, 4), (0,), r"input_shape \(0,\) must be whole numbers above 0"),
+        (nn.Linear(3, 4), (3.0,), "must be whole numbers above 0"),
+        (nn.Linear(3, 4), 3, "that of one example without the batch, for example"),
+        (nn.LazyLinear(4), (3,), "lazy layers without a shape: call it on an input once"),
+        (Calls(lambda x: x if x.sum() > 0 else -x), (3,), "its forward pass reads values.*branches on values out"),
+        (Calls(lambda x: x[x > 0]), (3,), "its forward pass reads values"),
+        (Calls(lambda x, c=torch.ones(3): x + c), (3,), "make constants buffers"),
+    ],
+)
+def test_what_cannot_be_priced(module: nn.Module, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cost(module, shape)
+
+
+# Timing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sleep_takes_its_time() -> None:
+    timed = latency(Calls(lambda _: time.sleep(0.002)), (1,), seconds=0.15)
+    assert 2 <= timed.median_ms <= timed.p95_ms < 100
+    assert 5 <= timed.runs <= 60  # a fifth of 75 passes only warm up
+    assert (timed.batch, timed.threads, timed.device) == (1, torch.get_num_threads(), "cpu")
+
+
+def test_a_slow_module_is_timed_three_times() -> None:
+    passes = []
+    timed = latency(Calls(lambda x: passes.append(tuple(x.shape)) or time.sleep(0.02)), (3, 2), batch=4, seconds=0.001)
+    assert timed.runs == 3 and timed.median_ms >= 20
+    assert passes == [(4, 3, 2)] * 6  # each after one to warm up
+
+
+def test_median_and_percentile() -> None:
+    naps = iter([0.0] * 5 + [0.001] * 18 + [0.03] * 2)  # two runs in twenty are slow, which the median ignores
+
+    def nap(_: Tensor) -> None:
+        time.sleep(next(naps, 0.001))
+
+    timed = latency(Calls(nap), (1,), seconds=0.5)
+    assert 1 <= timed.median_ms < 10
+
+
+def test_members_take_turns() -> None:
+    order: list[str] = []
+    turns: list[tuple[int, int]] = []
+    makers = [lambda name=name: order.append(name) or nn.Linear(2, 2) for name in "ab"]
+    first, second = latencies(makers, (2,), seconds=0.01, progress=lambda done, of: turns.append((done, of)))
+    assert order == ["a", "b"] * 5
+    assert turns == [(i, 10) for i in range(1, 11)]
+    assert first.runs >= 5 and second.runs >= 5 and first.machine == machine()
+
+
+def test_threads_are_set_and_restored() -> None:
+    before = torch.get_num_threads()
+    seen: set[tuple[int, bool]] = set()
+
+    def look(x: Tensor) -> None:
+        seen.add((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+
+    assert latency(Calls(look), (1,), threads=before + 1, seconds=0.001).threads == before + 1
+    assert seen == {(before + 1, True)}
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match=r"failed on an input of shape \(1, 5\)"):
+        latency(nn.Linear(3, 4), (5,), threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_timing_uses_eval_mode_and_the_modules_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Norm(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            places.add((self.weight.data_ptr(), self.training))
+            return super().forward(x)
+
+    places: set[tuple[int, bool]] = set()
+    net = nn.Sequential(Norm(3)).train()
+    state = torch.get_rng_state()
+    latency(net, (3,), seconds=0.001)
+    assert places == {(net[0].weight.data_ptr(), False)} and net[0].training
+    assert net[0].num_batches_tracked == 0 and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("numbers", [{"threads": 0}, {"seconds": 0}, {"seconds": float("nan")}, {"batch": 0}])
+def test_impossible_timings_are_refused(numbers: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="1 thread or more|whole numbers above 0"):
+        latency(nn.Linear(2, 2), (2,), **numbers)  # type: ignore[arg-type]
+
+
+def test_the_fingerprint_is_one_stable_line() -> None:
+    assert machine() == machine() and machine.__wrapped__() == machine()
+    assert f"torch {torch.__version__}" in machine() and "CPUs" in machine()
+    assert 10 < len(machine()) < 200 and "\n" not in machine()

@@ -1,0 +1,244 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+
+from telescopic import data
+from telescopic.data import DataError
+from telescopic.data.readers import read_cifar10, read_folder, read_idx, read_mnist, read_npz, read_svhn
+
+RNG = np.random.RandomState(0)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def mnist(train: int = 6, test: int = 4, **changed: bytes) -> dict[str, bytes]:
+    files = {}
+    for part, n in (("train", train), ("t10k", test)):
+        files[f"{part}-images-idx3-ubyte"] = idx(np.arange(n * 6).reshape(n, 2, 3))
+        files[f"{part}-labels-idx1-ubyte"] = idx(np.arange(n))
+    return files | {name.replace("_", "-"): content for name, content in changed.items()}
+
+
+def test_mnist_values() -> None:
+    got = read_mnist(mnist())
+    assert got.images.shape == (6, 1, 2, 3) and got.images[1].ravel().tolist() == list(range(6, 12))
+    assert got.labels.dtype == np.int64 and got.labels.tolist() == list(range(6))
+    assert got.test_labels is not None and got.test_labels.tolist() == list(range(4))
+
+
+def test_mnist_errors() -> None:
+    whole = mnist()["train-images-idx3-ubyte"]
+    for content, message in [
+        (whole[:-1], r"its header says \(6, 2, 3\), 52 bytes in all; found 51 bytes"),
+        (whole + b"x", "52 bytes in all; found 53 bytes"),
+        (b"", "found an empty file"),
+        (b"\x89PNG....", "unsigned bytes, which begins 00 00 08; found 89 50 4e 47"),
+        (whole[:9], "expected an idx file"),
+        (struct.pack(">4I", 0x803, *[2**32 - 1] * 3), r"bytes in all; found 16 bytes"),
+        (idx(np.zeros((5, 2, 3))), r"as many images .* found \(5, 2, 3\) and \(6,\)"),
+    ]:
+        with pytest.raises(DataError, match=f"train-images-idx3-ubyte: .*{message}"):
+            read_mnist(mnist(**{"train_images_idx3_ubyte": content}))
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte: expected labels 0..9, found 0..10"):
+        read_mnist(mnist(t10k_labels_idx1_ubyte=idx(np.array([0, 1, 2, 10]))))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=40) | st.binary(max_size=30).map(lambda tail: b"\0\0\x08" + tail))
+def test_idx_never_fails_otherwise(content: bytes) -> None:
+    try:
+        array = read_idx(content, "f")
+    except DataError as e:
+        assert str(e).startswith("f: ")
+    else:
+        assert array.tobytes() == content[4 + 4 * content[3] :]
+
+
+def test_cifar10_values_and_errors() -> None:
+    names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
+    pixels = RNG.randint(0, 256, (6, 2, 3, 32, 32)).astype(np.uint8)
+    files = {name: b"".join(bytes([k]) + image.tobytes() for image in pixels[k]) for k, name in enumerate(names)}
+    got = read_cifar10(files)
+    assert np.array_equal(got.images, pixels[:5].reshape(10, 3, 32, 32)) and np.array_equal(got.test_images, pixels[5])
+    assert got.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and got.classes[3] == "cat"
+    for content in (files[names[2]][:-1], b""):
+        with pytest.raises(
+            DataError, match=rf"data_batch_3.bin: expected records of 3,073 .* found {len(content):,} bytes"
+        ):
+            read_cifar10(files | {names[2]: content})
+    with pytest.raises(DataError, match=r"test_batch.bin: expected labels 0..9, found 77..77"):
+        read_cifar10(files | {names[5]: bytes([77]) * 3073})
+
+
+def mat(**arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    savemat(stream, arrays, do_compression=True)
+    return stream.getvalue()
+
+
+def test_svhn_values_and_errors() -> None:
+    pixels = RNG.randint(0, 256, (4, 3, 32, 32)).astype(np.uint8)
+    good = mat(X=pixels.transpose(2, 3, 1, 0), y=np.array([[10], [1], [9], [10]], np.uint8))
+    files = {"train_32x32.mat": good, "test_32x32.mat": good}
+    got = read_svhn(files)
+    assert np.array_equal(got.images, pixels) and got.labels.tolist() == [0, 1, 9, 0]
+    assert got.images.flags.c_contiguous and got.classes[0] == "0"
+    for content, message in [
+        (good[: len(good) // 2], "it cannot be read"),
+        (good[:100], "it cannot be read"),
+        (b"", "it cannot be read"),
+        (b"not MATLAB at all" * 20, "it cannot be read"),
+        (mat(X=pixels), "MATLAB 5 file with X and y"),
+        (mat(X=pixels, y=np.ones(4, np.uint8)), r"expected X uint8 \(32, 32, 3, 4\), as y says; found uint8 \(4, 3"),
+        (mat(X=np.zeros((32, 32, 3, 2)), y=np.ones(2)), "found float64"),
+        (mat(X=np.zeros((32, 32, 3, 2), np.uint8), y=np.array([1, 11], np.uint8)), "labels 0..9, found 1..11"),
+    ]:
+        with pytest.raises(DataError, match=f"test_32x32.mat: .*{message}"):
+            read_svhn(files | {"test_32x32.mat": content})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_damaged_mat_files_raise_one_error(draw: st.DataObject) -> None:
+    good = bytearray(mat(X=np.zeros((32, 32, 3, 2), np.uint8), y=np.ones(2, np.uint8)))
+    for _ in range(draw.draw(st.integers(1, 3))):
+        good[draw.draw(st.integers(0, len(good) - 1))] = draw.draw(st.integers(0, 255))
+    try:
+        read_svhn({"train_32x32.mat": bytes(good), "test_32x32.mat": bytes(good)})
+    except DataError as e:
+        assert "32x32.mat" in str(e)
+
+
+def save(path: Path, **arrays: object) -> Path:
+    np.savez(path / "own.npz", **arrays)  # type: ignore[arg-type]
+    return path / "own.npz"
+
+
+IMAGES, LABELS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5), np.array([0, 1, 2, 0, 1, 2], np.uint8)
+
+
+def test_npz_values(tmp_path: Path) -> None:
+    got = read_npz(save(tmp_path, images=IMAGES, labels=LABELS, extra=[1.5]))
+    assert np.array_equal(got.images[:, 0], IMAGES) and got.labels.dtype == np.int64
+    assert got.classes == ("0", "1", "2") and got.test_images is None
+    got = read_npz(save(tmp_path, images=IMAGES, labels=LABELS, test_images=IMAGES[:2], test_labels=[0, 4]))
+    assert got.classes == tuple("01234") and np.array_equal(got.test_images[:, 0], IMAGES[:2])  # type: ignore[index]
+    assert got.test_labels.tolist() == [0, 4]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "missing: labels"),
+        ({"test_images": IMAGES}, "both of test_images and test_labels or none; missing: test_labels"),
+        ({"images": IMAGES / 255}, r"images: expected uint8 in 0..255, found float64; convert"),
+        ({"images": IMAGES[0]}, r"expected \[n, channels, height, width\] or .*, found \(4, 5\)"),
+        ({"images": np.zeros((6, 8, 8, 3), np.uint8)}, r"\(6, 8, 8, 3\) looks like .*images.transpose\(0, 3, 1, 2\)"),
+        ({"images": np.zeros((6, 1, 0, 4), np.uint8)}, r"found \(6, 1, 0, 4\)"),
+        ({"labels": LABELS[:5]}, "6 images but 5 labels"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "0 images but 0 labels"),
+        ({"labels": LABELS.astype(float)}, r"labels: expected integer labels \[n\], found float64 \(6,\)"),
+        ({"labels": np.eye(6, dtype=int)}, r"found int64 \(6, 6\)"),
+        ({"labels": LABELS.astype(int) - 1}, r"expected labels 0..\d+, found -1..1"),
+        ({"labels": LABELS.astype(int) + 10**9}, r"found 1000000000..1000000002"),
+        ({"classes": ["a", "b"]}, r"labels: expected labels 0..1, found 0..2"),
+        ({"test_images": IMAGES[:, :3], "test_labels": LABELS}, r"images are \(1, 4, 5\) but test_images \(1, 3, 5\)"),
+        ({"images": np.array([{}] * 6)}, "cannot be read as an .npz file of plain arrays .*allow_pickle"),
+    ],
+)
+def test_npz_errors(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    arrays = {k: v for k, v in ({"images": IMAGES, "labels": LABELS} | change).items() if v is not None}
+    with pytest.raises(DataError, match=rf"own\.npz: .*{message}"):
+        read_npz(save(tmp_path, **arrays))
+
+
+def test_npz_damaged(tmp_path: Path) -> None:
+    content = save(tmp_path, images=IMAGES, labels=LABELS).read_bytes()
+    array = io.BytesIO()
+    np.save(array, IMAGES)
+    for bad in (
+        b"",
+        b"x" * 50,
+        content[:-30],
+        content[:100],
+        array.getvalue(),
+        content.replace(IMAGES[3].tobytes(), b"\0" * 20),
+    ):
+        (tmp_path / "own.npz").write_bytes(bad)
+        with pytest.raises(DataError, match=r"own\.npz: cannot be read as an \.npz .* write it with numpy\.savez"):
+            read_npz(tmp_path / "own.npz")
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (5, 4), value: int = 0) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0], *{"L": (), "RGB": (3,), "RGBA": (4,)}[mode])
+    pixels = np.random.RandomState(value).randint(0, 256, shape).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def test_folder_values(tmp_path: Path) -> None:
+    dog = picture(tmp_path / "dog" / "1.png", value=1)
+    cats = [picture(tmp_path / "cat" / f"{k}.PNG", value=k) for k in (2, 3)]
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "cat" / "._2.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    got = read_folder(tmp_path)
+    assert got.classes == ("cat", "dog") and got.labels.tolist() == [0, 0, 1] and got.test_images is None
+    assert np.array_equal(got.images, np.stack([*cats, dog]).transpose(0, 3, 1, 2))
+    assert data.load(tmp_path).source == f"the folder {tmp_path}"
+
+
+def test_folder_with_a_test_part_and_grey_images(tmp_path: Path) -> None:
+    first = picture(tmp_path / "train" / "a" / "1.png", "L")
+    picture(tmp_path / "train" / "b" / "1.png", "L", value=1)
+    tested = picture(tmp_path / "test" / "b" / "1.png", "L", value=9)
+    got = read_folder(tmp_path)
+    assert np.array_equal(got.images[0, 0], first) and got.images.shape == (2, 1, 4, 5)
+    assert got.test_labels is not None and got.test_labels.tolist() == [1]
+    assert got.test_images is not None and np.array_equal(got.test_images[0, 0], tested)
+    coloured = picture(tmp_path / "test" / "a" / "1.png", "RGBA", value=3)
+    got = read_folder(tmp_path)
+    assert np.array_equal(got.images[0], [first] * 3), "one colour image makes all RGB"
+    assert np.array_equal(got.test_images[0], coloured[:, :, :3].transpose(2, 0, 1))  # type: ignore[index]
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected a folder per class with images in it \(CLASS/\*\.png\)"):
+        read_folder(tmp_path)
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "b" / "2.png", size=(6, 4))
+    with pytest.raises(DataError, match=r"a/1.png is 5x4 but .*b/2.png is 6x4; resize all images to one size"):
+        read_folder(tmp_path)
+    whole = (tmp_path / "a" / "1.png").read_bytes()
+    for bad in (b"", b"no png", whole[:-30], whole.replace(zlib.compress(b"")[:1], b"\0")):
+        (tmp_path / "b" / "2.png").write_bytes(bad)
+        with pytest.raises(DataError, match=r"b/2.png: cannot be read as an image .*; replace or remove it"):
+            read_folder(tmp_path)
+    Image.fromarray(np.full((4, 5), 3000, np.uint16)).save(tmp_path / "b" / "2.png")
+    with pytest.raises(DataError, match=r"b/2.png: has more than 8 bits per pixel .*I;16"):
+        read_folder(tmp_path)
+
+
+def test_folder_test_part_errors(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "a" / "1.png")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match=r"test: no images; put some in"):
+        read_folder(tmp_path)
+    picture(tmp_path / "test" / "c" / "1.png")
+    with pytest.raises(DataError, match=r"test/c: no training images of this class; classes are a"):
+        read_folder(tmp_path)
+    (tmp_path / "test" / "c").rename(tmp_path / "test" / "a")
+    picture(tmp_path / "test" / "a" / "1.png", size=(9, 9))
+    with pytest.raises(DataError, match=r"train/a/1.png is 5x4 but .*test/a/1.png is 9x9"):
+        read_folder(tmp_path)
