@@ -123,7 +123,8 @@ def _edit_document(bundle: bytes, start: int, chance: random.Random) -> bytes:
     document = json.loads(header["__metadata__"]["telescopic"])
     for _ in range(chance.randint(1, 3)):
         _edit(document, chance)
-    text = _text(document)
+        if len(text := _text(document)) > 100_000:  # repeating what is repeated would take all memory here
+            break
     if chance.random() < 0.1:  # the same name twice
         text = text.replace("{", '{"class":"Linear",', chance.randint(1, 3))
     header["__metadata__"]["telescopic"] = text

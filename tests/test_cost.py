@@ -1,16 +1,18 @@
 import copy
+import functools
+import itertools
 import time
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from telescopic.cost import Cost, cost, latencies, latency, machine, on_meta
+from telescopic.cost import Cost, cost, latencies, latency, machine, on_meta, timing
 
 
 class Residual(nn.Module):
@@ -90,9 +92,10 @@ def test_several_outputs_are_all_alive_at_the_end() -> None:
     assert cost(Calls(lambda x: {"a": x + 1, "b": [x + 2, x + 3]}), (2,)).peak_activation == 4 * 8
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=6), st.sampled_from([torch.float64, torch.bfloat16]))
 def test_a_chain_of_layers_of_any_type(sizes: list[int], dtype: torch.dtype) -> None:
-    pairs = list(zip(sizes, sizes[1:], strict=False))
+    pairs = list(itertools.pairwise(sizes))
     price = cost(nn.Sequential(*(nn.Linear(a, b, dtype=dtype) for a, b in pairs)), (sizes[0],))
     assert price.macs == sum(a * b for a, b in pairs)
     assert price.bytes == price.params * dtype.itemsize
@@ -167,7 +170,7 @@ def test_tensors_made_in_forward_lie_on_meta_too() -> None:
         (nn.LazyLinear(4), (3,), "lazy layers without a shape: call it on an input once"),
         (Calls(lambda x: x if x.sum() > 0 else -x), (3,), "its forward pass reads values.*branches on values out"),
         (Calls(lambda x: x[x > 0]), (3,), "its forward pass reads values"),
-        (Calls(lambda x, c=torch.ones(3): x + c), (3,), "make constants buffers"),
+        (Calls(functools.partial(torch.add, torch.ones(3))), (3,), "make constants buffers"),
     ],
 )
 def test_what_cannot_be_priced(module: nn.Module, shape: tuple[int, ...], message: str) -> None:
@@ -178,49 +181,74 @@ def test_what_cannot_be_priced(module: nn.Module, shape: tuple[int, ...], messag
 # Timing -------------------------------------------------------------------------------------------------------------
 
 
+class Clock:
+    """Stands still until a module that is timed moves it."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def module(self, *milliseconds: float) -> nn.Module:
+        """Take the given times in turn, over and over."""
+        durations = itertools.cycle(milliseconds)
+
+        def wait(_: Tensor) -> None:
+            self.now += next(durations) / 1000
+
+        return Calls(wait)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    return clock
+
+
 def test_a_sleep_takes_its_time() -> None:
-    timed = latency(Calls(lambda _: time.sleep(0.002)), (1,), seconds=0.15)
-    assert 2 <= timed.median_ms <= timed.p95_ms < 100
-    assert 5 <= timed.runs <= 60  # a fifth of 75 passes only warm up
-    assert (timed.batch, timed.threads, timed.device) == (1, torch.get_num_threads(), "cpu")
+    timed = latency(Calls(lambda _: time.sleep(0.002)), (1,), seconds=0.05)
+    assert 2 <= timed.median_ms <= timed.p95_ms
+    assert (timed.batch, timed.threads, timed.device, timed.machine) == (1, torch.get_num_threads(), "cpu", machine())
 
 
-def test_a_slow_module_is_timed_three_times() -> None:
-    passes = []
-    timed = latency(Calls(lambda x: passes.append(tuple(x.shape)) or time.sleep(0.02)), (3, 2), batch=4, seconds=0.001)
-    assert timed.runs == 3 and timed.median_ms >= 20
-    assert passes == [(4, 3, 2)] * 6  # each after one to warm up
+def test_median_and_percentile(clock: Clock) -> None:
+    # A budget of 1000 ms: in each fifth of it, 40 ms warm up and 160 ms are timed.
+    timed = latency(clock.module(1), (1,), seconds=1.0)
+    assert (timed.median_ms, timed.p95_ms) == pytest.approx((1, 1))
+    assert timed.runs == pytest.approx(5 * 160, abs=5)
+    timed = latency(clock.module(*[2] * 15, 9, 2, 2, 2, 40), (1,), seconds=4.0)  # 1 of 20 takes 9 ms, 1 takes 40
+    assert (timed.median_ms, timed.p95_ms) == pytest.approx((2, 9))
 
 
-def test_median_and_percentile() -> None:
-    naps = iter([0.0] * 5 + [0.001] * 18 + [0.03] * 2)  # two runs in twenty are slow, which the median ignores
-
-    def nap(_: Tensor) -> None:
-        time.sleep(next(naps, 0.001))
-
-    timed = latency(Calls(nap), (1,), seconds=0.5)
-    assert 1 <= timed.median_ms < 10
+def test_a_slow_module_is_timed_three_times(clock: Clock) -> None:
+    begin = clock.now
+    assert latency(clock.module(700), (1,), seconds=0.5).runs == 3
+    assert clock.now - begin == pytest.approx(6 * 0.7)  # each after one pass to warm up
 
 
-def test_members_take_turns() -> None:
+def test_members_take_turns(clock: Clock) -> None:
     order: list[str] = []
     turns: list[tuple[int, int]] = []
-    makers = [lambda name=name: order.append(name) or nn.Linear(2, 2) for name in "ab"]
-    first, second = latencies(makers, (2,), seconds=0.01, progress=lambda done, of: turns.append((done, of)))
+    members = {"a": clock.module(1), "b": clock.module(4)}
+    makers = [lambda name=name: order.append(name) or members[name] for name in members]
+    first, second = latencies(makers, (2,), seconds=0.5, progress=lambda done, of: turns.append((done, of)))
     assert order == ["a", "b"] * 5
     assert turns == [(i, 10) for i in range(1, 11)]
-    assert first.runs >= 5 and second.runs >= 5 and first.machine == machine()
+    assert (first.median_ms, second.median_ms) == pytest.approx((1, 4))
+    assert clock.now == pytest.approx(1, abs=0.03)  # half a second each
 
 
 def test_threads_are_set_and_restored() -> None:
     before = torch.get_num_threads()
-    seen: set[tuple[int, bool]] = set()
+    seen: set[tuple[object, ...]] = set()
 
     def look(x: Tensor) -> None:
-        seen.add((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        seen.add((torch.get_num_threads(), torch.is_inference_mode_enabled(), *x.shape))
 
-    assert latency(Calls(look), (1,), threads=before + 1, seconds=0.001).threads == before + 1
-    assert seen == {(before + 1, True)}
+    timed = latency(Calls(look), (2, 3), batch=4, threads=before + 1, seconds=0.001)
+    assert (timed.threads, timed.batch) == (before + 1, 4)
+    assert seen == {(before + 1, True, 4, 2, 3)}
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match=r"failed on an input of shape \(1, 5\)"):
         latency(nn.Linear(3, 4), (5,), threads=before + 1)
@@ -243,7 +271,7 @@ def test_timing_uses_eval_mode_and_the_modules_own_weights(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("numbers", [{"threads": 0}, {"seconds": 0}, {"seconds": float("nan")}, {"batch": 0}])
 def test_impossible_timings_are_refused(numbers: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="1 thread or more|whole numbers above 0"):
+    with pytest.raises(ValueError, match=r"1 thread or more|whole numbers above 0"):
         latency(nn.Linear(2, 2), (2,), **numbers)  # type: ignore[arg-type]
 
 

@@ -2,9 +2,10 @@
 
 import inspect
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from telescopic.nested import Nested
 
 MAX_PARTS = 10_000
-"""Most modules, copies made for statistics per entry, and members that a description may amount to."""
-MAX_DEPTH = 64
-"""Most levels of modules within modules."""
+"""Most modules and members that a description may amount to; a module copied for statistics per entry counts thrice."""
+MAX_DEPTH = 100
+"""Most levels of modules and lists within each other."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class _Layer:
     defaults: dict[str, Any]  # argument → the constructor's own value
     read: Callable[[Any, str], Any]
     make: Callable[..., nn.Module]
+    plain: bool = False  # whether no argument is a module
 
 
 def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None) -> None:
@@ -84,18 +86,19 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def build(description: Any) -> nn.Module:
+def build(description: Any, max_tensors: int = sys.maxsize) -> nn.Module:
     """Build a module from its description, on the meta device: it has shapes but no memory.
 
     Args:
         description: what `describe` returned, perhaps by way of JSON; it may come from anyone.
+        max_tensors: how many tensors there are for it; if it wants more, building stops there.
 
     Raises:
         ValueError: if it is no description, names an unknown class, has arguments which that class refuses, or
-            amounts to more than `MAX_PARTS` parts.
+            amounts to more than `MAX_PARTS` parts or `max_tensors` tensors.
     """
     with torch.device("meta"):
-        return _Builder().module(description, "", 0)
+        return _Builder(max_tensors).module(description, "", 0)
 
 
 def _describe(value: Any, names: dict[int, str]) -> Any:
@@ -126,39 +129,47 @@ def _describe(value: Any, names: dict[int, str]) -> Any:
 class _Builder:
     """Builds one description, and counts what it amounts to, so that a small text cannot ask for endless work."""
 
-    def __init__(self) -> None:
-        self.parts = 0
+    def __init__(self, max_tensors: int) -> None:
+        self.parts, self.tensors, self.max_tensors = 0, 0, max_tensors
+        self.sizes: dict[int, int] = {}  # id of a module → the parts it amounts to
 
     def module(self, description: Any, where: str, depth: int) -> nn.Module:
-        shown = where or "the network"
+        shown, before = where or "the network", self.parts
         self.spend(1)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"the description has more than {MAX_DEPTH} levels of modules within modules")
         if not isinstance(description, dict) or not isinstance(name := description.get("class"), str):
             raise ValueError(f"the description of {shown} is no object with a class")
         if name not in _LAYERS:
             raise ValueError(
-                f"{shown} is a {_short(name)}, a class unknown here: import the program that defines it and call "
+                f"{shown} is a {name!r:.80}, a class unknown here: import the program that defines it and call "
                 "telescopic.register_layer, or build the network yourself and load `into=` it"
             )
         layer = _LAYERS[name]
         given = {key: value for key, value in description.items() if key != "class"}
         if unknown := sorted(given.keys() - layer.defaults.keys()):
-            raise ValueError(f"{shown}: {name} takes no argument {_short(unknown[0])}")
+            raise ValueError(f"{shown}: {name} takes no argument {unknown[0]!r:.80}")
         values = {key: self.value(value, f"{where}.{key}" if where else key, depth) for key, value in given.items()}
+        if layer.plain and self.parts > before + 1:
+            raise ValueError(f"{shown}: {name} takes no modules")
         try:
             if layer.cls is Nested:
-                self.spend(_multiplied(values))
-            return layer.make(**values)
+                self.spend(self.multiplied(**values))
+            built = layer.make(**values)
         except Exception as error:  # a constructor may raise anything at arguments that make no sense
             raise ValueError(f"{shown}: {name} refuses the arguments given: {_short(str(error))}") from error
+        self.sizes[id(built)] = self.parts - before
+        self.tensors += layer.plain and sum(
+            t is not None for t in (*built._parameters.values(), *built._buffers.values())
+        )
+        if self.tensors > self.max_tensors:
+            raise ValueError(f"the network has more than the {self.max_tensors} tensors there are")
+        return built
 
     def value(self, value: Any, where: str, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the description has more than {MAX_DEPTH} levels")
         if isinstance(value, dict):
             return self.module(value, where, depth + 1)
         if isinstance(value, list):
-            if depth > MAX_DEPTH:
-                raise ValueError(f"the description has more than {MAX_DEPTH} levels of lists within lists")
             return tuple(self.value(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value))
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{where} is {value}, no finite number")
@@ -169,16 +180,15 @@ class _Builder:
         if self.parts > MAX_PARTS:
             raise ValueError(f"the network has more than {MAX_PARTS} modules and members")
 
-
-def _multiplied(nested: dict[str, Any]) -> int:
-    """What `Nested` makes of its arguments beyond the modules given: members, and stages copied for each entry."""
-    entries = sorted(entry for entry, _ in nested["entries"])
-    parts = len(entries) * len(nested["exits"])
-    if nested.get("statistics") == "per-entry":
-        sizes = [sum(1 for _ in stage.modules()) for stage in nested["stages"]]
-        behind = [*list(accumulate(reversed(sizes)))[::-1], 0]  # stage → modules from there on
-        parts += sum(behind[entry] for entry in entries[1:] if 0 <= entry < len(behind))
-    return parts
+    def multiplied(self, stages: Any, entries: Any, exits: Any, statistics: Any = None, **_: Any) -> int:
+        """What `Nested` makes of its arguments: members, and with statistics per entry copies of stages for each."""
+        places = sorted(entry for entry, _ in entries)
+        parts = len(places) * len(exits)
+        if statistics == "per-entry":
+            sizes = [self.sizes[id(stage)] for stage in stages]
+            behind = [*list(accumulate(reversed(sizes)))[::-1], 0]  # stage → parts from there on
+            parts += 3 * sum(behind[place] for place in places[1:] if 0 <= place < len(behind))
+        return parts
 
 
 def _argument(module: nn.Module, name: str) -> Any:
@@ -196,8 +206,8 @@ def _argument(module: nn.Module, name: str) -> Any:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else text[:200] + " …"
+    """One line that any terminal can show, whatever a file made an error quote."""
+    return "".join(c if c.isprintable() else " " for c in text[:200]) + " …" * (len(text) > 200)
 
 
 def _part(net: Nested, name: str) -> Any:
@@ -267,3 +277,4 @@ for _classes, _arguments in _STOCK:
     for _cls in _classes:
         # Older versions of torch lack an argument here and there, such as BatchNorm's bias.
         register_layer(_cls, [name for name in _arguments if name in inspect.signature(_cls).parameters])
+        _LAYERS[_cls.__name__] = replace(_LAYERS[_cls.__name__], plain=True)

@@ -113,14 +113,15 @@ class Bundle:
         """A network that the file's tensors fit, judging by the header alone."""
         if into is None and self.architecture is None:
             raise BundleError("it was saved without architecture: build the network yourself and load `into=` it")
-        net = build(self.architecture) if into is None else into
+        stored = _header(self.path)
+        del stored["__metadata__"]
+        net = build(self.architecture, max_tensors=len(stored)) if into is None else into
         if isinstance(net, Nested) and net.grid != self.grid:
             raise BundleError(f"its grid is {self.grid}, but the network's is {net.grid}")
-        stored, tensors = _header(self.path), named_tensors(net)
-        del stored["__metadata__"]
+        tensors = named_tensors(net)
         if different := sorted(stored.keys() ^ tensors.keys()):
             where = "file" if different[0] in stored else "network"
-            raise BundleError(f"{different[0]:.200} is only in the {where}")
+            raise BundleError(f"{different[0]!r:.200} is only in the {where}")
         for name, tensor in tensors.items():
             shape, dtype = stored[name]["shape"], _DTYPES.get(stored[name]["dtype"])
             if shape != list(tensor.shape):
@@ -265,46 +266,48 @@ def _header(path: Path) -> dict[str, Any]:
                 f"its header would take {length} bytes, but the file has {size}, and a header at most {MAX_HEADER}: "
                 "it is no bundle, or not a whole one"
             )
-        header: dict[str, Any] = _json(file.read(length).decode())
+        header: dict[str, Any] = _json(file.read(length))
     with safe_open(path, framework="pt"):
         return header  # safetensors has checked that the tensors fill the file, each in the size of its shape
 
 
-def _json(text: str) -> Any:
+def _json(text: bytes) -> Any:
     """Read JSON strictly: no name twice in an object, no NaN."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("an object in its header has two values of one name")
+            raise ValueError("an object has two values of one name")
         return found
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"its header holds the number {constant}")
+        raise ValueError(f"there is the number {constant}")
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"its header cannot be read: {error}") from error
 
 
 def _facts(metadata: Any) -> dict[str, Any]:
     """The fields of a `Bundle` from a file's metadata, of which nothing is taken for granted."""
     if not isinstance(metadata, dict) or not isinstance(text := metadata.get("telescopic"), str):
         raise BundleError("it is a safetensors file but no bundle, for it says nothing about a network")
-    facts = _json(text)
+    facts = _json(text.encode())
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise BundleError(f"its format is {found!r:.50}, but this version of telescopic reads format {FORMAT} only")
     names = {"format", *(field.name for field in fields(Bundle))} - {"path"}
     if different := sorted(names ^ facts.keys()):
-        raise BundleError(f"its header {'lacks' if different[0] in names else 'has an unknown'} {different[0]:.50}")
+        raise BundleError(f"its header {'lacks' if different[0] in names else 'has an unknown'} {different[0]!r:.50}")
     del facts["format"]
     facts["grid"] = grid = _grid(facts["grid"])
     if facts["catalogue"] is not None:
         facts["catalogue"] = catalogue = Catalogue.from_dict(facts["catalogue"])
         if strangers := [member.label for member in catalogue if member.subnet not in grid]:
-            raise BundleError(f"its catalogue has a member {strangers[0]:.50}, which its grid {grid} has not")
+            raise BundleError(f"its catalogue has a member {strangers[0]!r:.50}, which its grid {grid} has not")
     if facts["preprocess"] is not None:
         mean, std = (_tuple(facts["preprocess"], key, float) for key in ("mean", "std"))
         facts["preprocess"] = Preprocess(mean, std)

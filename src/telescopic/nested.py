@@ -123,12 +123,13 @@ class Nested(nn.Module):
 
         def branch(x: Tensor, step: int, members: Iterable[int]) -> None:
             """Run one step of members that agree so far, once for each way in which they now differ."""
-            ways: dict[tuple[nn.Module, float], list[int]] = {}
+            ways: dict[tuple[nn.Module, float, bool], list[int]] = {}
             for m in members:
-                ways.setdefault((paths[m][step][1], scales[m][step]), []).append(m)
-            for (module, scale), group in ways.items():
+                # One module may be the head of a member and a stage of another, say an activation.
+                ways.setdefault((paths[m][step][1], scales[m][step], step == len(paths[m]) - 1), []).append(m)
+            for (module, scale, last), group in ways.items():
                 out = _run(module, x, scale)
-                if step == len(paths[group[0]]) - 1:
+                if last:
                     logits.update(dict.fromkeys(group, out))
                 else:
                     branch(self._drop(out, step - 1) if step else out, step + 1, group)

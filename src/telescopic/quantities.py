@@ -25,7 +25,7 @@ def human(value: float, unit: str = "") -> str:
     while power < len(prefixes) - 1 and float(f"{value / 1000**power:.3g}") >= 1000:
         power += 1
     scaled = value / 1000**power
-    whole = power == 0 and value == int(value)
+    whole = unit in ("", "B") and power == 0 and value == int(value)  # a count, not a measurement
     digits = 0 if whole or scaled == 0 else max(0, 2 - math.floor(math.log10(float(f"{scaled:.3g}"))))
     return f"{scaled:.{digits}f} {prefixes[power]}{unit}".rstrip()
 

@@ -2,6 +2,6 @@
 
 from telescopic.catalogue.choosing import BudgetError, Choice, Member
 from telescopic.catalogue.measuring import measure, measure_latency
-from telescopic.catalogue.table import Catalogue
+from telescopic.catalogue.table import Catalogue, CostName
 
-__all__ = ["BudgetError", "Catalogue", "Choice", "Member", "measure", "measure_latency"]
+__all__ = ["BudgetError", "Catalogue", "Choice", "CostName", "Member", "measure", "measure_latency"]

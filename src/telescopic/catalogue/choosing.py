@@ -57,6 +57,8 @@ class Member:
             value, most = getattr(self, name), 1 if name.endswith("accuracy") else 1e12
             if value is not None and not (type(value) in (int, float) and 0 <= value <= most):
                 raise ValueError(f"{name} of {self.label} is None or a number from 0 to {most:g}, not {value!r:.50}")
+        if (self.latency_ms is None) != (self.latency_p95_ms is None):
+            raise ValueError(f"{self.label} has latency_ms and latency_p95_ms or neither")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,10 @@ def _obstacles(best: Member, members: Sequence[Member], budgets: Sequence[Budget
         member, obstacles = next(pair for pair in violated if len(pair[1]) == fewest)
         names, needs = (b.name for b in obstacles), (b.need(member) for b in obstacles)
         return obstacles, f"{' and '.join(names)} bind together: {_named(member)} {' and '.join(needs)}"
-    alone = {obstacles[0]: member for member, obstacles in reversed(violated) if len(obstacles) == 1}
+    alone: dict[Budget, Member] = {}
+    for member, obstacles in violated:
+        if len(obstacles) == 1:
+            alone.setdefault(obstacles[0], member)
     return list(alone), "; ".join(f"{b.name} binds: {_named(member)} {b.need(member)}" for b, member in alone.items())
 
 

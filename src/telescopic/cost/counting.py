@@ -1,7 +1,7 @@
 """What a plain module costs, counted by shape alone on the meta device."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -70,8 +70,7 @@ def cost_on_meta(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     """Price what `on_meta` made, or a part of it, as it is; see `cost`."""
     dtype, _ = dtype_and_device(module)
     x = torch.empty(with_batch(1, input_shape), dtype=dtype, device="meta")
-    owned = [*module.parameters(), *module.buffers()]
-    lives = _Lives(owned, x)
+    lives = _Lives(x)
     with (
         explained(module, x),
         torch.no_grad(),  # not inference_mode: under it composite operations would stay whole
@@ -82,17 +81,17 @@ def cost_on_meta(module: nn.Module, input_shape: Sequence[int]) -> Cost:
         out = module(x)
     peak, largest = lives.peak_and_largest(out)
     params = sum(parameter.numel() for parameter in module.parameters())
-    return Cost(flops.get_total_flops() // 2, params, sum(tensor.nbytes for tensor in owned), peak, largest)
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    return Cost(flops.get_total_flops() // 2, params, size, peak, largest)
 
 
 class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes when each storage of a forward pass is made and when it is last read, counted in operations."""
 
-    def __init__(self, owned: Iterable[Tensor], x: Tensor) -> None:
+    def __init__(self, x: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
         # Storages hash by identity. All are kept to the end, so that none takes another's place; they hold no data.
-        self.owned = set(_storages(owned))
         self.made = dict.fromkeys(_storages(x), 0)
         self.read: dict[torch.UntypedStorage, int] = {}
 
@@ -100,14 +99,14 @@ class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations += 1
         self.read |= dict.fromkeys(_storages((args, kwargs)), self.operations)
         out = func(*args, **(kwargs or {}))
-        new = (s for s in _storages(out) if s not in self.read)  # neither a view nor written in place
+        new = (s for s in _storages(out) if s not in self.read)  # no parameter, no view, not written in place
         self.made |= dict.fromkeys(new, self.operations)
         return out
 
     def peak_and_largest(self, out: Any) -> tuple[int, int]:
         """Largest sum of live feature maps and the largest of them, in bytes; `out` is what the module returned."""
         read = self.read | dict.fromkeys(_storages(out), self.operations + 1)
-        sizes = {storage: storage.nbytes() for storage in self.made if storage in read and storage not in self.owned}
+        sizes = {storage: storage.nbytes() for storage in self.made if storage in read}
         change = [0] * (self.operations + 3)
         for storage, size in sizes.items():
             change[self.made[storage]] += size

@@ -40,8 +40,10 @@ def run_nsn(
         CheckpointError: if a folder holds a run of other settings.
     """
     images = load(data, data_dir=data_dir)
+    wanted = {"data": data, "seed": seed, "epochs": epochs, "precision": precision}
     for name in names:
-        if (out / name / SUMMARY).exists() and summaries(out)[name]["epochs"] == epochs:
+        done = summaries(out).get(name, {})
+        if all(done.get(key) == value for key, value in wanted.items()):
             continue
         torch.manual_seed(seed)
         inputs = images.train.images[0].numel()

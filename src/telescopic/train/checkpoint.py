@@ -63,7 +63,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} has checkpoint format {meta['format']}; this version reads {FORMAT}")
         return dict(meta, position=Position(**meta["position"]))
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}: start the run without resume") from error
+        raise CheckpointError(f"there is no checkpoint {path}: put it back, or start a new run") from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -85,13 +85,15 @@ def load_checkpoint(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer
     if shapes != expected:
         differing = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
         raise CheckpointError(f"{path} is of another network: {', '.join(differing[:3])} differ in name or shape")
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in stored.items():
+        if not name.startswith("net/"):
+            kind, index, key = [*name.split("/"), "", ""][:3]
+            if kind != "optimizer" or not index.isdecimal():
+                raise CheckpointError(f"{path} is not a checkpoint: it has a tensor {name!r}")
+            state.setdefault(int(index), {})[key] = tensor
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(stored[f"net/{name}"])
     if optimizer is not None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in stored.items():
-            if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -19,7 +19,7 @@ class Epoch:
         seconds: time for training and evaluating it.
         images_per_s: training images a second, evaluation left out.
         learning_rate: the optimizer's rate in it.
-        loss: what was minimised, mean over images.
+        loss: weighted sum of the members' losses, mean over images, without the L2 penalty.
         losses: each member's own training loss, in grid order.
         validation: each member's accuracy on the validation images, a fraction; NaN if there are none.
         test: each member's accuracy on the test images, a fraction.

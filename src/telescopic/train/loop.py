@@ -61,7 +61,8 @@ def fit(
         precision: fp32, or bf16 by autocast (evaluation stays in fp32).
         cpu: stay on the CPU even if there is a GPU.
         progress: True shows it, False is silent, None shows it live on a terminal and in few plain lines elsewhere.
-        checkpoint_seconds: a checkpoint is written when this long has passed since the last, and at the end.
+        checkpoint_seconds: a checkpoint is written when this long has passed since the last, after each epoch that
+            is the best so far, and at the end.
         on_epoch: called after each epoch, on the first process.
 
     Returns:
@@ -94,14 +95,14 @@ def fit(
     history = History(labels, net.grid.index(net.grid.full))
     position = Position()
     best: dict[str, Tensor] = {}
+    just_best = False
     same = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
     same["precision"] = precision
     facts = {**same, "threads": torch.get_num_threads(), "processes": world}
     if resume and out is not None and (out / LAST).exists():
-        found = read_facts(out / LAST)
-        _require_same(out / LAST, found, same)
-        history, position = History.from_dict(found["history"]), found["position"]
-        if (out / BEST).exists():
+        history, position = _left_off(out / LAST, same)
+        just_best = len(history) > 0 and position.batch == 0 and history.best() is history[-1]
+        if len(history) > 0 and not just_best:
             load_checkpoint(out / BEST, net)
             best = _copy(net)
         load_checkpoint(out / LAST, net, optimizer)
@@ -114,15 +115,26 @@ def fit(
     saved = time.monotonic()
     exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
+    if out is not None and rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (LAST, BEST, LOG):
+            for halved in out.glob(f".{name}.*.tmp"):  # left by a run that was killed while writing
+                halved.unlink(missing_ok=True)
+
     def save() -> None:
         nonlocal saved
         if out is not None and rank == 0:
-            if not all(tensor.isfinite().all() for tensor in net.parameters()):
-                raise _not_finite(position, out, recipe)
-            out.mkdir(parents=True, exist_ok=True)
             save_checkpoint(out / LAST, net, optimizer, position, {**facts, "history": history.to_dict()})
         saved = time.monotonic()
 
+    def save_best() -> None:
+        nonlocal best
+        best = _copy(net)
+        if out is not None and rank == 0:
+            save_checkpoint(out / BEST, net, None, position, {"epoch": history[-1].epoch})
+
+    if just_best:  # the kill may have come before the copy was written
+        save_best()
     board = tensorboard(out / "tensorboard") if out is not None and rank == 0 else None
     with (
         stop_requests() as stop,
@@ -131,7 +143,9 @@ def fit(
     ):
         while position.epoch <= recipe.epochs:
             began = time.monotonic() - position.seconds
-            sums = torch.tensor(position.sums or [0.0] * (1 + len(labels)), dtype=exact, device=device)
+            sums = torch.zeros(1 + len(labels), dtype=exact, device=device)
+            if position.sums and rank == 0:  # of the whole batches before, so they are added once
+                sums += torch.tensor(position.sums, dtype=exact, device=device)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(position.epoch)
             net.train()
@@ -151,18 +165,19 @@ def fit(
                 (loss * (world / size)).backward()
                 optimizer.step()
                 sums += torch.cat((loss.detach().view(1), losses))
-                if (batch + 1) % CHECK_EVERY == 0 and not sums.isfinite().all():
-                    raise _not_finite(Position(position.epoch, batch + 1), out, recipe)
                 report.batch(batch + 1)
-                due = time.monotonic() - saved > checkpoint_seconds
-                if world == 1 and (stop.requested or due) and batch + 1 < num_batches and sums.isfinite().all():
+                due = stop.requested or time.monotonic() - saved > checkpoint_seconds
+                pause = due and world == 1 and batch + 1 < num_batches
+                if (pause or (batch + 1) % CHECK_EVERY == 0) and not _finite(sums, net):
+                    raise _not_finite(Position(position.epoch, batch + 1), out, recipe)
+                if pause:
                     position = Position(position.epoch, batch + 1, time.monotonic() - began, sums.tolist())
                     save()
                     if stop.requested:
                         raise _interrupted(position, out)
             trained = time.monotonic() - began
             totals = accelerator.reduce(sums, "sum").cpu() / len(train)
-            if not totals.isfinite().all():
+            if not _finite(totals, net):
                 raise _not_finite(Position(position.epoch, num_batches), out, recipe)
             accuracy = []
             for mine, whole in zip(held, (data.validation, data.test), strict=True):
@@ -183,17 +198,15 @@ def fit(
                 )
             )
             position = Position(position.epoch + 1)
-            if history.best() is history[-1]:
-                best = _copy(net)
-                if out is not None and rank == 0:
-                    out.mkdir(parents=True, exist_ok=True)
-                    save_checkpoint(out / BEST, net, None, position, {"epoch": history[-1].epoch})
-            if stopping or position.epoch > recipe.epochs or time.monotonic() - saved > checkpoint_seconds:
+            if out is not None and rank == 0:
+                history.to_csv(out / LOG)
+            just_best = history.best() is history[-1]
+            overdue = time.monotonic() - saved > checkpoint_seconds
+            if just_best or stopping or overdue or position.epoch > recipe.epochs:
                 save()
+            if just_best:  # after `save`, so that the last checkpoint is never behind the best one
+                save_best()
             if rank == 0:
-                if out is not None:
-                    out.mkdir(parents=True, exist_ok=True)
-                    history.to_csv(out / LOG)
                 if board is not None:
                     board(history)
                 if on_epoch is not None:
@@ -209,21 +222,31 @@ def fit(
     return history
 
 
+def _finite(sums: Tensor, net: Nested) -> bool:
+    """Whether losses and weights are numbers; the weights are the first to go when the last step was too large."""
+    return bool(sums.isfinite().all()) and all(bool(p.isfinite().all()) for p in net.parameters())
+
+
 def _copy(net: Nested) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors(net).items()}
 
 
-def _require_same(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """A run may be resumed for longer or shorter, but not as another run."""
-    mine = {**expected["recipe"], **expected, "epochs": None, "recipe": None}
-    theirs = {**found["recipe"], **found, "epochs": None, "recipe": None}
-    for name, value in mine.items():
+def _left_off(path: Path, same: dict[str, Any]) -> tuple[History, Position]:
+    """Where a run stopped. It may be resumed for longer or shorter, but not as another run."""
+    found = read_facts(path)
+    try:
+        history = History.from_dict(found["history"])
+        theirs = {**found["recipe"], **found, "epochs": None, "recipe": None}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no run to go on with: is it a copy of {BEST}?") from error
+    for name, value in {**same["recipe"], **same, "epochs": None, "recipe": None}.items():
         # JSON knows no tuples, so both sides are compared as it would print them.
-        if name in theirs and repr(_plain(theirs[name])) != repr(_plain(value)):
+        if name in theirs and _plain(theirs[name]) != _plain(value):
             raise CheckpointError(
                 f"{path} was trained with {name} = {theirs[name]}, not {value}: resume it with what it began with, "
                 "or start a new run in another folder"
             )
+    return history, found["position"]
 
 
 def _plain(value: Any) -> Any:

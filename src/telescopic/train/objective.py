@@ -55,7 +55,8 @@ class Objective(nn.Module):
         self.net = net
         self.recipe = recipe
         self.full = net.grid.index(net.grid.full)
-        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        exact = torch.promote_types(next(net.parameters()).dtype, torch.float32)
+        self.register_buffer("weights", torch.tensor(weights, dtype=exact), persistent=False)
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of one batch, summed over its images.
@@ -67,17 +68,18 @@ class Objective(nn.Module):
         Returns:
             The weighted sum over members (a scalar to minimise), and each member's own loss `[members]`, detached.
         """
-        logits = self.net.all(x, self.recipe.mix)
+        # In float32 at least: bf16 is too coarse for sums over a batch.
+        logits = self.net.all(x, self.recipe.mix).to(self.weights.dtype)
         members, batch, _ = logits.shape
         losses = functional.cross_entropy(
-            logits.flatten(0, 1).float(),
+            logits.flatten(0, 1),
             labels.repeat(members),
             label_smoothing=self.recipe.label_smoothing,
             reduction="none",
         )
         losses = losses.view(members, batch).sum(1)
         if self.recipe.distillation:
-            losses = torch.lerp(losses, self._distillation(logits.float(), losses), self.recipe.distillation)
+            losses = torch.lerp(losses, self._distillation(logits, losses), self.recipe.distillation)
         return (self.weights * losses).sum(), losses.detach()
 
     def _distillation(self, logits: Tensor, losses: Tensor) -> Tensor:

@@ -1,0 +1,101 @@
+"""Writes the tables of results between the markers in README.md, from what lies in results/.
+
+python benchmarks/readme.py [--check]
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from telescopic.papers import nsn
+from telescopic.papers.reproduce import summaries
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results: python benchmarks/readme.py -->\n", "<!-- end of results -->\n"
+
+
+def tables() -> str:
+    """All tables as Markdown."""
+    found = summaries(ROOT / "results" / "nsn")
+    text = "NSN on MNIST, test accuracy; *validation* is the honest choice of the epoch, *best test* the paper's:\n\n"
+    rows = []
+    for row in nsn.ROWS:
+        if (run := found.get(row.experiment)) is not None:
+            chosen = [run["protocols"][name]["test"][run["models"].index(row.model.removeprefix("ref-"))]
+                      for name in ("best_test", "validation", "last")]  # fmt: skip
+            where = f"{row.experiment}: {row.model}" if row.experiment != row.model else row.model
+            rows.append([where, f"{row.test_accuracy:.4f}", *(f"{value:.4f}" for value in chosen), _how(run)])
+    text += _table(("network", "paper", "best test", "validation", "last epoch", "how"), rows)
+    main = found.get("model0-1-2")
+    if main is not None:
+        rows = [
+            [str(epoch), _slashed(theirs), _slashed(main["curve"].get(str(epoch)))]
+            for epoch, theirs in nsn.AUTHORS_RUN.items()
+        ]
+        text += "\nmodel0 / model1 / model2 of model0-1-2 after some epochs:\n\n"
+        text += _table(("epoch", "authors' own run", "ours"), rows)
+    text += _more("fashion", "NSN on Fashion-MNIST, model0 / model1 / model2:")
+    text += _more(
+        "mixes", "Ways to share the gradients, on MNIST, model0 / model1 / model2; the references stand below them:"
+    )
+    return text + _speed()
+
+
+def _more(name: str, title: str) -> str:
+    found = summaries(ROOT / "results" / f"nsn-{name}")
+    if not found:
+        return ""
+    order = sorted(found, key=nsn.EXPERIMENTS.index)
+    rows = []
+    for experiment in order:
+        protocols = [found[experiment]["protocols"][name]["test"] for name in ("best_test", "validation", "last")]
+        rows.append([experiment, *(_slashed(values) for values in protocols), _how(found[experiment])])
+    return f"\n{title}\n\n" + _table(("experiment", "best test", "validation", "last epoch", "how"), rows)
+
+
+def _speed() -> str:
+    text = ""
+    for name, title in (
+        ("speed", "Speed of training"),
+        ("kill", "Killed and resumed"),
+        ("fuzz-bundle", "Damaged bundles"),
+    ):
+        path = ROOT / "results" / f"{name}.json"
+        if path.exists() and "figures" in (result := json.loads(path.read_text())):
+            figures = {key: value for key, value in result["figures"].items() if not isinstance(value, dict)}
+            how = ", ".join(f"{key} {value}" for key, value in result["config"].items())
+            text += f"\n{title} ({how}; {result['machine']}):\n\n"
+            text += _table(("figure", "measured"), [[key, str(value)] for key, value in figures.items()])
+    return text
+
+
+def _how(run: Mapping[str, Any]) -> str:
+    return f"{run['epochs']} epochs, {run['precision']}"
+
+
+def _slashed(values: Sequence[float] | None) -> str:
+    return " / ".join(f"{value:.4f}" for value in values) if values else "–"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> int:
+    """Write the README, or only say whether it is up to date."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    fresh = f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    if "--check" in sys.argv:
+        return int(fresh != text)
+    readme.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

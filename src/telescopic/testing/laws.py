@@ -1,0 +1,238 @@
+"""The laws, each a function that raises AssertionError if it is broken; its docstring's first sentence is the law."""
+
+import copy
+import itertools
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from telescopic.architecture import named_tensors
+from telescopic.bundle import BundleError, load, save
+from telescopic.catalogue import measure
+from telescopic.extract import extract
+from telescopic.nested import Nested
+from telescopic.subnet import Subnet
+from telescopic.testing.trial import Trial, by_turns, demand, demand_same, gradients, ids, largest, macs
+
+
+@torch.no_grad()
+def no_memory(trial: Trial) -> None:
+    """No memory: in eval mode an answer depends on the input and the member alone, and asking changes nothing.
+
+    What was asked before makes no difference: other members in another order, all members, an extraction. The input,
+    the parameters and the buffers stay as they are.
+    """
+    net, before = trial.net, {name: tensor.clone() for name, tensor in named_tensors(trial.net).items()}
+    answers = {member: trial.answer(member) for member in trial.members}
+    given = trial.x.clone()
+    for member in reversed(trial.members):
+        demand_same(trial.answer(member), answers[member], f"{trial.label(member)}, asked first and asked again")
+        net(given, member)
+        demand(torch.equal(given, trial.x), f"{trial.label(member)} changes its input: something works in place on it")
+        extract(net, member)
+    net.all(given)
+    demand(torch.equal(given, trial.x), "net.all changes its input: something works in place on it")
+    for member in trial.members:
+        demand_same(trial.answer(member), answers[member], f"{trial.label(member)}, asked before and after net.all")
+    for name, tensor in named_tensors(net).items():
+        demand(torch.equal(tensor, before[name]), f"{name} has changed")
+
+
+@torch.no_grad()
+def extraction(trial: Trial) -> None:
+    """Extraction is exact: a member taken out answers as net(x, member) does, and as its row of net.all(x).
+
+    It is independent of the network, in eval mode, and of no other classes than its parts: of stock torch layers if
+    these are.
+    """
+    net, rows = trial.net, trial.rows()
+    demand(len(rows) == len(net.grid), f"net.all has {len(rows)} rows for {len(net.grid)} members")
+    for member in trial.members:
+        name, answer, taken = trial.label(member), trial.answer(member), extract(net, member)
+        shape = tuple(answer.shape)
+        demand(len(shape) == 2 and shape[0] == len(trial.x), f"{name} gives {shape}: logits are [batch, classes]")
+        demand_same(taken(trial.x.clone()), answer, f"{name}, extracted and by net(x, member)")
+        demand_same(rows[net.grid.index(member)], answer, f"{name}, its row of net.all(x) and net(x, member)")
+        demand(not any(part.training for part in taken.modules()), f"{name} is in training mode when extracted")
+        own = {nn.Sequential} | {type(module) for part in trial.parts(member) for module in part.modules()}
+        foreign = {type(module).__name__ for module in taken.modules() if type(module) not in own}
+        demand(not foreign, f"{name} is extracted with {', '.join(foreign)}, which its parts have not")
+        theirs, ours = ({t.untyped_storage().data_ptr() for t in named_tensors(m).values()} for m in (taken, net))
+        demand(not theirs & ours - {0}, f"{name} shares memory with the network when extracted")
+
+
+@torch.no_grad()
+def nesting(trial: Trial) -> None:
+    """Nesting: the stages that a member runs are also run by each member that contains it.
+
+    So their parameters and MACs never shrink from a member to one that contains it, and no member stands in the grid
+    before one that it contains. Adapters and heads are excepted: members of one entry have the same adapter and
+    members of one exit the same head, but a small member costs more than a larger one in total if its adapter (or
+    head) costs more than what it leaves out.
+    """
+    net, index = trial.net, trial.net.grid.index
+    members = sorted({*trial.members, net.grid.full}, key=index)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    inner, ends, cost = {}, {}, {}
+    for member in members:
+        adapter, *stages, head = (module for _, module in net.path(member))
+        inner[member], ends[member] = ids(stages), {"entry": ids([adapter]), "exit": ids([head])}
+        cost[member] = macs(nn.Sequential(*stages), adapter(trial.x[:1].clone()))
+    for small, large in itertools.product(members, members):
+        if not net.grid.contains(large, small):
+            continue
+        one, other = trial.label(small), trial.label(large)
+        demand(index(small) <= index(large), f"{other} stands in the grid before {one}, which it contains")
+        lost = ", ".join(names[i] for i in inner[small] - inner[large])
+        demand(not lost, f"{one} runs a stage with {lost}, which {other} has not, though it contains it")
+        demand(
+            cost[small] <= cost[large],
+            f"the stages of {one} cost {cost[small]} MACs, those of {other}, which contains it, {cost[large]}: "
+            "the adapter of the one gives larger features than the stages of the other",
+        )
+        for what in ("entry", "exit"):
+            alike = getattr(small, what) != getattr(large, what) or ends[small][what] == ends[large][what]
+            demand(alike, f"{one} and {other} have the same {what}, but not the same parameters there")
+
+
+def independence(trial: Trial) -> None:
+    """Independence: what lies outside a member neither changes its answer nor learns from it.
+
+    Its answer is both net(x, member) and its row of net.all(x). Buffers that it does not run lie outside too.
+    """
+    net = trial.net
+    for member in trial.members:
+        inside = ids(trial.parts(member))
+        outside = {n: p for n, p in net.named_parameters() if id(p) not in inside and p.is_floating_point()}
+        run = {id(buffer) for _, module in net.path(member) for buffer in module.buffers()}
+        buffers = [buffer for buffer in net.buffers() if id(buffer) not in run and buffer.is_floating_point()]
+
+        def answers(member: Subnet = member) -> dict[str, Tensor]:
+            return {"net(x, member)": trial.answer(member), "net.all(x)": trial.rows()[net.grid.index(member)]}
+
+        before = answers()
+        for how, logits in before.items():
+            found = gradients((logits * torch.randn_like(logits)).sum(), list(outside.values()))
+            for name, gradient in zip(outside, found, strict=True):
+                what = f"{name} is outside {trial.label(member)}, but gets a gradient from its {how}"
+                demand(largest(gradient) == 0, f"{what}, of up to {largest(gradient):.3g}")
+        with torch.no_grad():
+            saved = [(tensor, tensor.clone()) for tensor in (*outside.values(), *buffers)]
+            for tensor, _ in saved:
+                tensor.add_(torch.rand_like(tensor))  # positive, for buffers may hold variances
+            for how, logits in answers().items():
+                demand_same(logits, before[how], f"{trial.label(member)}, {how} before and after a change outside it")
+            for tensor, value in saved:
+                tensor.copy_(value)
+
+
+def gradient_mix(trial: Trial) -> None:
+    """The gradient mix is exact: it scales what each member sends to each parameter, and nothing else.
+
+    The gradient of net.all(x, mix) is the sum over members of mix[member][owner] times the gradient of that member
+    alone, taken from an extracted copy; the owner is the smallest member that has the parameter. Without a mix all
+    factors are 1, and towards the input they always are. No mix changes an answer.
+    """
+    net, grid = trial.net, trial.net.grid
+    x = trial.x.clone().requires_grad_()
+    logits = net.all(x.clone())
+    weights = torch.randn_like(logits)
+    owner: dict[int, int] = {}  # parameter → its owner; the input has none
+    alone: list[dict[int, Tensor]] = []  # member → tensor → gradient
+    for m, member in enumerate(grid):
+        theirs, taken = list(nn.ModuleList(trial.parts(member)).parameters()), extract(net, member)
+        copies = list(taken.parameters())
+        numbers = f"{trial.label(member)} has {len(theirs)} parameters, extracted {len(copies)}, or in another order"
+        demand([c.shape for c in copies] == [p.shape for p in theirs], numbers)
+        found = gradients((taken(x.clone()) * weights[m]).sum(), [x, *copies])
+        alone.append(dict(zip(map(id, [x, *theirs]), found, strict=True)))
+        for parameter in theirs:
+            owner.setdefault(id(parameter), m)
+    table = torch.rand(len(grid), len(grid))
+    table[torch.rand_like(table) < 0.3] = 0
+    table[torch.rand_like(table) < 0.2] = 1
+    tensors = {"the input": x, **dict(net.named_parameters())}
+    for mix in (None, tuple(tuple(row) for row in table.tolist())):
+        mixed = net.all(x.clone(), mix)
+        demand_same(mixed, logits, "net.all with and without a gradient mix")
+        found = gradients((mixed * weights).sum(), list(tensors.values()))
+        for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
+            o = owner.get(id(tensor))
+            factors = [1.0 if mix is None or o is None else mix[m][o] for m in range(len(grid))]
+            shares = [f * g[id(tensor)] for f, g in zip(factors, alone, strict=True) if id(tensor) in g]
+            whose = name if o is None else f"{name}, owned by {trial.label(grid[o])},"
+            how = f"the gradient of {whose} {'without a mix' if mix is None else 'with a random mix'}"
+            want, size = sum(shares, torch.zeros_like(tensor)), sum(map(largest, shares))
+            demand_same(gradient, want, f"{how}, from net.all and from its members alone", size)
+
+
+@torch.no_grad()
+def threads(trial: Trial) -> None:
+    """Threads: two that share the network in eval mode get the answers of one.
+
+    They take turns, module by module, so that the steps of one fall between those of the other for certain.
+    """
+    x, y = trial.x, torch.randn_like(trial.x)
+    for i, member in enumerate(trial.members):
+        other = trial.members[i - 1]
+        calls = [partial(trial.answer, member, x), partial(trial.answer, other, y)]
+        names = [trial.label(member), trial.label(other)]
+        for me, got in enumerate(by_turns(trial.net, calls)):
+            demand_same(got, calls[me](), f"{names[me]}, beside {names[1 - me]} in another thread and alone")
+    every = [partial(trial.rows, x), partial(trial.rows, y)]
+    for got, call in zip(by_turns(trial.net, every), every, strict=True):
+        demand_same(got, call(), "net.all, beside another thread's and alone")
+
+
+@torch.no_grad()
+def cost(trial: Trial) -> None:
+    """Cost is true: the catalogue's MACs and parameters are those that torch counts on the extracted member."""
+    net = trial.net
+    catalogue = measure(net, input_shape=trial.x.shape[1:])
+    listed = [entry.subnet for entry in catalogue]
+    demand(listed == list(net.grid), f"the catalogue lists {', '.join(map(str, listed))} for {net.grid}")
+    for member in trial.members:
+        stated, taken = catalogue[net.grid.index(member)], extract(net, member)
+        parameters = {id(p): p.numel() for part in trial.parts(member) for p in part.parameters()}
+        facts = (
+            ("MACs", stated.macs, macs(taken, trial.x[:1].clone())),
+            ("parameters", stated.params, sum(p.numel() for p in taken.parameters())),
+            ("parameters in the network", stated.params, sum(parameters.values())),
+        )
+        for what, number, counted in facts:
+            demand(number == counted, f"{trial.label(member)} has {counted} {what}, and the catalogue says {number}")
+
+
+@torch.no_grad()
+def round_trip(trial: Trial) -> None:
+    """Round trip: a bundle saved and loaded holds the same tensors and gives the same answers, whole or by member."""
+    net = trial.net
+
+    def blank() -> Nested | None:
+        """What to load into: nothing of the network's weights is left in it."""
+        if trial.rebuild:
+            return None
+        into = copy.deepcopy(net)
+        for tensor in named_tensors(into).values():
+            tensor.zero_()
+        return into
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.safetensors"
+        try:
+            save(net, path, input_shape=trial.x.shape[1:], architecture=trial.rebuild)
+        except BundleError as error:
+            raise AssertionError(f"{error}; or check with rebuild=False") from error
+        loaded = load(path, into=blank())
+        ours, theirs = named_tensors(net), named_tensors(loaded)
+        different = [
+            n for n in ours | theirs if n not in ours or n not in theirs or not torch.equal(ours[n], theirs[n])
+        ]
+        demand(not different, f"{', '.join(different)} differ after saving and loading")
+        for member in trial.members:
+            name, answer = trial.label(member), trial.answer(member)
+            demand_same(loaded(trial.x.clone(), member), answer, f"{name} of the network loaded and saved")
+            demand_same(load(path, member, into=blank())(trial.x.clone()), answer, f"{name}, loaded alone and saved")

@@ -1,0 +1,126 @@
+"""What laws are tried on, and the means to try them."""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from telescopic.nested import Nested
+from telescopic.subnet import Subnet
+
+TOLERANCE = 1e-12
+"""Largest difference between two ways to compute a number in float64, relative to the larger of its size and 1."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a law is tried on.
+
+    Attributes:
+        net: a copy of the network in eval mode and float64; a law may change it.
+        members: those to check, with all coordinates given.
+        x: a random input `[3, ...]`.
+        rebuild: whether a bundle can describe the network.
+    """
+
+    net: Nested
+    members: tuple[Subnet, ...]
+    x: Tensor
+    rebuild: bool
+
+    def answer(self, member: Subnet, x: Tensor | None = None) -> Tensor:
+        """A member's logits by `net(x, member)`, for a copy of the input."""
+        logits: Tensor = self.net((self.x if x is None else x).clone(), member)
+        return logits
+
+    def rows(self, x: Tensor | None = None) -> Tensor:
+        """All members' logits by `net.all(x)`, for a copy of the input."""
+        return self.net.all((self.x if x is None else x).clone())
+
+    def label(self, member: Subnet) -> str:
+        """What messages call a member."""
+        return f"member {self.net.grid.label(member)}"
+
+    def parts(self, member: Subnet) -> list[nn.Module]:
+        """What belongs to a member by definition: not asked of `net.path`, which may be what is broken."""
+        assert member.entry is not None and member.exit is not None
+        stages = list(self.net.stages)[member.entry : member.exit + 1]
+        return [self.net.entries[str(member.entry)], *stages, self.net.exits[str(member.exit)]]
+
+
+def demand(condition: bool, message: str) -> None:
+    """Raise AssertionError unless the condition holds; unlike `assert`, under `python -O` too."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def demand_same(got: Tensor, want: Tensor, what: str, size: float = 0.0) -> None:
+    """Demand that two results agree; `size` is that of the terms of which they are sums, if these are larger."""
+    demand(got.shape == want.shape, f"{what}: they have shapes {tuple(got.shape)} and {tuple(want.shape)}")
+    difference, allowed = largest(got - want), TOLERANCE * max(1.0, size, largest(want))
+    # So NaN and infinity fail too.
+    demand(difference <= allowed < math.inf, f"{what}: they differ by up to {difference:.3g}, and {allowed:.1g} is allowed")
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest absolute value; 0 if there is none."""
+    return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+
+
+def ids(modules: Iterable[nn.Module]) -> set[int]:
+    """Which parameters modules hold."""
+    return {id(parameter) for module in modules for parameter in module.parameters()}
+
+
+def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a scalar; zeros where it does not depend on a tensor or the tensor wants none."""
+    wanting = [tensor for tensor in tensors if tensor.requires_grad] if loss.requires_grad else []
+    found = torch.autograd.grad(loss, wanting, allow_unused=True, materialize_grads=True) if wanting else ()
+    given = {id(tensor): gradient for tensor, gradient in zip(wanting, found, strict=True)}
+    return [given[id(tensor)] if id(tensor) in given else torch.zeros_like(tensor) for tensor in tensors]
+
+
+def macs(module: nn.Module, x: Tensor) -> int:
+    """Multiply-adds by torch's own counter, on real tensors. Sets `requires_grad` of all parameters."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # an encoder layer's fast path, for frozen ones, ...
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(x)  # ... and fused attention count as zero
+    return int(counter.get_total_flops()) // 2
+
+
+def by_turns(net: nn.Module, calls: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+    """Make two calls of a network in two threads, each of which lets the other go on before it runs a module."""
+    turns, ended, who = [threading.Semaphore(0), threading.Semaphore(0)], [False, False], dict[int, int]()
+
+    def hand_over(*_: object) -> None:
+        me = who.get(threading.get_ident())
+        if me is not None and not ended[1 - me]:
+            turns[1 - me].release()
+            turns[me].acquire(timeout=1)  # a module may hold a lock without which the other thread cannot come back
+
+    def run(me: int) -> Tensor:
+        who[threading.get_ident()] = me
+        turns[me].acquire()
+        try:
+            with torch.no_grad():  # each thread has its own grad mode
+                return calls[me]()
+        finally:
+            ended[me] = True
+            turns[1 - me].release()
+
+    hooks = [module.register_forward_pre_hook(hand_over) for module in net.modules()]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(run, me) for me in (0, 1)]
+            turns[0].release()
+            return [future.result() for future in futures]
+    finally:
+        for hook in hooks:
+            hook.remove()

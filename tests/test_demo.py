@@ -1,0 +1,26 @@
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_demo_runs_end_to_end(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py"), "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "entry=1: " in result.stdout and "max_macs binds" in result.stdout
+    accuracy = float(result.stdout.split("360 test images: ")[1].split("%")[0])
+    assert accuracy > 93
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "demo" / "small.onnx").stat().st_size < 40_000
+
+
+def test_the_readme_shows_the_results_that_are_here() -> None:
+    check = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], check=False)
+    assert check.returncode == 0, "README.md is out of date: run python benchmarks/readme.py"

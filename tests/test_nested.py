@@ -1,0 +1,336 @@
+import copy
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from telescopic import Nested, Subnet
+from telescopic.networks import mlp
+
+
+class Ones(nn.Module):
+    """Features or logits that are all 1, so that dropout can be seen."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones(len(x), self.size)
+
+
+def linears(num: int) -> list[nn.Module]:
+    return [nn.Linear(3, 3) for _ in range(num)]
+
+
+def exits_of(*places: int, num_stages: int = 3) -> Nested:
+    """One entry, some exits; float64."""
+    torch.manual_seed(0)
+    return Nested(linears(num_stages), exits={place: nn.Linear(3, 2) for place in places}).double()
+
+
+def per_entry() -> Nested:
+    """Two linear stages with BatchNorm, entries before both."""
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(2)]
+    return Nested(stages, {0: nn.Identity(), 1: nn.Identity()}, statistics="per-entry").double()
+
+
+def counted(net: Nested, call: Callable[[], object]) -> dict[str, int]:
+    """How often a call runs each part."""
+    calls: Counter[str] = Counter()
+    names = {module: name for name, module in net.named_modules() if name.count(".") == 1}
+    hooks = [module.register_forward_hook(lambda part, *_: calls.update([names[part]])) for module in names]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return dict(calls)
+
+
+def inputs(batch: int = 4) -> Tensor:
+    return torch.randn(batch, 3, dtype=torch.float64)
+
+
+def gradients(net: Nested, loss: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
+
+
+# What a member computes ---------------------------------------------------------------------------------------------
+
+
+def test_members_by_hand() -> None:
+    a, b, c = (nn.Linear(2, 2, bias=False, dtype=torch.float64) for _ in range(3))
+    stages = [nn.Tanh(), nn.Sequential(b, nn.Sigmoid())]
+    net = Nested(stages, {0: a, 1: c, 2: nn.Identity()}, {-1: nn.Softmax(1), 1: nn.Identity(), 0: nn.ReLU()})
+    assert net.stages[1] is stages[1]
+    x = torch.randn(4, 2, dtype=torch.float64)
+    u, v = x @ a.weight.T, x @ c.weight.T
+    by_hand = {  # in grid order: by number of stages, then exit
+        Subnet(entry=0, exit=-1): u.softmax(1),
+        Subnet(entry=1, exit=0): v.relu(),
+        Subnet(entry=2, exit=1): x,
+        Subnet(entry=0, exit=0): u.tanh().relu(),
+        Subnet(entry=1, exit=1): (v @ b.weight.T).sigmoid(),
+        Subnet(entry=0, exit=1): (u.tanh() @ b.weight.T).sigmoid(),
+    }
+    for member, logits in by_hand.items():
+        torch.testing.assert_close(net(x, member), logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net.all(x), torch.stack(list(by_hand.values())), rtol=0, atol=1e-12)
+    assert torch.equal(net(x), net(x, Subnet(entry=0, exit=1)))
+    assert torch.equal(net(x, Subnet(exit=-1)), net(x, net.grid[0]))
+
+
+def test_one_module_may_be_a_stage_and_a_head() -> None:
+    tanh = nn.Tanh()
+    net, x = Nested([nn.Linear(3, 3), tanh], exits={0: tanh, 1: tanh}), torch.randn(4, 3)
+    assert torch.equal(net.all(x), torch.stack([net(x, member) for member in net.grid]))
+    longer = Nested([tanh, nn.Linear(3, 3), tanh], exits={0: tanh, 1: tanh, -1: tanh, 2: tanh})
+    assert torch.equal(longer.all(x), torch.stack([longer(x, member) for member in longer.grid]))
+
+
+def test_paths_and_owners() -> None:
+    net = Nested(linears(3), {0: nn.Identity(), 2: nn.Identity()}, {1: nn.Identity(), 2: nn.Identity()})
+    assert [name for name, _ in net.path(Subnet(entry=2))] == ["entries.2", "stages.2", "exits.2"]
+    assert [name for name, _ in net.path(Subnet(exit=1))] == ["entries.0", "stages.0", "stages.1", "exits.1"]
+    assert [module for _, module in net.path()][1:-1] == list(net.stages)
+    # Members: entry 2 exit 1 (no stage), entry 2 exit 2, entry 0 exit 1, full.
+    owners = {"entries.2": 0, "exits.1": 0, "stages.2": 1, "exits.2": 1, "entries.0": 2, "stages.0": 2, "stages.1": 2}
+    assert net.owners() == owners
+
+
+def test_all_runs_what_exits_share_once() -> None:
+    net, x = exits_of(-1, 1, 2), inputs()
+    stages = {"stages.0": 1, "stages.1": 1, "stages.2": 1}
+    assert counted(net, lambda: net.all(x)) == {"entries.0": 1, **stages, "exits.-1": 1, "exits.1": 1, "exits.2": 1}
+    assert counted(net, lambda: net(x, Subnet(exit=1))) == {"entries.0": 1, "stages.0": 1, "stages.1": 1, "exits.1": 1}
+
+
+def test_entries_share_no_computation() -> None:
+    net = mlp(3, (3, 3), 2)
+    assert counted(net, lambda: net.all(torch.randn(4, 3))) == {
+        **{"entries.0": 1, "entries.1": 1, "entries.2": 1},
+        **{"stages.0": 1, "stages.1": 2, "exits.1": 3},
+    }
+
+
+# The gradient mix ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_mix_distinguishes_runs_separately() -> None:
+    net, x = exits_of(0, 1, 2), inputs()
+    # Stage 0 is owned by exit 0, stage 1 by exit 1: the last two members see stage 0 alike, the first another way.
+    mix = ((1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5, 0.0, 1.0))
+    runs = {"entries.0": 1, "stages.0": 2, "stages.1": 2, "stages.2": 1, "exits.0": 1, "exits.1": 1, "exits.2": 1}
+    assert counted(net, lambda: net.all(x, mix)) == runs
+    assert torch.equal(net.all(x, mix), net.all(x))
+    with torch.no_grad():
+        assert counted(net, lambda: net.all(x, mix)) == dict.fromkeys(runs, 1)
+    net.stages.requires_grad_(False)
+    assert counted(net, lambda: net.all(x, mix)) == dict.fromkeys(runs, 1)
+
+
+def test_a_mix_scales_gradients_by_owner() -> None:
+    net, x = exits_of(0, 1), inputs()
+    x.requires_grad_()
+    weights = torch.randn(2, 4, 2, dtype=torch.float64)
+    small, full = (gradients(net, (net(x, member) * weights[m]).sum()) for m, member in enumerate(net.grid))
+    mixed = net.all(x, ((0.25, 7.0), (0.0, 3.0))) * weights
+    found = gradients(net, mixed.sum())
+    for name in small:
+        owned_by_small = name.startswith(("stages.0", "exits.0"))
+        want = 0.25 * small[name] + 0.0 * full[name] if owned_by_small else 3.0 * full[name]
+        torch.testing.assert_close(found[name], want, rtol=0, atol=1e-12)
+    # Towards the input nothing is scaled, not even by a layer that learns nothing.
+    plain = (net.all(x) * weights).sum()
+    mixed = (net.all(x, ((0.25, 7.0), (0.0, 3.0))) * weights).sum()
+    (one,), (other,) = (torch.autograd.grad(loss, [x]) for loss in (mixed, plain))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert float(other.abs().max()) > 0.01
+
+
+def test_a_mix_of_tied_weights_within_a_stage() -> None:
+    shared = nn.Linear(3, 3)
+    net = Nested([nn.Sequential(shared, nn.Tanh(), shared)]).double()
+    x = inputs()
+    plain, halved = (gradients(net, net.all(x, mix).sum()) for mix in (None, ((0.5,),)))
+    assert len(plain) == 2
+    for name in plain:
+        torch.testing.assert_close(halved[name], 0.5 * plain[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mix", "facts"), [((), r"0 rows of \[\]"), (((1,), (1,)), r"2 rows of \[1\]"), (((1, 1), (1,)), r"of \[1, 2\]")]
+)
+def test_mixes_of_another_size(mix: tuple[tuple[float, ...], ...], facts: str) -> None:
+    with pytest.raises(ValueError, match=rf"^a gradient mix of this network is 2 × 2; this has .*{facts}$"):
+        exits_of(0, 1).all(inputs(), mix)
+
+
+# Dropout ------------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_goes_by_the_stages_since_the_members_own_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = mlp(3, (4, 5, 6), 7, dropout=(0.2, 0.5)), torch.randn(4, 3)
+    asked: list[tuple[int, float]] = []
+
+    def dropout(features: Tensor, p: float) -> Tensor:
+        asked.append((features.shape[1], p))
+        return features
+
+    monkeypatch.setattr(functional, "dropout", dropout)
+    wanted = {0: [(4, 0.2), (5, 0.5)], 1: [(5, 0.2), (6, 0.5)], 2: [(6, 0.2)], 3: []}  # (features, p)
+    for entry, drops in wanted.items():
+        asked.clear()
+        net(x, Subnet(entry=entry))
+        assert asked == drops
+    asked.clear()
+    net.all(x)
+    assert sorted(asked) == sorted(drop for drops in wanted.values() for drop in drops)
+    asked.clear()
+    net.eval()
+    net.all(x)
+    net(x)
+    assert asked == []
+
+
+def test_dropout_drops_features_but_neither_input_nor_logits() -> None:
+    torch.manual_seed(0)
+    seen: list[Tensor] = []
+    head = Ones(10)
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    net = Nested([Ones(500), nn.Identity()], exits={1: head}, dropout=(0.2, 0.5))
+    assert torch.equal(net(torch.ones(400, 1)), torch.ones(400, 10))
+    values, counts = seen[-1].unique(return_counts=True)
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / (0.8 * 0.5)]))
+    assert float(counts[0]) / seen[-1].numel() == pytest.approx(1 - 0.8 * 0.5, abs=0.005)  # sd 0.001
+    net(torch.ones(400, 1), Subnet(entry=0))
+    assert not torch.equal(seen[-1], seen[-2])
+    net.eval()(torch.ones(400, 1))
+    assert torch.equal(seen[-1], torch.ones(400, 500))
+
+
+def test_exits_share_what_was_dropped_and_no_stage_means_no_dropout() -> None:
+    heads = {-1: nn.Identity(), 0: nn.Identity(), 1: nn.Identity()}
+    net = Nested([nn.Identity(), nn.Identity()], exits=heads, dropout=(0.5,))
+    x = torch.ones(4, 100)
+    none, first, second = net.all(x)
+    assert torch.equal(none, x)
+    assert torch.equal(first, second)  # computed once, and the second stage has no dropout of its own
+    assert set(first.unique().tolist()) == {0, 2}
+
+
+# Statistics ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_moves_only_the_statistics_of_the_own_entry() -> None:
+    net = per_entry()
+    norms = {0: [net.stages[0][1], net.stages[1][1]], 1: [net.twins["1-1"][1]]}
+    assert list(net.twins) == ["1-1"]  # entry 1 does not run stage 0
+    x = inputs(8)
+    net(x, Subnet(entry=1))
+    assert [int(norm.num_batches_tracked) for norm in norms[0] + norms[1]] == [0, 0, 1]
+    seen = net.stages[1][0](x)
+    torch.testing.assert_close(norms[1][0].running_mean, 0.1 * seen.mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(norms[1][0].running_var, 0.9 + 0.1 * seen.var(0), rtol=0, atol=1e-12)
+    net.all(x)
+    assert [int(norm.num_batches_tracked) for norm in norms[0] + norms[1]] == [1, 1, 2]
+    assert not torch.equal(norms[0][1].running_mean, norms[1][0].running_mean)
+
+
+def test_shared_statistics_are_moved_by_every_entry() -> None:
+    net = Nested([nn.Identity(), nn.BatchNorm1d(3)], {0: nn.Identity(), 1: nn.Identity()})
+    assert len(net.twins) == 0
+    net.all(torch.randn(4, 3))
+    assert int(net.stages[1].num_batches_tracked) == 2
+
+
+def test_only_stages_with_buffers_have_twins() -> None:
+    stages = [nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3)]
+    net = Nested(stages, {i: nn.Identity() for i in (0, 1, 2, 4)}, statistics="per-entry")
+    assert list(net.twins) == ["1-1", "1-3", "2-3"]
+
+
+@pytest.mark.parametrize("change", [lambda net: net, copy.deepcopy, nn.Module.double, nn.Module.half])
+def test_entries_share_the_very_parameters(change: Callable[[Nested], Nested]) -> None:
+    net = change(per_entry().float())
+    pairs = list(zip(net.stages[1].named_parameters(), net.twins["1-1"].named_parameters(), strict=True))
+    assert len(pairs) == 4
+    assert all(one[0] == other[0] and one[1] is other[1] for one, other in pairs)
+    assert len(list(net.parameters())) == 8
+    buffers = zip(net.stages[1].buffers(), net.twins["1-1"].buffers(), strict=True)
+    assert all(one.data_ptr() != other.data_ptr() for one, other in buffers)
+
+
+def test_both_entries_teach_the_shared_parameters() -> None:
+    net, x = per_entry().eval(), inputs()
+    weights = torch.randn(2, 4, 3, dtype=torch.float64)
+    alone = [gradients(net, (net(x, member) * weights[m]).sum()) for m, member in enumerate(net.grid)]
+    both = gradients(net, (net.all(x) * weights).sum())
+    mixed = gradients(net, (net.all(x, ((0.5, 1.0), (0.25, 1.0))) * weights).sum())
+    for name in both:
+        torch.testing.assert_close(both[name], alone[0][name] + alone[1][name], rtol=0, atol=1e-12)
+        if name.startswith("stages.1"):  # owned by the smaller member
+            want = 0.5 * alone[0][name] + 0.25 * alone[1][name]
+            torch.testing.assert_close(mixed[name], want, rtol=0, atol=1e-12)
+            assert float(alone[0][name].abs().max()) > 0.001
+
+
+def test_statistics_travel_in_the_state() -> None:
+    net = per_entry()
+    for _ in range(3):
+        net.all(inputs())
+    other = per_entry()
+    other.load_state_dict(net.state_dict())
+    x = inputs()
+    assert torch.equal(other.eval().all(x), net.eval().all(x))
+    assert other.twins["1-1"][0].weight is other.stages[1][0].weight
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"entries": {3: nn.Identity()}}, r"^entry 3 is outside this network of 2 stages: give 0 to 2$"),
+        ({"entries": {-1: nn.Identity()}}, r"entry -1 is outside .* give 0 to 2"),
+        ({"exits": {2: nn.Identity()}}, r"^exit 2 is outside this network of 2 stages: give -1 to 1$"),
+        ({"exits": {-2: nn.Identity()}}, r"exit -2 is outside"),
+        ({"entries": {}}, "a grid needs at least one value in entries"),
+        ({"entries": {2: nn.Identity()}, "exits": {0: nn.Identity()}}, r"every entry \(2,\) lies behind every exit"),
+        ({"dropout": (0.5, 1)}, r"^dropout \(0\.5, 1\) must hold probabilities of dropping, at least 0 and below 1$"),
+        ({"dropout": (-0.1,)}, "at least 0 and below 1"),
+        ({"dropout": (float("nan"),)}, "at least 0 and below 1"),
+        ({"statistics": "own"}, r"^statistics 'own' is neither 'shared' nor 'per-entry'$"),
+    ],
+)
+def test_networks_that_are_none(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Nested(linears(2), **arguments)
+
+
+def test_parts_that_share_a_parameter_are_refused() -> None:
+    layer = nn.Linear(3, 3)
+    remedy = r"share a parameter of shape \(3, 3\): each belongs to one stage, adapter or head"
+    with pytest.raises(ValueError, match=rf"^stages\.0 and stages\.2 {remedy}"):
+        Nested([layer, nn.ReLU(), nn.Sequential(layer)])
+    with pytest.raises(ValueError, match=rf"^stages\.0 and exits\.1 {remedy}"):
+        Nested([layer, nn.ReLU()], exits={1: layer})
+    with pytest.raises(ValueError, match=rf"^entries\.0 and entries\.1 {remedy}"):
+        Nested([nn.ReLU()], entries={0: layer, 1: layer})
+    relu = nn.ReLU()
+    assert len(Nested([relu, layer, relu], {0: relu, 1: relu}).grid) == 2  # nothing to own
+
+
+def test_a_member_that_is_not_there() -> None:
+    net = mlp(3, (3, 3), 2, entries=(0, 2))
+    for ask in (lambda: net(torch.ones(1, 3), Subnet(entry=1)), lambda: net.path(Subnet(entry=1))):
+        with pytest.raises(ValueError, match=r"^there is no member entry=1: .*; nearest is entry="):
+            ask()
+    with pytest.raises(TypeError, match=r"expected a telescopic\.Subnet, got int 0"):
+        net(torch.ones(1, 3), 0)

@@ -1,0 +1,246 @@
+"""The objective and the optimizer's groups, against formulas written out by hand, in float64."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from telescopic.nested import Mix, Nested
+from telescopic.networks import mlp
+from telescopic.papers import nsn
+from telescopic.train import Objective, Recipe, pairwise
+from telescopic.train.objective import parameter_groups
+
+EXACT = {"rtol": 0.0, "atol": 1e-12}
+
+
+def network(seed: int = 0) -> Nested:
+    """Members of 0, 1 and 2 hidden layers; the first stage is the full network's own."""
+    torch.manual_seed(seed)
+    return mlp(4, (4, 4), 3).double()
+
+
+def batch(size: int = 6, features: int = 4, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size, features, generator=generator, dtype=torch.float64)
+    return x, torch.randint(classes, (size,), generator=generator)
+
+
+def log_probabilities(net: Nested, x: Tensor, temperature: float = 1.0) -> Tensor:
+    """Of each member, `[members, batch, classes]`, one member at a time."""
+    logits = torch.stack([net(x, member) for member in net.grid]) / temperature
+    return logits - logits.exp().sum(2, keepdim=True).log()
+
+
+def close(one: Tensor, other: Tensor | float) -> None:
+    torch.testing.assert_close(one, torch.as_tensor(other, dtype=torch.float64), **EXACT)
+
+
+def test_the_loss_is_the_weighted_sum_over_members_of_sums_over_images() -> None:
+    net, (x, y) = network(), batch()
+    nll = -log_probabilities(net, x)[:, range(6), y].sum(1)
+    loss, losses = Objective(net, Recipe(epochs=1, weights=(0.5, 0.0, 3.0)))(x, y)
+    close(losses, nll)
+    close(loss, 0.5 * nll[0] + 3 * nll[2])
+    assert loss.requires_grad and not losses.requires_grad
+
+
+def test_without_weights_it_is_the_mean_over_members() -> None:
+    net, (x, y) = network(), batch()
+    nll = -log_probabilities(net, x)[:, range(6), y].sum(1)
+    close(Objective(net, Recipe(epochs=1))(x, y)[0], nll.sum() / 3)
+
+
+def test_label_smoothing_spreads_probability_over_all_classes() -> None:
+    net, (x, y) = network(), batch()
+    logs = log_probabilities(net, x)
+    expected = -(0.7 * logs[:, range(6), y] + 0.3 * logs.mean(2)).sum(1)
+    close(Objective(net, Recipe(epochs=1, label_smoothing=0.3))(x, y)[1], expected)
+
+
+def test_distillation_is_the_formula_and_spares_the_full_network() -> None:
+    net, (x, y) = network(), batch()
+    nll = -log_probabilities(net, x)[:, range(6), y].sum(1)
+    soft = log_probabilities(net, x, temperature=3.0)
+    divergence = 9 * (soft[2].exp() * (soft[2] - soft)).sum((1, 2))
+    expected = torch.stack([0.75 * nll[m] + 0.25 * divergence[m] for m in (0, 1)] + [nll[2]])
+    loss, losses = Objective(net, Recipe(epochs=1, distillation=0.25, temperature=3.0))(x, y)
+    close(losses, expected)
+    close(loss, expected.mean())
+    assert (divergence[:2] > 1e-3).all(), "or the formula would not be seen"
+
+
+def test_the_teacher_learns_nothing_from_its_pupils() -> None:
+    net, (x, y) = network(), batch()
+    recipe = Recipe(epochs=1, weights=(1.0, 1.0, 0.0), distillation=1.0)
+    Objective(net, recipe)(x, y)[0].backward()
+    teachers_own = [p.grad for p in net.stages[0].parameters()]
+    assert all(grad is None or not grad.any() for grad in teachers_own)
+    assert all(p.grad is not None and p.grad.any() for p in net.stages[1].parameters()), "its pupils do learn"
+
+
+def test_the_full_network_learns_alike_with_and_without_pupils() -> None:
+    net, (x, y) = network(), batch()
+    grads = []
+    for distillation in (0.0, 1.0):
+        net.zero_grad()
+        Objective(net, Recipe(epochs=1, weights=(0.0, 0.0, 1.0), distillation=distillation))(x, y)[0].backward()
+        grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    for one, other in zip(*grads, strict=True):
+        close(one, other)
+
+
+def test_losses_of_bf16_logits_are_summed_in_float32() -> None:
+    net, (x, y) = network().float(), batch(4096)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, losses = Objective(net, Recipe(epochs=1))(x.float(), y)
+        logits = net.all(x.float())
+    assert logits.dtype == torch.bfloat16
+    nll = torch.stack([functional.cross_entropy(z.double(), y, reduction="sum") for z in logits])
+    assert loss.dtype == losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), nll, rtol=1e-5, atol=0)  # bf16 itself resolves 4e-3
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)])
+def test_weights_that_do_not_fit_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="3 members need as many loss weights, none negative, not all 0; got"):
+        Objective(network(), Recipe(epochs=1, weights=weights))
+
+
+@pytest.mark.parametrize("mix", [pairwise(2), ((1.0, 1.0, 1.0),) * 2, ((1.0, 1.0),) * 3])
+def test_a_mix_that_does_not_fit_is_refused(mix: Mix) -> None:
+    with pytest.raises(ValueError, match="this network has 3 members: its gradient mix is 3 × 3 numbers"):
+        Objective(network(), Recipe(epochs=1, mix=mix))
+
+
+def test_pairwise_tables() -> None:
+    assert pairwise(1) == ((1.0,),)
+    assert pairwise(2) == ((0.5, 0.0), (0.5, 1.0))
+    assert pairwise(4) == ((0.5, 0.0, 0.0, 0.0), (0.5, 0.5, 0.0, 0.0), (0.0, 0.5, 0.5, 0.0), (0.0, 0.0, 0.5, 1.0))
+    with pytest.raises(ValueError, match="one member or more, not 0"):
+        pairwise(0)
+
+
+def mixed_gradients(net: Nested, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Gradients with the penalty written into the full network's loss: a copy and a backward pass for each member."""
+    weights = recipe.weights or (1 / len(net.grid),) * len(net.grid)
+    owners, total = net.owners(), {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for m, member in enumerate(net.grid):
+        alone = copy.deepcopy(net)
+        loss = functional.cross_entropy(alone(x, member), y)
+        if member == net.grid.full:
+            run = {id(p) for _, part in alone.path(member) for p in part.parameters()}
+            matrices = [p for p in alone.parameters() if id(p) in run and p.ndim > 1]
+            loss = loss + recipe.l2 * sum(p.square().sum() for p in matrices)
+        (weights[m] * loss).backward()
+        for name, p in alone.named_parameters():
+            if p.grad is not None:
+                scale = recipe.mix[m][owners[".".join(name.split(".")[:2])]] if recipe.mix is not None else 1.0
+                total[name] += scale * p.grad
+    return total
+
+
+def step(net: Nested, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Weights after one step as the loop takes it."""
+    optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=0.5, fused=True)
+    (Objective(net, recipe)(x, y)[0] / len(y)).backward()
+    optimizer.step()
+    return {name: p.detach() for name, p in net.named_parameters()}
+
+
+def uneven() -> Nested:
+    """Adapters that only some members have, and a head for each depth."""
+    torch.manual_seed(2)
+    stages = [nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)), nn.Linear(5, 6)]
+    return Nested(stages, {0: nn.Identity(), 1: nn.Linear(4, 5)}, {0: nn.Linear(5, 3), 1: nn.Linear(6, 3)}).double()
+
+
+numbers = st.floats(0, 2)
+
+
+@pytest.mark.parametrize("build", [network, uneven])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data(), l2=numbers)
+def test_weight_decay_is_the_penalty_of_the_full_networks_loss(
+    build: Callable[[], Nested], data: st.DataObject, l2: float
+) -> None:
+    net, (x, y) = build(), batch()
+    members = len(net.grid)
+    row = st.tuples(*[numbers] * members)
+    weights = data.draw(st.none() | row.filter(lambda w: sum(w) > 0))
+    recipe = Recipe(epochs=1, l2=l2, weights=weights, mix=data.draw(st.none() | st.tuples(*[row] * members)))
+    grads = mixed_gradients(net, recipe, x, y)
+    expected = {name: p.detach() - 0.5 * grads[name] for name, p in net.named_parameters()}
+    for name, weight in step(net, recipe, x, y).items():
+        close(weight, expected[name])
+
+
+def test_pairwise_sharing_halves_the_decay_of_shared_layers_and_spares_the_softmax_layer() -> None:
+    net = network()
+    groups = parameter_groups(net, Recipe(epochs=1, l2=0.5, weights=(1.0, 1.0, 1.0), mix=pairwise(3)))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    found = {name: decay[id(p)] for name, p in net.named_parameters()}
+    weights = {"stages.0.0.weight": 1.0, "stages.1.0.weight": 0.5, "exits.1.weight": 0.0}
+    biases = dict.fromkeys(("stages.0.0.bias", "stages.1.0.bias", "exits.1.bias"), 0.0)
+    assert found == weights | biases
+
+
+def test_a_tenth_of_the_rate_makes_torchs_momentum_equation_4() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    w, v = weight.detach().clone(), torch.zeros(5, dtype=torch.float64)
+    optimizer = torch.optim.SGD([weight], lr=0.3 * 0.1, momentum=0.9)
+    for _ in range(10):
+        weight.grad = torch.randn(5, dtype=torch.float64)
+        v = 0.9 * v + 0.1 * weight.grad
+        w = w - 0.3 * v
+        optimizer.step()
+        close(weight.detach(), w)
+
+
+def test_a_step_of_nsn_is_the_authors_step() -> None:
+    """Three models, copies of the shared layers, three backward passes, averages of pairs, Eq. 4, L2 on model2."""
+    torch.manual_seed(0)
+    net = nsn.network(2, inputs=8, classes=5).double().eval()  # without dropout
+    recipe = nsn.recipe(2, l2=0.01)
+    optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=recipe.learning_rate, momentum=recipe.momentum)
+    names = {"stages.0.0": "first", "stages.1.0": "second", "exits.1": "softmax"}
+    layers = {
+        names[name]: (linear.weight.detach().clone(), linear.bias.detach().clone())
+        for name, linear in net.named_modules()
+        if isinstance(linear, nn.Linear)
+    }
+    models = {"model0": ["softmax"], "model1": ["second", "softmax"], "model2": ["first", "second", "softmax"]}
+    learns_from = {"softmax": ["model0", "model1"], "second": ["model1", "model2"], "first": ["model2"]}
+    momentum = {name: [torch.zeros_like(t) for t in pair] for name, pair in layers.items()}
+    for _ in range(3):
+        x, y = torch.randn(7, 8, dtype=torch.float64), torch.randint(5, (7,))
+        optimizer.zero_grad()
+        (Objective(net, recipe)(x, y)[0] / 7).backward()
+        optimizer.step()
+
+        grads: dict[str, dict[str, tuple[Tensor, ...]]] = {}
+        for model, path in models.items():
+            own = {name: tuple(t.clone().requires_grad_() for t in layers[name]) for name in path}
+            h = x
+            for name in path:
+                h = functional.linear(h.relu() if name != path[0] else h, *own[name])
+            loss = functional.cross_entropy(h, y)
+            if model == "model2":
+                loss = loss + 0.01 * sum(weight.square().sum() for weight, _ in own.values())
+            loss.backward()
+            grads[model] = {name: tuple(t.grad for t in pair) for name, pair in own.items()}  # type: ignore[misc]
+        for name, sources in learns_from.items():
+            for i in (0, 1):
+                grad = sum(grads[model][name][i] for model in sources) / len(sources)
+                momentum[name][i] = 0.9 * momentum[name][i] + 0.1 * grad
+            weight, bias = layers[name]
+            layers[name] = weight - 0.3 * momentum[name][0], bias - 0.3 * momentum[name][1]
+        for module, name in names.items():
+            close(net.get_submodule(module).weight.detach(), layers[name][0])
+            close(net.get_submodule(module).bias.detach(), layers[name][1])

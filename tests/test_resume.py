@@ -1,0 +1,382 @@
+"""A run that was stopped, by a signal or by a kill, ends with exactly the weights of one that never was.
+
+As a program (`python tests/test_resume.py FOLDER`) it is the victim: it forks runs and kills them at random moments.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from telescopic.bundle import save
+from telescopic.data import Augment, Dataset, Preprocess, Split
+from telescopic.nested import Nested
+from telescopic.networks import mlp
+from telescopic.train import CheckpointError, History, Objective, Recipe, evaluate, fit, pairwise
+from telescopic.train.checkpoint import load_checkpoint, read_facts
+
+LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
+RECIPE = Recipe(
+    epochs=4,
+    batch_size=16,
+    learning_rate=0.05,
+    milestones=(3,),
+    l2=1e-3,
+    mix=pairwise(3),
+    augment=Augment(pad=1, flip=True),
+)
+
+
+def data(num: int = 120, seed: int = 0, name: str = "quadrants") -> Dataset:
+    """4 × 4 pixels, one quadrant of which is brighter: which one is the class. The last batch is a small one."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(128, (num, 1, 4, 4), generator=generator)
+    labels = torch.randint(4, (num,), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 2 * (label // 2), 2 * (label % 2)
+        image[0, row : row + 2, column : column + 2] += 70
+    split = Split(images.to(torch.uint8), labels)
+    part = [Split(split.images[s], split.labels[s]) for s in (slice(40), slice(40, 60), slice(60, None))]
+    return Dataset(name, part[2], part[0], part[1], tuple("abcd"), "made")
+
+
+def layers() -> Nested:
+    torch.manual_seed(0)
+    return mlp(16, (16, 16), 4, dropout=(0.2, 0.5))
+
+
+def convolutions() -> Nested:
+    """With running statistics, of which each entry has its own."""
+    torch.manual_seed(0)
+
+    def block(channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(channels, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+
+    head = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    entries = {0: nn.Identity(), 1: nn.Conv2d(1, 3, 1), 2: nn.Conv2d(1, 3, 1)}
+    return Nested([block(1), block(3)], entries, {1: head}, dropout=(0.1,), statistics="per-entry")
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(history: History) -> list[dict[str, Any]]:
+    return [{k: v for k, v in asdict(e).items() if k not in ("seconds", "images_per_s")} for e in history]
+
+
+def run(net: Nested, out: Path, recipe: Recipe = RECIPE, **options: Any) -> History:
+    options = {"resume": True, "keep": "last", "progress": False} | options
+    return fit(net, options.pop("data", data()), recipe, out=out, **options)
+
+
+@pytest.fixture
+def interrupting() -> Iterator[Callable[[int], None]]:
+    """Sends itself Ctrl-C in the forward pass of a given number."""
+    left = [0]
+
+    def maybe(module: nn.Module, args: object, out: object) -> None:
+        if isinstance(module, Objective):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def plan(passes: int) -> None:
+        left[0] = passes
+
+    handle = nn.modules.module.register_module_forward_hook(maybe)
+    yield plan
+    handle.remove()
+
+
+@pytest.mark.parametrize("build", [layers, convolutions])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_interrupted_anywhere_it_ends_bit_for_bit_alike(
+    tmp_path: Path, interrupting: Callable[[int], None], build: Callable[[], Nested], keep: str
+) -> None:
+    """In the first batch, within an epoch, in its last batch, twice in one epoch, in the last epoch."""
+    whole = build()
+    history = run(whole, tmp_path / "whole", keep=keep)
+    for passes in (1, 3, 4, 1, 2):  # 4 batches an epoch
+        interrupting(passes)
+        with pytest.raises(KeyboardInterrupt, match="resume to go on"):
+            run(build(), tmp_path / "halved", keep=keep)
+    net = build()
+    torch.manual_seed(123)  # what the process drew before does not matter
+    again = run(net, tmp_path / "halved", keep=keep)
+    assert same(state(net), state(whole))
+    assert without_times(again) == without_times(history)
+    for name in (LAST, BEST):
+        assert same(load_file(tmp_path / "halved" / name), load_file(tmp_path / "whole" / name))
+
+
+def test_more_epochs_go_on_where_the_run_ended(tmp_path: Path) -> None:
+    whole, net = layers(), layers()
+    history = run(whole, tmp_path / "whole")
+    run(net, tmp_path / "longer", replace(RECIPE, epochs=2), keep="best")
+    again = run(net, tmp_path / "longer")
+    assert same(state(net), state(whole)) and without_times(again) == without_times(history)
+
+
+def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
+    best, net = layers(), layers()
+    history = run(best, tmp_path, keep="best")
+    written = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name != BEST}
+    again = run(net, tmp_path, keep="best", on_epoch=lambda history: pytest.fail("trained"))
+    assert list(again) == list(history) and same(state(net), state(best)) and not net.training
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name != BEST} == written
+    fewer = run(net, tmp_path, replace(RECIPE, epochs=2), on_epoch=lambda history: pytest.fail("trained"))
+    assert list(fewer) == list(history)
+
+
+def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
+    one, two = layers(), layers()
+    run(one, tmp_path / "one", resume=False)
+    run(two, tmp_path / "two", resume=True)
+    assert same(state(one), state(two))
+
+
+def test_killed_between_its_two_files_it_has_lost_nothing(tmp_path: Path) -> None:
+    """The last checkpoint is written first: where it is itself the best epoch, the copy can be made again."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(history: History) -> None:
+        if len(history) > 1 and history.best() is history[-1]:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(layers(), tmp_path, replace(RECIPE, epochs=20), on_epoch=kill)
+    done, stored = read_facts(tmp_path / LAST)["position"].epoch - 1, load_file(tmp_path / BEST)
+    (tmp_path / BEST).unlink()
+    net = layers()
+    history = run(net, tmp_path, replace(RECIPE, epochs=done), keep="best")
+    assert history.best().epoch == done > 1
+    assert evaluate(net, [data().validation], Preprocess())[0].tolist() == list(history.best().validation)
+    assert same(load_file(tmp_path / BEST), stored)
+
+
+def test_the_best_weights_are_missed_where_they_are_needed(tmp_path: Path) -> None:
+    """Ends in the middle of an epoch, so the best epoch is only in its own file."""
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    with pytest.raises(ZeroDivisionError):
+        run(layers(), tmp_path, checkpoint_seconds=0.0, on_epoch=lambda history: 1 // 0)
+    shutil.copy(tmp_path / LAST, tmp_path / "kept")
+    position = read_facts(tmp_path / LAST)["position"]
+    if position.batch == 0:
+        pytest.fail("the run must stop within an epoch for this test")
+    (tmp_path / BEST).unlink()
+    with pytest.raises(CheckpointError, match=f"there is no checkpoint .*{BEST}: put it back"):
+        run(layers(), tmp_path)
+    assert (tmp_path / LAST).read_bytes() == (tmp_path / "kept").read_bytes()
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / f".{LAST}.4242.tmp").write_bytes(b"half")
+    (tmp_path / ".mine.tmp").write_bytes(b"not ours")
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.tmp", BEST, LAST, LOG]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"recipe": replace(RECIPE, learning_rate=0.06)}, r"trained with learning_rate = 0\.05, not 0\.06"),
+        ({"recipe": replace(RECIPE, milestones=(2,))}, r"trained with milestones = \[3\], not \(2,\)"),
+        ({"recipe": replace(RECIPE, mix=None)}, "trained with mix = .*, not None"),
+        ({"recipe": replace(RECIPE, augment=Augment(pad=2))}, "trained with augment = .*'pad': 1.*'pad': 2"),
+        ({"seed": 1}, "trained with seed = 0, not 1"),
+        ({"data": data(name="other")}, "trained with data = quadrants, not other"),
+        ({"data": data(num=121)}, "trained with train_images = 60, not 61"),
+        ({"precision": "bf16"}, "trained with precision = fp32, not bf16"),
+    ],
+)
+def test_another_run_is_refused_and_its_field_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    before, net = {p.name: p.read_bytes() for p in tmp_path.iterdir()}, layers()
+    with pytest.raises(CheckpointError, match=message + ": resume it with what it began with, or start a new run"):
+        run(net, tmp_path, **changed)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert same(state(net), state(layers()))
+
+
+def test_equal_numbers_of_another_kind_are_the_same_run(tmp_path: Path) -> None:
+    run(layers(), tmp_path, replace(RECIPE, epochs=1, l2=0))
+    run(layers(), tmp_path, replace(RECIPE, epochs=2, l2=0.0))
+
+
+def test_another_network_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    other = mlp(16, (16, 8), 4)
+    before = state(other)
+    with pytest.raises(CheckpointError, match=r"of another network: entries\.2\.1\.bias, .* differ in name or shape"):
+        run(other, tmp_path)
+    assert same(state(other), before)
+
+
+def newer(path: Path) -> None:
+    save_file({}, path, metadata={"telescopic": json.dumps({"format": 99})})
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (halved, "not a whole checkpoint"),
+        (lambda path: path.write_bytes(b""), "not a whole checkpoint"),
+        (lambda path: path.write_bytes(random.Random(0).randbytes(5000)), "not a whole checkpoint"),
+        (lambda path: (path.unlink(), path.mkdir()), "not a whole checkpoint"),
+        (lambda path: save_file({"w": torch.zeros(3)}, path), "not a whole checkpoint"),
+        (lambda path: save_file({}, path, metadata={"telescopic": "[1]"}), "not a whole checkpoint"),
+        (newer, "has checkpoint format 99; this version reads 1"),
+        (lambda path: save(layers(), path), "checkpoint"),
+        (lambda path: shutil.copy(path.with_name(BEST), path), f"no run to go on with: is it a copy of {BEST}"),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused_and_kept(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    damage(tmp_path / LAST)
+    before = (tmp_path / LAST).read_bytes() if (tmp_path / LAST).is_file() else None
+    net = layers()
+    with pytest.raises(CheckpointError, match=message):
+        run(net, tmp_path)
+    assert before is None or (tmp_path / LAST).read_bytes() == before
+    assert same(state(net), state(layers()))
+
+
+def test_no_damage_to_a_header_raises_anything_else(tmp_path: Path) -> None:
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    whole, chance = (tmp_path / LAST).read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    outcomes = []
+    for _ in range(300):
+        mutated = bytearray(whole)
+        if chance.random() < 0.3:
+            del mutated[chance.randrange(len(whole)) :]
+        else:
+            mutated[chance.randrange(header)] ^= 1 << chance.randrange(8)
+        (tmp_path / LAST).write_bytes(mutated)
+        net = layers()
+        try:
+            load_checkpoint(tmp_path / LAST, net, torch.optim.SGD(net.parameters(), momentum=0.9))
+            outcomes.append(True)
+        except CheckpointError:
+            outcomes.append(False)
+            assert same(state(net), state(layers())), "nothing may have been changed"
+    assert outcomes.count(False) > 200
+
+
+def test_a_checkpoint_holds_every_tensor_once_and_no_pickle(tmp_path: Path) -> None:
+    net = convolutions()
+    run(net, tmp_path)
+    stored = load_file(tmp_path / LAST)
+    parameters = sum(p.numel() for p in net.parameters())
+    buffers = sum(b.numel() for b in net.buffers())
+    assert sum(t.numel() for name, t in stored.items() if name.startswith("net/")) == parameters + buffers
+    assert sum(t.numel() for name, t in stored.items() if name.startswith("optimizer/")) == parameters
+    assert not (set(load_file(tmp_path / BEST)) - {name for name in stored if name.startswith("net/")})
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """Runs that save after every batch, killed with -9 again and again until they have finished all the same."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kills"] >= 8
+    whole = json.loads((tmp_path / "whole" / "history.json").read_text())
+    assert len(whole) == 4 and len(report["runs"]) > 2
+    for name in report["runs"]:
+        assert json.loads((tmp_path / name / "history.json").read_text()) == whole
+        for file in ("end.safetensors", LAST, BEST):
+            assert same(load_file(tmp_path / name / file), load_file(tmp_path / "whole" / file)), (name, file)
+        assert (tmp_path / name / LOG).read_text().count("\n") == 5
+        assert not list((tmp_path / name).glob(".*")), "no half-written file stays"
+    for number in ("SIGINT", "SIGTERM"):
+        message = (tmp_path / number / "message").read_text()
+        assert message.startswith("stopped in epoch ") and "last.safetensors; resume to go on" in message
+
+
+def _in_a_process(out: Path) -> int:
+    """Train, or go on, in a forked process: its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        net = layers()
+        history = run(net, out, checkpoint_seconds=0.0)
+        save_file(state(net), out / "end.safetensors")
+        (out / "history.json").write_text(json.dumps(without_times(history)))
+        code = 0
+    except KeyboardInterrupt as stopped:
+        (out / "message").write_text(str(stopped))
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)
+
+
+def _ended(child: int) -> int:
+    """Exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(folder: Path) -> None:
+    """Forks, because a fresh Python with torch takes seconds; this process itself computes nothing."""
+    began = time.monotonic()
+    assert _ended(_in_a_process(folder / "whole")) == 0
+    seconds, chance, kills, runs = time.monotonic() - began, random.Random(), 0, []
+    while kills < 8 and len(runs) < 20:
+        runs.append(f"killed-{len(runs)}")
+        while True:
+            child = _in_a_process(folder / runs[-1])
+            time.sleep(chance.uniform(0, 0.8 * seconds))
+            os.kill(child, signal.SIGKILL)
+            code = _ended(child)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, code
+            kills += 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        runs.append(number.name)
+        child = _in_a_process(folder / number.name)
+        while not (folder / number.name / LAST).exists():
+            time.sleep(0.001)
+        os.kill(child, number)
+        assert (code := _ended(child)) == 130, code
+        assert _ended(_in_a_process(folder / number.name)) == 0
+    print(json.dumps({"kills": kills, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
