@@ -24,16 +24,17 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Floors, lowest first. A room (a module or package directly under telescopic) imports from lower floors, or from rooms
 # of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
 FLOORS = (
-    ("subnet", "files", "quantities"),
+    ("subnet", "files", "provenance", "quantities"),
     ("data",),
     ("nested",),
     ("networks", "architecture", "extract", "cost", "train"),
     ("catalogue",),
-    ("bundle", "export", "testing"),
+    ("bundle", "exporting", "testing"),
     ("papers",),
-    ("report",),
+    ("report", "plots"),
     ("run",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -64,7 +65,7 @@ def test_every_room_has_a_floor() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_imports_go_down(name: str) -> None:
     ours = {module for module in imports(name) if module.startswith("telescopic")}
-    assert "telescopic.cli" not in ours
+    assert name == "telescopic.__main__" or "telescopic.cli" not in ours
     if name not in ("telescopic", "telescopic.cli"):
         assert "telescopic" not in ours, "the package itself stands above its modules: import from the module"
     if name != "telescopic":

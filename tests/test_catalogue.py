@@ -254,6 +254,7 @@ def test_without_accuracies_the_largest_that_fits() -> None:
     choice = rows.choose(max_macs=1e6)
     assert choice.label == "entry=1"
     assert choice.why == "2 of 3 members fit; max_macs binds: entry=0 needs 1.24 M MACs"
+    assert unmeasured(member(1, macs=10, params=5), member(0, macs=9, params=99)).choose().label == "entry=1"
 
 
 @pytest.mark.parametrize(

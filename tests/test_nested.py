@@ -153,14 +153,19 @@ def test_a_mix_scales_gradients_by_owner() -> None:
     assert float(other.abs().max()) > 0.01
 
 
-def test_a_mix_of_tied_weights_within_a_stage() -> None:
-    shared = nn.Linear(3, 3)
-    net = Nested([nn.Sequential(shared, nn.Tanh(), shared)]).double()
-    x = inputs()
-    plain, halved = (gradients(net, net.all(x, mix).sum()) for mix in (None, ((0.5,),)))
-    assert len(plain) == 2
-    for name in plain:
-        torch.testing.assert_close(halved[name], 0.5 * plain[name], rtol=0, atol=1e-12)
+def test_a_mix_of_layers_and_weights_that_stand_in_a_stage_twice() -> None:
+    layer, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    other.weight = layer.weight
+    net = Nested([nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), other)]).double()
+    x, own = inputs(), list(net.parameters())
+    assert len(own) == 3
+    plain = gradients(net, net.all(x).sum())
+    for factor in (0.5, 0.0, 0.25):
+        x.requires_grad_()  # so that there is something to learn when the weights are not
+        scaled = gradients(net, net.all(x, ((factor,),)).sum())
+        for name in plain:
+            torch.testing.assert_close(scaled[name], factor * plain[name], rtol=0, atol=1e-12)
+        assert all(one is another for one, another in zip(net.parameters(), own, strict=True))
 
 
 @pytest.mark.parametrize(

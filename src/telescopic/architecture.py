@@ -107,8 +107,9 @@ def _describe(value: Any, names: dict[int, str]) -> Any:
         layer = _LAYERS.get(cls.__name__)
         if layer is None or layer.cls is not cls:
             raise ValueError(
-                f"{name} is a {cls.__qualname__}, a class that cannot be rebuilt from a file: call "
-                f"telescopic.register_layer({cls.__qualname__}) here and in the program that loads the file"
+                f"{name} is a {cls.__qualname__}, a class that cannot be rebuilt from a file: call telescopic."
+                f"register_layer({cls.__qualname__}) here and in the program that loads the file, or save with "
+                "architecture=False and load `into=` a network that you build yourself"
             )
         if tensors := [key for key, held in vars(value).items() if isinstance(held, Tensor)]:
             raise ValueError(f"{name} holds the tensor {tensors[0]} as a plain attribute: make it a buffer")

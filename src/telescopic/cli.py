@@ -1,5 +1,6 @@
 """The command line: each command calls one public function and prints what it returns."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ def train_nsn(
 
     from telescopic import papers
     from telescopic.data import load
-    from telescopic.run import Source, train
+    from telescopic.quantities import human
+    from telescopic.run import train
 
     _one_of("precision", precision, ("fp32", "bf16"))
     images = load(data, data_dir=data_dir, validation=validation, seed=seed)
@@ -94,10 +96,11 @@ def train_nsn(
     net = papers.nsn.network(hidden, inputs=inputs, classes=len(images.classes))
     recipe = papers.nsn.recipe(hidden, epochs=epochs)
     with _interruptible():
-        train(net, images, recipe, folder, method="nsn", seed=seed, resume=resume, precision=precision)
-    source = Source.open(str(folder))
-    _show(source.catalogue())
-    print(f"\nNext:  telescopic choose {folder} --max-macs 700k    telescopic report {folder}")
+        table = train(net, images, recipe, folder, method="nsn", seed=seed, resume=resume, precision=precision)
+    if int(os.environ.get("RANK", "0")) == 0:  # under torchrun, one process speaks for all
+        _show(table)
+        half = human(table[-1].macs / 2).replace(" ", "")
+        print(f"\nNext:  telescopic choose {folder} --max-macs {half}    telescopic report {folder}")
 
 
 @app.command()
@@ -161,7 +164,7 @@ def extract(
     """Take one member out as a file of its own; the file is checked against the network on real images."""
     from dataclasses import asdict
 
-    from telescopic.export import export
+    from telescopic.exporting import export
     from telescopic.run import Source
     from telescopic.subnet import Subnet
 
@@ -302,7 +305,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        from telescopic.export import ExportError
+        from telescopic.exporting import ExportError
         from telescopic.train import TrainingError
 
         if not isinstance(error, ExportError | TrainingError):

@@ -200,8 +200,15 @@ def _run(module: nn.Module, x: Tensor, scale: float) -> Tensor:
     if scale == 1:
         out: Tensor = module(x)
         return out
-    scaled = {name: _scaled(parameter, scale) for name, parameter in module.named_parameters()}
-    out = functional_call(module, scaled, (x,))
+    scaled = {parameter: _scaled(parameter, scale) for parameter in module.parameters()}
+    # Each place that holds a parameter once: with tie_weights, functional_call would not give back the parameters of a
+    # layer that stands in the module twice.
+    places = {
+        name: scaled[parameter]
+        for prefix, part in module.named_modules()
+        for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+    }
+    out = functional_call(module, places, (x,), tie_weights=False)
     return out
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from telescopic.catalogue import Catalogue, Member
+from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
 from telescopic.quantities import human
 from telescopic.train import History
@@ -17,14 +17,13 @@ from telescopic.train import History
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
-MAX_NAMED = 20
-"""Most members that have a colour and a name each."""
-MAX_CURVES = 8
-"""Most members whose training is drawn."""
+MAX_NAMED = 20  # members with a colour each, in the plots and in the page
+MAX_SURE = 6  # points that are all named; of more, those whose name has room
+MAX_CURVES = 12  # members whose training is drawn
+# What accuracy is plotted against, and how the axis is called; and the names of all plots there are.
 COSTS: dict[CostName, str] = {"macs": "MACs of one example", "params": "parameters", "latency_ms": "latency in ms"}
-"""What accuracy is plotted against, and how the axis is called."""
+NAMES = ("accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss")
 
 # Colours in light mode; a page has a CSS variable for each, which is another colour in dark mode.
 INK, MUTED, LINE, PAGE, ACCENT = "#1f2328", "#59636e", "#d5dae0", "#ffffff", "#2563c9"
@@ -33,12 +32,12 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAGE: "--page", ACC
 _LIGHT = ("#0b7a75", "#2563c9", "#7048d6", "#b02a93", "#c2341d")
 _DARK = ("#3ecfc4", "#74aaff", "#b097ff", "#f07fd8", "#ff9077")
 
-_SIZE = (5.0, 3.6)  # inches of 72 units each: about as wide as a phone, where text then keeps its size
+_SIZE = (4.4, 3.3)  # inches of 72 units each: about as wide as a phone, where text then keeps its size
 _STYLE = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False),
-    **{"font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left", "ytick.major.size": 0},
+    **{"font.size": 10.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "ytick.major.size": 0},
     **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.7},
     **{"svg.fonttype": "none", "svg.hashsalt": "telescopic"},
 }
@@ -89,45 +88,49 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
     Args:
         catalogue: has accuracy on validation images, which gives the front, or at least on test images.
         cost: one of `COSTS` that was measured.
+
+    Raises:
+        ValueError: if no accuracy was measured.
     """
-    front = catalogue.front(cost) if catalogue[0].accuracy is not None else []
+    kind = "test_accuracy" if catalogue[0].accuracy is None else "accuracy"
+    if getattr(catalogue[0], kind) is None:
+        raise ValueError("this catalogue has no accuracy to plot, which takes images: measure(net, data)")
+    front = catalogue.front(cost) if kind == "accuracy" else []
     few = len(catalogue) <= MAX_NAMED
     colours = ramp(len(catalogue)) if few else []
-    costs = [float(getattr(member, cost)) for member in catalogue]
-    scores = [score(member) for member in catalogue]
+    places = [(float(getattr(member, cost)), float(getattr(member, kind))) for member in catalogue]
     tests = [m.test_accuracy for m in catalogue if m.test_accuracy is not None] if few and front else []
     with _figure() as (figure, axes):
-        log, corners = _cost_axis(axes, costs), []
-        _accuracy_axis(axes, [*scores, *tests])
+        log = _cost_axis(axes, [x for x, _ in places])
+        low = _accuracy_axis(axes, [*(y for _, y in places), *tests])
         axes.set_xlabel(COSTS[cost] + (" (logarithmic)" if log else ""), loc="right")
         axes.set_title(f"{'validation' if front else 'test'} accuracy")
-        if front:
-            corners = [(float(getattr(m, cost)), score(m)) for m in front]
-            corners.append((axes.get_xlim()[1], corners[-1][1]))
-            x, y = zip(*corners, strict=True)
-            axes.step(x, y, where="post", color=MUTED if few else ACCENT, linewidth=1.1)
+        corners = [place for member, place in zip(catalogue, places, strict=True) if member in front]
+        corners = sorted(corners) + [(axes.get_xlim()[1], y) for _, y in [*sorted(corners)[-1:]]]
+        axes.step(*(zip(*corners, strict=True) if corners else ([], [])), where="post", color=MUTED if few else ACCENT)
         names = []
-        for i, member in enumerate(catalogue):
+        for i, (member, (x, y)) in enumerate(zip(catalogue, places, strict=True)):
             best = not front or member in front
             colour = colours[i].light if few else ACCENT if best else MUTED
-            alpha = 1.0 if best else 0.4
-            axes.plot(costs[i], scores[i], "o", ms=7.5 if few else 4, color=colour, mew=0, alpha=alpha, zorder=3)
+            shape = {"ms": 7.5 if few else 4, "mew": 0, "alpha": 1 if best else 0.4, "zorder": 3}
+            axes.plot(x, y, "o", color=colour, **shape)
             if tests:
-                axes.plot([costs[i]] * 2, [scores[i], tests[i]], color=colour, linewidth=0.9)
-                axes.plot(costs[i], tests[i], "o", ms=5.5, mfc=PAGE, mec=colour, mew=1.2)
+                axes.plot([x, x], [y, tests[i]], color=colour, linewidth=0.9)
+                axes.plot(x, tests[i], "o", ms=5.5, mfc=PAGE, mec=colour, mew=1.2)
             if few or best:
-                names.append((member.label, costs[i], scores[i], colour if few else INK))
-        points = [*zip(costs, scores, strict=True), *(zip(costs, tests, strict=True) if tests else ())]
-        _name_points(axes, names, points if few else [], corners, crowd=not few)
+                names.append((member.label, x, y, colour if few else INK))
+        around = [*places, *((x, y) for (x, _), y in zip(places, tests, strict=False))] if few else []
+        _name_points(axes, names, around, corners)
         svg, png = _rendered(figure)
-        low = axes.get_ylim()[0]
-    caption = "The line is the Pareto front: the best accuracy within each budget." if front else ""
-    if front and few and len(front) < len(catalogue):
-        caption += " A cheaper member is at least as accurate as the faint ones."
-    caption += " Hollow: on test images, which decide nothing." if tests else ""
-    caption += f" The axis starts at {human(low, '%')}." if low > 0 else ""
+    sentences = {
+        "The line is the Pareto front: the best accuracy within each budget.": front,
+        "A cheaper member is at least as accurate as the faint ones.": few and 0 < len(front) < len(catalogue),
+        "Hollow: on test images, which decide nothing.": tests,
+        f"The axis starts at {100 * low:.3g} %.": low > 0,
+    }
+    caption = " ".join(text for text, holds in sentences.items() if holds)
     name = f"accuracy-{cost.removesuffix('_ms')}"
-    return Plot(name, f"Accuracy against {COSTS[cost]}", caption.strip(), svg, png, colours)
+    return Plot(name, f"Accuracy against {COSTS[cost]}", caption, svg, png, colours)
 
 
 def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
@@ -146,43 +149,40 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
     epochs = [epoch.epoch for epoch in history]
     lines = [[float(getattr(epoch, kind)[m]) for epoch in history] for m in shown]
     settled = [v for line in lines for v in line[len(line) // 20 :] if math.isfinite(v)] or [0.0]
-    full = history.labels[history.full]
-    caption = f"Dashed: epoch {chosen.epoch}, in which {full} is best on validation images." if judged else ""
-    with _figure(right=0.04 + 0.016 * min(18, max(map(len, history.labels)))) as (figure, axes):
+    caption = f"Dashed: epoch {chosen.epoch}, in which {history.labels[history.full]} is best on validation images."
+    caption = caption if judged else ""
+    with _figure(right=0.04 + 0.018 * min(18, max(map(len, history.labels)))) as (figure, axes):
         axes.set_xlim(*((0, epochs[-1]) if len(epochs) > 1 else (epochs[0] - 1, epochs[0] + 1)))
         axes.locator_params(axis="x", integer=True, nbins=6)
         axes.set_xlabel("epoch", loc="right")
         if quantity == "accuracy":
             low = _accuracy_axis(axes, settled)
             if any(value < low for line in lines for value in line):
-                caption += f" The axis starts at {human(low, '%')}; the first epochs lie below it."
+                caption += f" The axis starts at {100 * low:.3g} %; the first epochs lie below it."
         elif 0 < 4 * min(settled) < max(settled):
             axes.set_yscale("log")
             _log_ticks(axes.yaxis, min(settled), max(settled))
         axes.set_title(title + (" (logarithmic)" if axes.get_yscale() == "log" else ""))
-        _mark_rates(axes, history)
+        _mark_rates(axes, history, *((0.01, "bottom") if quantity == "accuracy" else (0.99, "top")))
         if judged:
             axes.axvline(chosen.epoch, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
         for line, colour in zip(lines, colours, strict=True):
             axes.plot(epochs, line, color=colour.light, linewidth=1.3)
-            at = line[history.epochs.index(chosen)]
-            axes.plot(chosen.epoch, at, "o", ms=6, mfc=colour.light, mec=PAGE, mew=1, zorder=4, clip_on=False)
+            axes.plot(
+                chosen.epoch,
+                line[history.epochs.index(chosen)],
+                "o",
+                ms=6,
+                mfc=colour.light,
+                mec=PAGE,
+                mew=1,
+                zorder=4,
+                clip_on=False,
+            )
         _name_ends(axes, [history.labels[m] for m in shown], [line[-1] for line in lines], colours)
         svg, png = _rendered(figure)
     caption += f" {len(shown)} of {number} members are drawn." if len(shown) < number else ""
     return Plot(f"training-{quantity}", f"{title.capitalize()} by epoch", caption.strip(), svg, png, colours)
-
-
-def score(member: Member) -> float:
-    """Accuracy on validation images; without them, on test images.
-
-    Raises:
-        ValueError: if neither was measured.
-    """
-    found = member.test_accuracy if member.accuracy is None else member.accuracy
-    if found is None:
-        raise ValueError(f"accuracy of {member.label} was not measured: measure(net, data)")
-    return found
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def _figure(right: float = 0.03) -> Iterator[tuple["Figure", "Axes"]]:
     with matplotlib.style.context(["default", _STYLE]):
         figure = Figure(_SIZE, facecolor=PAGE)
         FigureCanvasAgg(figure)
-        yield figure, figure.add_axes((0.125, 0.135, 0.875 - right, 0.77))
+        yield figure, figure.add_axes((0.14, 0.16, 0.86 - right, 0.74))
 
 
 def _rendered(figure: "Figure") -> tuple[str, bytes]:
@@ -224,7 +224,7 @@ def _accuracy_axis(axes: "Axes", accuracies: Sequence[float]) -> float:
     """Set the vertical axis around the accuracies, and return where it starts."""
     low, high = min(accuracies), max(accuracies)
     margin = 0.1 * (high - low) or 0.005
-    axes.set_ylim(max(0, low - margin), high + margin)
+    axes.set_ylim(max(0, low - margin), min(1.01, high + margin))
     axes.locator_params(axis="y", nbins=5)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.6g} %")
     return float(axes.get_ylim()[0])
@@ -244,53 +244,44 @@ def _tick(value: float) -> str:
     return f"{float(number):g} {prefix}".rstrip()
 
 
-def _mark_rates(axes: "Axes", history: History) -> None:
+def _mark_rates(axes: "Axes", history: History, y: float, side: str) -> None:
     """Mark where the learning rate was changed, if that was a few times: the curves bend there."""
     changes = [after for before, after in pairwise(history) if after.learning_rate != before.learning_rate]
     for epoch in changes if len(changes) <= 4 else []:
         axes.axvline(epoch.epoch, color=LINE, linewidth=1)
-        text, where = f" rate {epoch.learning_rate:.2g}", axes.get_xaxis_transform()
-        axes.text(epoch.epoch, 0.01, text, transform=where, va="bottom", size=8, color=MUTED)
+        where: Any = {"transform": axes.get_xaxis_transform(), "va": side, "size": 8, "color": MUTED}
+        axes.text(epoch.epoch, y, f" rate {epoch.learning_rate:.2g}", **where)
 
 
-def _name_points(
-    axes: "Axes", names: Sequence[tuple[str, float, float, str]], points: _Places, corners: _Places, *, crowd: bool
-) -> None:
-    """Write names beside points, each where it hides least of them and of a line of steps; in a crowd, hiding none."""
+def _name_points(axes: "Axes", names: Sequence[tuple[str, float, float, str]], around: _Places, steps: _Places) -> None:
+    """Write names beside points, largest first, each where it hides least of other points, names and a line of steps.
+
+    Up to `MAX_SURE` names are all written, of more only those that hide nothing.
+    """
     from matplotlib.transforms import Bbox
 
     def hidden(box: Bbox) -> float:
-        outside = box.width * box.height - _common(box, axes.bbox)
-        return 3 * outside + sum(_common(box, other) for other in taken)
+        common = [Bbox.intersection(box, other) for other in (axes.bbox, *taken)]
+        inside, *others = [float(area.width * area.height) if area else 0.0 for area in common]
+        return 3 * (box.width * box.height - inside) + sum(others)
 
-    taken = [Bbox([[x - 6, y - 6], [x + 6, y + 6]]) for x, y in map(axes.transData.transform, points)]
-    for (x0, y0), (x1, y1) in pairwise(map(axes.transData.transform, corners)):
+    taken = [Bbox([[x - 6, y - 6], [x + 6, y + 6]]) for x, y in map(axes.transData.transform, around)]
+    for (x0, y0), (x1, y1) in pairwise(map(axes.transData.transform, steps)):
         taken += [Bbox([[x0, y0 - 2], [x1, y0 + 2]]), Bbox([[x1 - 2, y0], [x1 + 2, y1]])]
-    for name, x, y, colour in names:
+    for name, x, y, colour in reversed(names):
         note = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", size=9.5, color=colour)
         (px, py), size = axes.transData.transform((x, y)), note.get_window_extent()
-        boxes = {
-            side: Bbox.from_bounds(
-                px + 10 * side[0] + (side[0] - 1) / 2 * size.width,
-                py + 9 * side[1] + (side[1] - 1) / 2 * size.height,
-                size.width,
-                size.height,
-            )
-            for side in _SIDES
-        }
+        w, h, boxes = size.width, size.height, {}
+        for right, up in _SIDES:
+            corner = (px + 10 * right + (right - 1) / 2 * w, py + 9 * up + (up - 1) / 2 * h)
+            boxes[right, up] = Bbox.from_bounds(*corner, w, h)
         right, up = min(boxes, key=lambda side: hidden(boxes[side]))
-        if crowd and hidden(boxes[right, up]):
+        if len(names) > MAX_SURE and hidden(boxes[right, up]) > 0.02 * w * h:
             note.remove()
             continue
         note.set(ha=("center", "left", "right")[right], va=("center", "bottom", "top")[up])
         note.xyann = (7.2 * right, 6.5 * up)  # in points, 0.72 of the pixels above
         taken.append(boxes[right, up])
-
-
-def _common(one: "Bbox", other: "Bbox") -> float:
-    """Area that two boxes have in common."""
-    width, height = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
-    return float(max(0, width) * max(0, height))
 
 
 def _name_ends(axes: "Axes", labels: Sequence[str], ends: Sequence[float], colours: Sequence[Colour]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from telescopic.catalogue import Catalogue
 from telescopic.files import replacing
 from telescopic.nested import Nested
-from telescopic.plots import COSTS, MAX_NAMED, VARIABLES, Plot, curves, ramp, tradeoff
+from telescopic.plots import COSTS, MAX_NAMED, NAMES, VARIABLES, Plot, curves, ramp, tradeoff
 from telescopic.quantities import human
 from telescopic.subnet import Grid
 from telescopic.train import History
@@ -113,6 +113,9 @@ def summary(catalogue: Catalogue) -> str:
 
 def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    for name in {*NAMES} - {plot.name for plot in plots}:  # of an earlier report, which knew more
+        for suffix in ("svg", "png"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     for plot in plots:
         for suffix, content in (("svg", plot.svg.encode()), ("png", plot.png)):
             with replacing(folder / f"{plot.name}.{suffix}") as temporary:
@@ -120,12 +123,14 @@ def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
 
 
 def _figures(heading: str, plots: Sequence[Plot]) -> str:
+    captions = {plot.caption for plot in plots}
+    common = f'<p class="quiet">{escape(captions.pop())}</p>' if len(captions) == 1 else ""
     figures = "".join(
         f'<figure><div role="img" aria-label="{escape(plot.title)}">{plot.inline()}</div>'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>\n"
+        f"<figcaption>{'' if common else escape(plot.caption)}</figcaption></figure>\n"
         for plot in plots
     )
-    return f'<section><h2>{heading}</h2>\n<div class="plots">{figures}</div></section>\n' if plots else ""
+    return f'<section><h2>{heading}</h2>{common}\n<div class="plots">{figures}</div></section>\n' if plots else ""
 
 
 def _table(catalogue: Catalogue) -> str:
@@ -139,7 +144,7 @@ def _table(catalogue: Catalogue) -> str:
     rows = []
     for i, member in enumerate(catalogue):
         dot = f'<span class="dot" style="--c:var({colours[i].variable})"></span>' if colours else ""
-        star = ' <span class="star" title="on the Pareto front">★</span>' if member in front else ""
+        star = ' <span class="star" role="img" aria-label="on the Pareto front">★</span>' if member in front else ""
         cells = [f'<th scope="row" data-value="{i}">{dot}{escape(member.label)}{star}</th>']
         for name, (_, unit) in shown.items():
             value = getattr(member, name)
@@ -200,7 +205,9 @@ def _picture(net: Nested, catalogue: Catalogue) -> str:
     for i, stage in enumerate(net.stages):
         x, params = gaps[i] + gap, human(sum(p.numel() for p in stage.parameters()))
         lines = [(45, _name(stage)), (60, params)] if num <= 6 else [(45, str(i)), (60, params)] if num <= 12 else []
-        parts.append(f"<g><title>stage {i}, {params} parameters: {escape(str(stage)[:400])}</title>")
+        parts.append(
+            f"<g><title>stage {i}, {params} parameters: {escape(re.sub(r' at 0x[0-9a-f]+', '', str(stage)))}</title>"
+        )
         parts.append(f'<rect class="stage" x="{x}" y="28" width="{box}" height="42" rx="6"/>')
         parts += [_text(x + box / 2, y, line, "middle") for y, line in lines or [(53, str(i))]] + ["</g>"]
     for places, y, arrow in ((spans.entries, 15, "20v21"), (spans.exits, 93, "54v22")):
@@ -247,7 +254,7 @@ def _chart(spans: Grid) -> str:
 
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str], legend: str) -> str:
-    style = f"width: 100%; min-width: {width}px; max-width: {1.5 * width:g}px"
+    style = f"min-width: {width}px; width: {max(width, min(1.5 * width, 960)):g}px; max-width: 100%"
     return (
         f'<div class="picture box" tabindex="0" role="region" aria-label="{title}"><svg viewBox="0 0 {width} {height}"'
         f' style="{style}" role="img" aria-label="{title}">{"".join(parts)}</svg></div><p class="quiet">{legend}</p>'

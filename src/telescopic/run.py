@@ -1,7 +1,6 @@
 """A finished training run, or a family that ships with the package: what the commands work on."""
 
 import os
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from telescopic.bundle import Bundle, BundleError, save
 from telescopic.catalogue import Catalogue, measure, measure_latency
 from telescopic.data import DataError, Dataset, Preprocess
 from telescopic.nested import Nested
+from telescopic.provenance import commit
 from telescopic.train import History, Recipe, fit
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.loop import LAST
@@ -185,23 +185,3 @@ class Source:
             key.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
             for key, value in shown.items()
         }
-
-
-def commit() -> str | None:
-    """The commit of this package's source, with `+` if it was changed since; None if it is not a git checkout."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        # A virtual environment inside somebody else's checkout must not report that checkout's commit.
-        if git("ls-files", "--error-unmatch", __file__):
-            return git("rev-parse", "--short=12", "HEAD") + (
-                "+" if git("status", "--porcelain", "--", str(here)) else ""
-            )
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    return None

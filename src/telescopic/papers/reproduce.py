@@ -1,9 +1,7 @@
 """The papers' experiments, run one after another, and their tables with ours beside them."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +10,10 @@ import torch
 from telescopic.data import load
 from telescopic.files import replacing
 from telescopic.papers import nsn
+from telescopic.provenance import commit, versions
 from telescopic.train import Epoch, History, fit
+from telescopic.train.checkpoint import read_facts
+from telescopic.train.loop import LAST
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,8 +60,9 @@ def run_nsn(
             "epochs": len(history),
             "minutes": round(sum(epoch.seconds for epoch in history) / 60, 1),
             "precision": precision,
-            "threads": torch.get_num_threads(),
-            "versions": {p: version(p) for p in ("telescopic", "torch")} | {"python": platform.python_version()},
+            "threads": read_facts(out / name / LAST).get("threads", torch.get_num_threads()),
+            "versions": versions(),
+            "commit": commit(),
             "recipe": recipe.to_dict(),
             "models": models,
             "protocols": protocols(history),

@@ -72,7 +72,7 @@ def check_nested(
                 law(replace(trial, net=copy.deepcopy(trial.net)))
             except AssertionError as error:
                 assert law.__doc__ is not None
-                raise AssertionError(f"{law.__doc__.partition('.')[0]}. But {error}") from error
+                raise AssertionError(f"{law.__doc__.splitlines()[0]} But {error}") from error
 
 
 def _chosen(grid: Grid, members: int | Iterable[Subnet] | None) -> tuple[Subnet, ...]:

@@ -173,13 +173,14 @@ def gradient_mix(trial: Trial) -> None:
 def threads(trial: Trial) -> None:
     """Threads: two that share the network in eval mode get the answers of one.
 
-    They take turns, module by module, so that the steps of one fall between those of the other for certain.
+    They take turns, module by module, so that the steps of one fall between those of the other for certain; with the
+    same member and with different ones, for the one may hide what the other shows.
     """
     x, y = trial.x, torch.randn_like(trial.x)
-    for i, member in enumerate(trial.members):
-        other = trial.members[i - 1]
-        calls = [partial(trial.answer, member, x), partial(trial.answer, other, y)]
-        names = [trial.label(member), trial.label(other)]
+    pairs = [(m, other) for i, m in enumerate(trial.members) for other in (m, trial.members[i - 1])]
+    for pair in pairs:
+        calls = [partial(trial.answer, member, given) for member, given in zip(pair, (x, y), strict=True)]
+        names = [trial.label(member) for member in pair]
         for me, got in enumerate(by_turns(trial.net, calls)):
             demand_same(got, calls[me](), f"{names[me]}, beside {names[1 - me]} in another thread and alone")
     every = [partial(trial.rows, x), partial(trial.rows, y)]

@@ -64,8 +64,9 @@ def demand_same(got: Tensor, want: Tensor, what: str, size: float = 0.0) -> None
     """Demand that two results agree; `size` is that of the terms of which they are sums, if these are larger."""
     demand(got.shape == want.shape, f"{what}: they have shapes {tuple(got.shape)} and {tuple(want.shape)}")
     difference, allowed = largest(got - want), TOLERANCE * max(1.0, size, largest(want))
-    # So NaN and infinity fail too.
-    demand(difference <= allowed < math.inf, f"{what}: they differ by up to {difference:.3g}, and {allowed:.1g} is allowed")
+    # NaN and infinity fail too.
+    numbers = f"they differ by up to {difference:.3g}, and {allowed:.1g} is allowed"
+    demand(difference <= allowed < math.inf, f"{what}: {numbers}")
 
 
 def largest(tensor: Tensor) -> float:

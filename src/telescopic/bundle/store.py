@@ -1,20 +1,20 @@
-"""How a trained network is kept: one safetensors file with every tensor once, and all that is known about it."""
+"""Saving a network to one file, and loading all of it or one member."""
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from telescopic.architecture import MAX_PARTS, build, describe, named_tensors
+from telescopic.architecture import build, describe, named_tensors
+from telescopic.bundle.header import FORMAT, BundleError, read_facts, read_header, reading
 from telescopic.catalogue import Catalogue
 from telescopic.data import Preprocess
 from telescopic.extract import extract
@@ -22,19 +22,12 @@ from telescopic.files import replacing
 from telescopic.nested import Nested
 from telescopic.subnet import Grid, Subnet
 
-FORMAT = 1
-MAX_HEADER = 8 * 2**20
-"""Longest header read, in bytes. Ten thousand tensors take two million."""
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parents[1] / "models"
 """Where the trained families are that come with the package."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
 _DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
-
-
-class BundleError(ValueError):
-    """A file that is no whole bundle, or a network that cannot be kept in one."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +65,8 @@ class Bundle:
             BundleError: if there is no such file or family, or the file is damaged or of an unknown version.
         """
         path = _find(path_or_name)
-        with _reading(path):
-            return cls(path, **_facts(_header(path).get("__metadata__")))
+        with reading(path):
+            return cls(path, **read_facts(read_header(path).get("__metadata__")))
 
     def network(self, into: nn.Module | None = None) -> nn.Module:
         """The whole network, in eval mode: a `Nested`, or the plain module that was saved.
@@ -84,7 +77,7 @@ class Bundle:
         Raises:
             BundleError: if the file is damaged, or does not fit the architecture or `into`.
         """
-        with _reading(self.path):
+        with reading(self.path):
             net = self._fitting(into)
             return self._filled(net, list(named_tensors(net)))
 
@@ -93,12 +86,12 @@ class Bundle:
 
         Args:
             subnet: which one; parts left open take the full network's value.
-            into: a network of the same architecture from which to extract, itself left as it is.
+            into: a nested network of the same architecture from which to extract; it is left as it is.
 
         Raises:
             BundleError: if there is no such member, or the file is damaged, or does not fit the architecture or `into`.
         """
-        with _reading(self.path):
+        with reading(self.path):
             subnet = self.grid.resolve(subnet)
             net = self._fitting(into)
             if not isinstance(net, Nested):
@@ -113,8 +106,7 @@ class Bundle:
         """A network that the file's tensors fit, judging by the header alone."""
         if into is None and self.architecture is None:
             raise BundleError("it was saved without architecture: build the network yourself and load `into=` it")
-        stored = _header(self.path)
-        del stored["__metadata__"]
+        stored = {name: spec for name, spec in read_header(self.path).items() if name != "__metadata__"}
         net = build(self.architecture, max_tensors=len(stored)) if into is None else into
         if isinstance(net, Nested) and net.grid != self.grid:
             raise BundleError(f"its grid is {self.grid}, but the network's is {net.grid}")
@@ -138,6 +130,7 @@ class Bundle:
         with safe_open(self.path, framework="pt") as file, torch.no_grad():
             for tensor, name in zip(named_tensors(module).values(), names, strict=True):
                 stored = file.get_tensor(name)  # a view of the mapped file: nothing is read before it is copied
+                assert stored.shape == tensor.shape
                 if not tensor.is_meta:
                     tensor.copy_(stored)
                 elif isinstance(tensor, nn.Parameter):
@@ -191,13 +184,13 @@ def save(
             "grid": {"entries": grid.entries, "exits": grid.exits, "widths": grid.widths},
             "architecture": describe(net) if architecture else None,
             "catalogue": None if catalogue is None else catalogue.to_dict(),
-            "preprocess": None if preprocess is None else asdict(preprocess),
+            "preprocess": preprocess and {key: list(map(float, value)) for key, value in asdict(preprocess).items()},
             "classes": list(classes),
             "input_shape": None if input_shape is None else list(input_shape),
             "provenance": {"versions": versions, **(provenance or {})},
         }
         metadata = {"telescopic": json.dumps(document, allow_nan=False, separators=(",", ":"))}
-        _facts(metadata)  # what could not be read again must not be written
+        read_facts(metadata)  # what could not be read again must not be written
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(net).items()}
         if unknown := [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES.values()]:
             raise ValueError(f"{unknown[0]} is {tensors[unknown[0]].dtype}")
@@ -207,7 +200,7 @@ def save(
             mode = temporary.stat().st_mode
             save_file(tensors, temporary, metadata)
             temporary.chmod(mode)  # safetensors writes files that only their owner may read
-            _header(temporary)
+            read_header(temporary)
     except (ValueError, TypeError, RuntimeError) as error:
         raise BundleError(f"cannot save {path}: {error}") from error
     return path
@@ -246,91 +239,6 @@ def _find(path_or_name: str | Path) -> Path:
     raise BundleError(
         f"there is no file {path}; the families that come with telescopic: {', '.join(shipped) or 'none'}"
     )
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what can go wrong with a file's contents into a BundleError that names the file."""
-    try:
-        yield
-    except (ValueError, SafetensorError, OSError) as error:
-        raise BundleError(f"{path}: {error}") from error
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: name of a tensor → dtype, shape and place; and `__metadata__`."""
-    with path.open("rb") as file:
-        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
-        if length > min(size - 8, MAX_HEADER):
-            raise BundleError(
-                f"its header would take {length} bytes, but the file has {size}, and a header at most {MAX_HEADER}: "
-                "it is no bundle, or not a whole one"
-            )
-        header: dict[str, Any] = _json(file.read(length))
-    with safe_open(path, framework="pt"):
-        return header  # safetensors has checked that the tensors fill the file, each in the size of its shape
-
-
-def _json(text: bytes) -> Any:
-    """Read JSON strictly: no name twice in an object, no NaN."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("an object has two values of one name")
-        return found
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"there is the number {constant}")
-
-    try:
-        return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("its header is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"its header cannot be read: {error}") from error
-
-
-def _facts(metadata: Any) -> dict[str, Any]:
-    """The fields of a `Bundle` from a file's metadata, of which nothing is taken for granted."""
-    if not isinstance(metadata, dict) or not isinstance(text := metadata.get("telescopic"), str):
-        raise BundleError("it is a safetensors file but no bundle, for it says nothing about a network")
-    facts = _json(text.encode())
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        found = facts.get("format") if isinstance(facts, dict) else None
-        raise BundleError(f"its format is {found!r:.50}, but this version of telescopic reads format {FORMAT} only")
-    names = {"format", *(field.name for field in fields(Bundle))} - {"path"}
-    if different := sorted(names ^ facts.keys()):
-        raise BundleError(f"its header {'lacks' if different[0] in names else 'has an unknown'} {different[0]!r:.50}")
-    del facts["format"]
-    facts["grid"] = grid = _grid(facts["grid"])
-    if facts["catalogue"] is not None:
-        facts["catalogue"] = catalogue = Catalogue.from_dict(facts["catalogue"])
-        if strangers := [member.label for member in catalogue if member.subnet not in grid]:
-            raise BundleError(f"its catalogue has a member {strangers[0]!r:.50}, which its grid {grid} has not")
-    if facts["preprocess"] is not None:
-        mean, std = (_tuple(facts["preprocess"], key, float) for key in ("mean", "std"))
-        facts["preprocess"] = Preprocess(mean, std)
-    facts["classes"] = _tuple(facts, "classes", str)
-    if facts["input_shape"] is not None:
-        facts["input_shape"] = _tuple(facts, "input_shape", int)
-    if not isinstance(facts["provenance"], dict):
-        raise BundleError("its provenance is no object")
-    return facts
-
-
-def _grid(value: Any) -> Grid:
-    entries, exits, widths = (_tuple(value, key, int) for key in ("entries", "exits", "widths"))
-    if len(entries) * len(exits) * len(widths) > MAX_PARTS:
-        raise BundleError(f"its grid has more than {MAX_PARTS} members")
-    return Grid(entries, exits, widths)
-
-
-def _tuple(values: Any, key: str, kind: type) -> tuple[Any, ...]:
-    value = values.get(key) if isinstance(values, dict) else None
-    if not isinstance(value, list) or any(type(item) is not kind for item in value):
-        raise BundleError(f"its {key} is no list of {kind.__name__}: {value!r:.50}")
-    return tuple(value)
 
 
 def _grid_of(net: nn.Module, catalogue: Catalogue | None) -> Grid:

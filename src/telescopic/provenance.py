@@ -1,0 +1,30 @@
+"""What made a result: versions and commit. No torch."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of telescopic, torch, further packages, and Python."""
+    return {package: version(package) for package in ("telescopic", "torch", *packages)} | {
+        "python": platform.python_version()
+    }
+
+
+def commit() -> str | None:
+    """The commit of this package's source, with `+` if it was changed since; None if it is not a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        # An environment inside somebody else's checkout must not report that checkout's commit.
+        git("ls-files", "--error-unmatch", __file__)
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

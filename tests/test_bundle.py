@@ -1,0 +1,657 @@
+import importlib.util
+import json
+import os
+import pickle
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import telescopic.bundle.store as store
+from telescopic import architecture
+from telescopic.architecture import build, describe, register_layer
+from telescopic.bundle import Bundle, BundleError, load, save
+from telescopic.catalogue import Catalogue, measure
+from telescopic.data import Preprocess
+from telescopic.extract import extract
+from telescopic.nested import Nested
+from telescopic.networks import mlp
+from telescopic.subnet import Grid, Subnet
+
+spec = importlib.util.spec_from_file_location(
+    "fuzz_bundle", Path(__file__).parents[1] / "benchmarks" / "fuzz_bundle.py"
+)
+assert spec is not None and spec.loader is not None
+fuzz_bundle = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fuzz_bundle)
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module, scale: float = 1.0, *, bias: bool = False) -> None:
+        super().__init__()
+        self.body, self.scale = body, scale
+        self.bias = nn.Parameter(torch.ones(1)) if bias else None
+
+    def forward(self, x):
+        y = x + self.scale * self.body(x)
+        return y if self.bias is None else y + self.bias
+
+
+@pytest.fixture
+def residual():
+    register_layer(Residual)
+    yield
+    del architecture._LAYERS["Residual"]
+
+
+def perceptron() -> Nested:
+    return mlp(16, (16, 12), 3, dropout=(0.2, 0.5))
+
+
+def convolutions(statistics="shared") -> Nested:
+    """Uneven channels, BatchNorm that has seen data, two entries and two exits."""
+    net = Nested(
+        [
+            nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, bias=False), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1)),
+        ],
+        entries={0: nn.Identity(), 1: nn.Conv2d(1, 4, 1)},
+        exits={0: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 1: nn.Sequential(nn.Flatten(), nn.Linear(6, 3))},
+        statistics=statistics,
+    )
+    net.train()
+    for _ in range(3):
+        net.all(torch.randn(8, 1, 4, 4))
+    return net
+
+
+def residuals() -> Nested:
+    block = Residual(nn.Sequential(nn.Linear(16, 16), nn.Tanh()), 0.5, bias=True)
+    return Nested(
+        [nn.Sequential(nn.Flatten(), block), Residual(nn.Linear(16, 16))],
+        exits={0: nn.Linear(16, 3), 1: nn.Linear(16, 3)},
+    )
+
+
+NETWORKS = {
+    "mlp": perceptron,
+    "one member": lambda: mlp(16, (5,), 3, entries=(0,)),
+    "convolutions": convolutions,
+    "statistics per entry": lambda: convolutions("per-entry"),
+    "registered blocks": residuals,
+}
+
+
+def same_tensors(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = architecture.named_tensors(one), architecture.named_tensors(other)
+    return list(ours) == list(theirs) and all(
+        torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours
+    )
+
+
+def rewritten(path: Path, change) -> Path:
+    """The file with its header's document changed in place by `change`."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    document = json.loads(header["__metadata__"]["telescopic"])
+    text = change(document)
+    header["__metadata__"]["telescopic"] = text if isinstance(text, str) else json.dumps(document)
+    return repacked(path, header, data[8 + length :])
+
+
+def repacked(path: Path, header, tensors: bytes) -> Path:
+    text = json.dumps(header).encode()
+    changed = path.with_name("changed.safetensors")
+    changed.write_bytes(len(text).to_bytes(8, "little") + text + tensors)
+    return changed
+
+
+# Round trip ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_loaded_equals_what_was_saved(name, dtype, tmp_path, residual) -> None:
+    torch.manual_seed(1)
+    net = NETWORKS[name]().to(dtype)
+    path = save(net, tmp_path / "net.safetensors")
+    assert net.training  # saving leaves the network in its mode
+    net.eval()
+    state = torch.random.get_rng_state()
+    loaded = load(path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert type(loaded) is Nested and not any(module.training for module in loaded.modules())
+    assert loaded.grid == net.grid and loaded.dropout == net.dropout and loaded.statistics == net.statistics
+    assert same_tensors(loaded, net) and all(p.requires_grad for p in loaded.parameters())
+    x = torch.randn(5, 1, 4, 4, dtype=dtype)
+    assert torch.equal(loaded.all(x), net.all(x))
+    for subnet in net.grid:
+        member = load(path, subnet)
+        assert not member.training and repr(member) == repr(extract(net, subnet))
+        assert same_tensors(member, extract(net, subnet)) and torch.equal(member(x), net(x, subnet))
+
+
+def test_statistics_per_entry_stay_apart_and_parameters_one(tmp_path) -> None:
+    torch.manual_seed(0)
+    net = load(save(convolutions("per-entry"), tmp_path / "net.safetensors"))
+    stage, twin = net.stages[1], net.path(Subnet(entry=1))[1][1]
+    assert twin[0].weight is stage[0].weight and twin[1].weight is stage[1].weight
+    assert not torch.equal(twin[1].running_mean, stage[1].running_mean)
+    member = load(tmp_path / "net.safetensors", Subnet(entry=1))
+    assert torch.equal(member[2].running_mean, twin[1].running_mean)
+
+
+def test_size_is_the_tensors_and_at_most_64_kilobytes(tmp_path) -> None:
+    net = perceptron()
+    catalogue = measure(net, input_shape=(1, 4, 4))
+    path = save(
+        net, tmp_path / "net.safetensors", catalogue, classes=("a", "b", "c"), preprocess=Preprocess((0.1,), (0.3,))
+    )
+    assert len(catalogue) == 3
+    assert path.stat().st_size <= sum(p.nbytes for p in net.parameters()) + 4000
+    big = convolutions("per-entry")
+    path = save(big, tmp_path / "big.safetensors", measure(big, input_shape=(1, 4, 4)))
+    assert path.stat().st_size <= sum(t.nbytes for t in architecture.named_tensors(big).values()) + 64_000
+
+
+def test_a_member_is_read_alone(tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    net = perceptron().eval()
+    path = save(net, tmp_path / "net.safetensors")
+    read = []
+
+    class Watched:
+        def __init__(self, *arguments, **options) -> None:
+            self.file = safe_open(*arguments, **options)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    safe_open = store.safe_open
+    monkeypatch.setattr(store, "safe_open", Watched)
+    Bundle.open(path)
+    assert read == []
+    member = load(path, Subnet(entry=2))
+    assert sorted(read) == ["entries.2.1.bias", "entries.2.1.weight", "exits.1.bias", "exits.1.weight"]
+
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    for name, spec in json.loads(data[8:start]).items():
+        if name != "__metadata__" and name not in read:
+            first, last = spec["data_offsets"]
+            data[start + first : start + last] = b"\xff" * (last - first)
+    path.write_bytes(data)
+    x = torch.randn(4, 1, 4, 4)
+    assert torch.equal(load(path, Subnet(entry=2))(x), net(x, Subnet(entry=2)))
+    assert load(path)(x).isnan().all()  # the rest was damaged indeed
+    assert torch.equal(member(x), net(x, Subnet(entry=2)))  # and what was loaded before does not hang on the file
+
+
+def test_header_tells_everything(tmp_path) -> None:
+    net = perceptron()
+    catalogue = measure(net, input_shape=(1, 4, 4))
+    path = save(
+        net,
+        tmp_path / "new" / "net.safetensors",
+        catalogue,
+        preprocess=Preprocess((0,), (1,)),
+        classes=("zero", "eins", "två"),
+        input_shape=torch.Size((1, 4, 4)),
+        provenance={"seed": 7, "commit": "abc"},
+    )
+    bundle = Bundle.open(path)
+    assert bundle.path == path and bundle.grid == net.grid and bundle.catalogue == catalogue
+    assert isinstance(bundle.catalogue, Catalogue) and bundle.preprocess == Preprocess()
+    assert bundle.classes == ("zero", "eins", "två") and bundle.input_shape == (1, 4, 4)
+    assert bundle.provenance["seed"] == 7 and bundle.provenance["commit"] == "abc"
+    assert bundle.provenance["versions"]["torch"] == torch.__version__
+    bare = Bundle.open(save(net, tmp_path / "bare.safetensors"))
+    assert (bare.catalogue, bare.preprocess, bare.classes, bare.input_shape) == (None, None, (), None)
+
+
+def test_plain_module_is_a_bundle_of_one_member(tmp_path) -> None:
+    net = perceptron()
+    module = extract(net, Subnet(entry=1))
+    path = save(module, tmp_path / "member.safetensors")
+    x = torch.randn(3, 16)
+    for loaded in (load(path), load(path, Subnet())):
+        assert type(loaded) is nn.Sequential and torch.equal(loaded(x), module(x))
+    assert Bundle.open(path).grid == Grid([0], [0])
+    with pytest.raises(BundleError, match="no member entry=1"):
+        load(path, Subnet(entry=1))
+    row = Catalogue(tuple(measure(net, input_shape=(16,))[1:2]), (16,))
+    path = save(module, tmp_path / "member.safetensors", row)
+    assert Bundle.open(path).catalogue == row and torch.equal(load(path, Subnet(entry=1))(x), module(x))
+
+
+def test_families_come_with_the_package(tmp_path, monkeypatch) -> None:
+    net = perceptron()
+    monkeypatch.setattr(store, "MODELS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="no file small-mlp; the families that come with telescopic: none"):
+        load("small-mlp")
+    save(net, tmp_path / "small-mlp.safetensors")
+    assert same_tensors(load("small-mlp"), net) and Bundle.open("small-mlp").grid == net.grid
+    with pytest.raises(BundleError, match=r"no file smal-mlp; .*: small-mlp"):
+        load("smal-mlp")
+    Path("folder").mkdir()
+    with pytest.raises(BundleError, match="folder is no file"):
+        load("folder")
+
+
+def test_saving_is_all_or_nothing(tmp_path, monkeypatch) -> None:
+    path = save(perceptron(), tmp_path / "net.safetensors")
+    before = path.read_bytes()
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+    def full(tensors, file, metadata) -> None:
+        Path(file).write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save(perceptron(), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# A network of the user's own ---------------------------------------------------------
+
+
+def test_into_fills_the_users_network(tmp_path) -> None:
+    torch.manual_seed(0)
+    net, mine = perceptron().eval(), perceptron()
+    path = save(net, tmp_path / "net.safetensors")
+    parameters = list(mine.parameters())
+    assert load(path, into=mine) is mine and same_tensors(mine, net) and not mine.training
+    assert all(p is q for p, q in zip(mine.parameters(), parameters, strict=True))  # an optimizer keeps its parameters
+    other = perceptron()
+    before = [p.clone() for p in other.parameters()]
+    member = load(path, Subnet(entry=1), into=other)
+    assert same_tensors(member, extract(net, Subnet(entry=1)))
+    assert all(torch.equal(p, q) for p, q in zip(other.parameters(), before, strict=True))
+    for wrong, message in (
+        (perceptron().double(), "'F32', but torch.float64 in the network"),
+        (mlp(16, (16, 13), 3), r"stages.1.0.bias has shape \[12\], but \[13\]|has shape"),
+        (mlp(16, (16, 12), 3, entries=(0,)), "its grid is .*, but the network's is"),
+        (nn.Linear(16, 3), "is only in the"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            load(path, into=wrong)
+
+
+def test_network_of_unknown_classes(tmp_path) -> None:
+    torch.manual_seed(0)
+    net = residuals().eval()
+    with pytest.raises(BundleError, match=r"stages.0.1 is a Residual, .* telescopic.register_layer\(Residual\)"):
+        save(net, tmp_path / "net.safetensors")
+    path = save(net, tmp_path / "net.safetensors", architecture=False)
+    with pytest.raises(BundleError, match=r"saved without architecture: .* load `into=` it"):
+        load(path)
+    assert same_tensors(load(path, into=residuals()), net)
+    register_layer(Residual)
+    path = save(net, path)
+    del architecture._LAYERS["Residual"]
+    with pytest.raises(BundleError, match=r"a 'Residual', a class unknown here: .*register_layer.* `into=`"):
+        load(path)
+    assert same_tensors(load(path, into=residuals()), net)
+
+
+def test_registering_is_checked() -> None:
+    with pytest.raises(ValueError, match="takes no argument depth; it takes body, scale, bias"):
+        register_layer(Residual, ("body", "depth"))
+    with pytest.raises(ValueError, match=r"Linear is already registered, as torch\.nn\.modules\.linear\.Linear"):
+        register_layer(type("Linear", (nn.Module,), {}))
+
+    class Forgetful(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+
+    class Other(nn.Module):
+        def __init__(self, options: object) -> None:
+            super().__init__()
+            self.options = options
+
+    try:
+        register_layer(Forgetful)
+        register_layer(Other)
+        with pytest.raises(ValueError, match="Forgetful does not keep its argument 'size'"):
+            describe(Forgetful(3))
+        for value in ({"a": 1}, float("nan"), torch.float32, object()):
+            with pytest.raises(ValueError, match="cannot be kept: only finite numbers"):
+                describe(Other(value))
+        with pytest.raises(ValueError, match="holds the tensor options as a plain attribute: make it a buffer"):
+            describe(Other(torch.ones(2)))
+        first = architecture._LAYERS["Other"].cls
+        again = type("Other", (first,), {"__qualname__": first.__qualname__, "__module__": first.__module__})
+        register_layer(again)  # a notebook's cell that was run twice
+        assert type(build(describe(again(3)))) is again
+    finally:
+        del architecture._LAYERS["Forgetful"], architecture._LAYERS["Other"]
+
+
+@pytest.mark.parametrize("name", ["widened", "tied", "frozen weight norm"])
+def test_network_that_its_arguments_do_not_tell_is_refused(name, tmp_path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    if name == "widened":
+        net[1].weight = nn.Parameter(torch.ones(5, 4))
+    elif name == "tied":
+        net[1] = net[0]
+    else:
+        nn.utils.parametrizations.weight_norm(net[1])
+    with pytest.raises(BundleError, match=r"built anew|class that cannot be rebuilt"):
+        save(net, tmp_path / "net.safetensors")
+
+
+def test_facts_that_cannot_be_read_again_are_not_written(tmp_path) -> None:
+    net, path = perceptron(), tmp_path / "net.safetensors"
+    stranger = measure(mlp(16, (16, 16, 16), 3), input_shape=(16,))
+    for options, message in (
+        ({"provenance": {"when": object()}}, "not JSON serializable"),
+        ({"provenance": {"loss": float("nan")}}, "not JSON compliant"),
+        ({"classes": (1, 2)}, "its classes is no list of str"),
+        ({"input_shape": (0, 3)}, "above 0"),
+        ({"catalogue": stranger}, "its catalogue has a member 'entry=3', which its grid"),
+        ({"provenance": {"log": "x" * 9_000_000}}, "a header at most"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            save(net, path, **options)
+    with pytest.raises(BundleError, match=r"0.weight is torch.complex64"):
+        save(nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64)), path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Descriptions ---------------------------------------------------------
+
+EXAMPLES = [
+    nn.Linear(3, 2, bias=False),
+    nn.Conv1d(2, 4, 3, stride=2, padding="valid", groups=2),
+    nn.Conv2d(2, 4, (3, 1), padding=(1, 0), dilation=2, padding_mode="circular"),
+    nn.Conv3d(1, 1, 2, bias=False),
+    nn.ConvTranspose1d(2, 2, 3, stride=2, output_padding=1),
+    nn.ConvTranspose2d(2, 2, 3, groups=2, dilation=3),
+    nn.ConvTranspose3d(1, 1, 1, bias=False),
+    nn.BatchNorm1d(3, eps=1e-3, momentum=None),
+    nn.BatchNorm2d(3, affine=False),
+    nn.BatchNorm3d(3, track_running_stats=False),
+    nn.InstanceNorm1d(3, affine=True),
+    nn.InstanceNorm2d(3, track_running_stats=True),
+    nn.InstanceNorm3d(3),
+    nn.GroupNorm(2, 4, affine=False),
+    nn.LayerNorm((2, 3), bias=False),
+    nn.RMSNorm(3, eps=0.1),
+    *(cls(inplace=True) for cls in (nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid)),
+    *(cls() for cls in (nn.Identity, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softsign)),
+    nn.LeakyReLU(0.3),
+    nn.ELU(0.5, inplace=True),
+    nn.CELU(0.5),
+    nn.Hardtanh(-2.0, 3.0),
+    nn.PReLU(4, init=0.5),
+    nn.GELU("tanh"),
+    nn.Softplus(2.0, 10.0),
+    nn.Softmax(1),
+    nn.LogSoftmax(-1),
+    nn.GLU(1),
+    nn.Dropout(0.2),
+    nn.Dropout1d(0.3, inplace=True),
+    nn.Dropout2d(),
+    nn.Dropout3d(0.1),
+    nn.AlphaDropout(0.9),
+    nn.MaxPool1d(2, ceil_mode=True),
+    nn.MaxPool2d((3, 2), (2, 1), padding=1, dilation=2),
+    nn.MaxPool3d(2, return_indices=True),
+    nn.AvgPool1d(2, count_include_pad=False),
+    nn.AvgPool2d(3, divisor_override=4),
+    nn.AvgPool3d(2, 1, 1),
+    nn.AdaptiveAvgPool1d(3),
+    nn.AdaptiveAvgPool2d((None, 2)),
+    nn.AdaptiveAvgPool3d(1),
+    nn.AdaptiveMaxPool1d(2, return_indices=True),
+    nn.AdaptiveMaxPool2d(2),
+    nn.AdaptiveMaxPool3d((1, 2, 3)),
+    nn.ZeroPad2d((1, 2, 3, 4)),
+    nn.ReflectionPad2d(1),
+    nn.ReplicationPad2d(2),
+    nn.Upsample(scale_factor=2.0, mode="bilinear", align_corners=True),
+    nn.PixelShuffle(2),
+    nn.Flatten(2),
+    nn.Unflatten(1, (2, 3)),
+    nn.Sequential(nn.ReLU()),
+    nn.ModuleList([nn.ReLU(), nn.Linear(2, 2)]),
+    nn.ModuleDict({"b": nn.ReLU(), "a": nn.Tanh()}),
+    Nested([nn.Flatten()], exits={0: nn.Linear(2, 2)}),
+]
+
+
+def test_every_known_layer_survives_a_description() -> None:
+    assert {type(module).__name__ for module in EXAMPLES} == set(architecture._LAYERS)
+    for module in EXAMPLES:
+        text = json.dumps(describe(module), allow_nan=False)
+        built = build(json.loads(text))
+        assert type(built) is type(module) and repr(built) == repr(module)
+        assert describe(built) == json.loads(text)
+        shapes = [[(n, t.shape, t.dtype) for n, t in architecture.named_tensors(m).items()] for m in (module, built)]
+        assert shapes[0] == shapes[1] and all(t.is_meta for t in built.parameters())
+
+
+def test_description_is_short_and_keeps_names() -> None:
+    net = nn.Sequential()
+    net.add_module("first", nn.Linear(3, 2))
+    relu = nn.ReLU()
+    net.add_module("act", relu)
+    net.add_module("again", relu)  # one object in two places is no matter without tensors
+    assert describe(net) == {
+        "class": "Sequential",
+        "children": [
+            ["first", {"class": "Linear", "in_features": 3, "out_features": 2}],
+            ["act", {"class": "ReLU"}],
+            ["again", {"class": "ReLU"}],
+        ],
+    }
+    assert list(dict(build(describe(net)).named_parameters())) == ["first.weight", "first.bias"]
+
+
+LEAF = {"class": "ReLU"}
+BATCH_NORM = {"class": "Sequential", "children": [["0", {"class": "BatchNorm1d", "num_features": 1}]]}
+
+
+def nested(stages: int, entries: int, exits: int, stage=LEAF, **options):
+    pairs = [[[i, {"class": "Identity"}] for i in range(number)] for number in (entries, exits)]
+    return {"class": "Nested", "stages": [stage] * stages, "entries": pairs[0], "exits": pairs[1], **options}
+
+
+def deep(levels: int, inner=LEAF):
+    for _ in range(levels):
+        inner = {"class": "Sequential", "children": [["0", inner]]}
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"class": "ModuleList", "modules": [LEAF] * 20_000}, "more than 10000 modules"),
+        (nested(100, 100, 1, BATCH_NORM, statistics="per-entry"), "more than 10000"),
+        (nested(90, 2, 1, nested(10, 10, 10, BATCH_NORM, statistics="per-entry"), statistics="per-entry"), "10000"),
+        (nested(200, 200, 200), "more than 10000 modules"),
+        (deep(60), "more than 100 levels"),
+        ({"class": "Linear", "in_features": 10**12, "out_features": 10**12}, "Linear refuses"),
+        ({"class": "Linear", "in_features": 10**300, "out_features": 1}, "Linear refuses"),
+        ({"class": "Linear", "in_features": -1, "out_features": 1}, "Linear refuses"),
+        ({"class": "Linear", "in_features": LEAF, "out_features": 1}, "Linear takes no modules"),
+        ({"class": "Linear", "in_features": 1, "out_features": 1, "device": "cpu"}, "takes no argument 'device'"),
+        ({"class": "Linear", "in_features": 1}, "missing 1 required positional argument: 'out_features'"),
+        ({"class": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 1, "groups": 2}, "divisible"),
+        ({"class": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": [1] * 100_000}, "Conv2d refuses"),
+        ({"class": "Dropout", "p": float("inf")}, "p is inf, no finite number"),
+        ({"class": "os.system", "command": "true"}, "'os.system', a class unknown here"),
+        ({"class": "\x1b[2J\ud800"}, r"'\\x1b\[2J\\ud800', a class unknown"),
+        ({"class": ["Linear"]}, "no object with a class"),
+        ([LEAF], "no object with a class"),
+        ({"class": "Sequential", "children": [["a.b", LEAF]]}, "module name can"),
+        ({"class": "Sequential", "children": [["forward", LEAF]]}, "attribute 'forward' already exists"),
+        ({"class": "Sequential", "children": [["0", 3]]}, "int is not a Module subclass"),
+        (nested(2, 2, 2, statistics="none"), "neither 'shared' nor 'per-entry'"),
+        (nested(1, 3, 1), "entry 2 is outside this network"),
+        (nested(2, 2, 2, dropout=["high"]), "Nested refuses"),
+    ],
+)  # fmt: skip
+def test_hostile_description_is_refused(description, message) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        build(description)
+    assert len(str(error.value)) < 400 and str(error.value).isprintable()
+
+
+# Damage and attack ---------------------------------------------------------
+
+
+def test_damaged_files(tmp_path) -> None:
+    net = perceptron()
+    path = save(net, tmp_path / "net.safetensors", measure(net, input_shape=(16,)), preprocess=Preprocess())
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+
+    def changed(name: str, **values):
+        other = json.loads(data[8:start])
+        other[name].update(values)
+        return other
+
+    for number in (0, 1, 7, 8, 100, start - 1, start, len(data) - 1):
+        (tmp_path / "part").write_bytes(data[:number])
+        with pytest.raises(BundleError, match="part: "):
+            load(tmp_path / "part")
+    for prefix in (0, 1, start, len(data), 2**24, 2**63, 2**64 - 1):
+        (tmp_path / "prefix").write_bytes(prefix.to_bytes(8, "little") + data[8:])
+        with pytest.raises(BundleError, match="prefix: "):
+            load(tmp_path / "prefix")
+    with (tmp_path / "sparse").open("wb") as file:  # 1 TB on paper, with a header of 500 GB
+        file.write((2**39).to_bytes(8, "little"))
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match="its header would take 549755813888 bytes"):
+        load(tmp_path / "sparse")
+    tail = data[start:]
+    without = {name: value for name, value in header.items() if name != "__metadata__"}
+    duplicated = json.dumps(header)[:-1] + ', "exits.1.bias": ' + json.dumps(header["exits.1.bias"]) + "}"
+    text = duplicated.encode()
+    (tmp_path / "twice").write_bytes(len(text).to_bytes(8, "little") + text + tail)
+    with pytest.raises(BundleError, match="an object has two values of one name"):
+        load(tmp_path / "twice")
+    for broken, message in (
+        (without, "a safetensors file but no bundle"),
+        (header | {"__metadata__": {"format": "pt"}}, "a safetensors file but no bundle"),
+        (header | {"__metadata__": ["telescopic"]}, "expected a map"),
+        (changed("exits.1.weight", shape=[12, 3]), r"exits.1.weight has shape \[12, 3\], but \[3, 12\] in the network"),
+        (changed("exits.1.weight", dtype="I32"), "exits.1.weight is 'I32', but torch.float32"),
+        (changed("exits.1.weight", dtype="F16"), "invalid shape, data type, or offset"),
+        (changed("exits.1.weight", shape=[2**63, 2]), "overflow"),
+        (
+            {("other" if n == "exits.1.bias" else n): v for n, v in header.items()},
+            "'exits.1.bias' is only in the network",
+        ),
+    ):
+        with pytest.raises(BundleError, match=message):
+            load(repacked(path, broken, tail))
+
+
+def test_one_tensor_too_many_or_too_few(tmp_path) -> None:
+    path = save(perceptron(), tmp_path / "net.safetensors")
+    with pytest.raises(BundleError, match="more than the 8 tensors there are"):
+        load(rewritten(path, lambda d: d["architecture"]["stages"].append(d["architecture"]["stages"][0])))
+    with pytest.raises(BundleError, match="is only in the file"):
+        load(rewritten(path, lambda d: d["architecture"]["exits"].__setitem__(0, [1, LEAF])))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format=2), "its format is 2, but this version of telescopic reads format 1 only"),
+        (lambda d: d.pop("format"), "its format is None"),
+        (lambda d: d.update(surprise=1), "has an unknown 'surprise'"),
+        (lambda d: d.pop("classes"), "lacks 'classes'"),
+        (lambda d: d.update(classes=[1]), "its classes is no list of str"),
+        (lambda d: d.update(classes="abc"), "its classes is no list of str"),
+        (lambda d: d.update(input_shape=[1.5]), "its input_shape is no list of int"),
+        (lambda d: d.update(provenance=[]), "its provenance is no object"),
+        (lambda d: d.update(preprocess={"mean": [0.0], "std": [0.0]}), "stds above 0"),
+        (lambda d: d.update(preprocess=[1.0]), "its mean is no list of float"),
+        (lambda d: d.update(catalogue={"members": []}), "a catalogue is a mapping with"),
+        (lambda d: d["grid"].update(entries=[0, 1]), "its grid is .*, but the network's is"),
+        (lambda d: d["grid"].update(entries=[]), "at least one value in entries"),
+        (lambda d: d["grid"].update(entries=[*range(5000)], exits=[*range(5000)]), "more than 10000 members"),
+        (lambda d: d.update(architecture=nested(2, 1, 2)), "its grid is|is only in the file"),
+        (lambda d: d["architecture"].update(entries=[[0, {"class": "Residual"}]]), "a class unknown here"),
+        (lambda d: d["architecture"]["stages"].extend([BATCH_NORM] * 5000), "more than the 8 tensors there are"),
+        (lambda d: "[" * 100_000, "nested too deeply"),
+        (lambda d: '{"format": 1, "format": 1}', "two values of one name"),
+        (lambda d: '{"format": NaN}', "the number NaN"),
+        (lambda d: '{"format": ' + "9" * 5000 + "}", "its header cannot be read"),
+        (lambda d: "3", "its format is None"),
+        (lambda d: "\ud800", "cannot be read|invalid"),
+    ],
+)  # fmt: skip
+def test_hostile_document(change, message, tmp_path) -> None:
+    path = save(perceptron(), tmp_path / "net.safetensors")
+    for subnet in (None, Subnet(entry=1)):
+        with pytest.raises(BundleError, match=message) as error:
+            load(rewritten(path, change), subnet)
+        assert str(error.value).isprintable()
+
+
+def test_loading_executes_nothing(tmp_path) -> None:
+    path = save(perceptron(), tmp_path / "net.safetensors")
+    load(path)  # what is imported once has been imported
+    names = ("os.system", "builtins.eval", "torch.load", "__main__.Nested", "telescopic.nested.Nested", "__import__")
+    forbidden = {"exec", "compile", "import", "pickle.find_class", "marshal.loads", "os.system", "subprocess.Popen"}
+    watching, seen = True, []
+
+    def watch(event: str, arguments: tuple) -> None:
+        if watching and event in forbidden:
+            seen.append((event, arguments))
+
+    sys.addaudithook(watch)  # cannot be removed again, only told to stop watching
+    try:
+        load(path)
+        load(path, Subnet(entry=2))
+        for name in names:
+            with pytest.raises(BundleError, match="a class unknown here"):
+                load(
+                    rewritten(
+                        path, lambda d, name=name: d["architecture"]["entries"][0].__setitem__(1, {"class": name})
+                    )
+                )
+        path.write_bytes(pickle.dumps(os.getcwd))
+        with pytest.raises(BundleError, match="its header would take"):
+            load(path)
+    finally:
+        watching = False
+    assert seen == []
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    return fuzz_bundle.families(tmp_path_factory.mktemp("families"))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(which=st.integers(0, 2), chance=st.randoms(use_true_random=False))
+def test_any_file_loads_or_raises_bundle_error(which: int, chance: random.Random, bundles, tmp_path) -> None:
+    data, subnet = bundles[which]
+    path = tmp_path / "mutated.safetensors"
+    path.write_bytes(fuzz_bundle.mutate(data, chance))
+    for wanted in (None, subnet):
+        assert fuzz_bundle.outcome(path, wanted)[0] in ("loaded", "BundleError")
