@@ -287,7 +287,7 @@ def test_into_fills_the_users_network(tmp_path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(other.parameters(), before, strict=True))
     for wrong, message in (
         (perceptron().double(), "'F32', but torch.float64 in the network"),
-        (mlp(16, (16, 13), 3), r"stages.1.0.bias has shape \[12\], but \[13\]|has shape"),
+        (mlp(16, (16, 13), 3), r"'stages.1.0.weight' has shape \[12, 16\], but \[13, 16\]"),
         (mlp(16, (16, 12), 3, entries=(0,)), "its grid is .*, but the network's is"),
         (nn.Linear(16, 3), "is only in the"),
     ):
@@ -467,6 +467,7 @@ def test_description_is_short_and_keeps_names() -> None:
 
 
 LEAF = {"class": "ReLU"}
+MANY_DIMENSIONS = {"class": "Conv2d", "in_channels": 12, "out_channels": 3, "kernel_size": [1] * 10_000}
 BATCH_NORM = {"class": "Sequential", "children": [["0", {"class": "BatchNorm1d", "num_features": 1}]]}
 
 
@@ -496,7 +497,7 @@ def deep(levels: int, inner=LEAF):
         ({"class": "Linear", "in_features": 1, "out_features": 1, "device": "cpu"}, "takes no argument 'device'"),
         ({"class": "Linear", "in_features": 1}, "missing 1 required positional argument: 'out_features'"),
         ({"class": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 1, "groups": 2}, "divisible"),
-        ({"class": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": [1] * 100_000}, "Conv2d refuses"),
+        ({"class": "Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": [10**9] * 4}, "Conv2d refuses"),
         ({"class": "Dropout", "p": float("inf")}, "p is inf, no finite number"),
         ({"class": "os.system", "command": "true"}, "'os.system', a class unknown here"),
         ({"class": "\x1b[2J\ud800"}, r"'\\x1b\[2J\\ud800', a class unknown"),
@@ -555,8 +556,11 @@ def test_damaged_files(tmp_path) -> None:
         (without, "a safetensors file but no bundle"),
         (header | {"__metadata__": {"format": "pt"}}, "a safetensors file but no bundle"),
         (header | {"__metadata__": ["telescopic"]}, "expected a map"),
-        (changed("exits.1.weight", shape=[12, 3]), r"exits.1.weight has shape \[12, 3\], but \[3, 12\] in the network"),
-        (changed("exits.1.weight", dtype="I32"), "exits.1.weight is 'I32', but torch.float32"),
+        (
+            changed("exits.1.weight", shape=[12, 3]),
+            r"'exits.1.weight' has shape \[12, 3\], but \[3, 12\] in the network",
+        ),
+        (changed("exits.1.weight", dtype="I32"), "'exits.1.weight' is 'I32', but torch.float32"),
         (changed("exits.1.weight", dtype="F16"), "invalid shape, data type, or offset"),
         (changed("exits.1.weight", shape=[2**63, 2]), "overflow"),
         (
@@ -596,6 +600,7 @@ def test_one_tensor_too_many_or_too_few(tmp_path) -> None:
         (lambda d: d.update(architecture=nested(2, 1, 2)), "its grid is|is only in the file"),
         (lambda d: d["architecture"].update(entries=[[0, {"class": "Residual"}]]), "a class unknown here"),
         (lambda d: d["architecture"]["stages"].extend([BATCH_NORM] * 5000), "more than the 8 tensors there are"),
+        (lambda d: d["architecture"].update(exits=[[1, MANY_DIMENSIONS]]), r"has shape \[3, 12\], but \[3, 12, 1, "),
         (lambda d: "[" * 100_000, "nested too deeply"),
         (lambda d: '{"format": 1, "format": 1}', "two values of one name"),
         (lambda d: '{"format": NaN}', "the number NaN"),
@@ -609,7 +614,7 @@ def test_hostile_document(change, message, tmp_path) -> None:
     for subnet in (None, Subnet(entry=1)):
         with pytest.raises(BundleError, match=message) as error:
             load(rewritten(path, change), subnet)
-        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 1000 and str(error.value).isprintable()
 
 
 def test_loading_executes_nothing(tmp_path) -> None:

@@ -89,7 +89,9 @@ def train_nsn(
 
     _one_of("precision", precision, ("fp32", "bf16"))
     images = load(data, data_dir=data_dir, validation=validation, seed=seed)
-    print(f"{data}: {len(images.train):,} training images, from {images.source}", file=sys.stderr)
+    speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
+    if speaks:
+        print(f"{data}: {len(images.train):,} training images, from {images.source}", file=sys.stderr)
     folder = out or Path("runs") / f"nsn-{Path(data).stem}"
     torch.manual_seed(seed)
     inputs = images.train.images[0].numel()
@@ -97,7 +99,7 @@ def train_nsn(
     recipe = papers.nsn.recipe(hidden, epochs=epochs)
     with _interruptible():
         table = train(net, images, recipe, folder, method="nsn", seed=seed, resume=resume, precision=precision)
-    if int(os.environ.get("RANK", "0")) == 0:  # under torchrun, one process speaks for all
+    if speaks:
         _show(table)
         half = human(table[-1].macs / 2).replace(" ", "")
         print(f"\nNext:  telescopic choose {folder} --max-macs {half}    telescopic report {folder}")

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 MAX_NAMED = 20  # members with a colour each, in the plots and in the page
 MAX_SURE = 6  # points that are all named; of more, those whose name has room
 MAX_CURVES = 12  # members whose training is drawn
-# What accuracy is plotted against, and how the axis is called; and the names of all plots there are.
+# What accuracy is plotted against, and how the axis is called.
 COSTS: dict[CostName, str] = {"macs": "MACs of one example", "params": "parameters", "latency_ms": "latency in ms"}
-NAMES = ("accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss")
 
 # Colours in light mode; a page has a CSS variable for each, which is another colour in dark mode.
 INK, MUTED, LINE, PAGE, ACCENT = "#1f2328", "#59636e", "#d5dae0", "#ffffff", "#2563c9"
@@ -73,7 +72,6 @@ class Plot:
     def inline(self) -> str:
         """The SVG for an HTML page: colours are the page's CSS variables, text is in the page's font."""
         svg = re.sub(r"<metadata>.*?</metadata>\s*", "", self.svg[self.svg.index("<svg") :], flags=re.DOTALL)
-        svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1))
         # Several plots in one page must not share identifiers.
         svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
         svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
@@ -88,39 +86,34 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
     Args:
         catalogue: has accuracy on validation images, which gives the front, or at least on test images.
         cost: one of `COSTS` that was measured.
-
-    Raises:
-        ValueError: if no accuracy was measured.
     """
     kind = "test_accuracy" if catalogue[0].accuracy is None else "accuracy"
-    if getattr(catalogue[0], kind) is None:
-        raise ValueError("this catalogue has no accuracy to plot, which takes images: measure(net, data)")
+    assert getattr(catalogue[0], kind) is not None, "a plot of accuracy needs accuracy"
     front = catalogue.front(cost) if kind == "accuracy" else []
     few = len(catalogue) <= MAX_NAMED
     colours = ramp(len(catalogue)) if few else []
     places = [(float(getattr(member, cost)), float(getattr(member, kind))) for member in catalogue]
-    tests = [m.test_accuracy for m in catalogue if m.test_accuracy is not None] if few and front else []
+    tests = [(x, m.test_accuracy) for m, (x, _) in zip(catalogue, places, strict=True) if m.test_accuracy is not None]
+    tests, names = tests if few and front else [], []
     with _figure() as (figure, axes):
         log = _cost_axis(axes, [x for x, _ in places])
-        low = _accuracy_axis(axes, [*(y for _, y in places), *tests])
+        low = _accuracy_axis(axes, [y for _, y in [*places, *tests]])
         axes.set_xlabel(COSTS[cost] + (" (logarithmic)" if log else ""), loc="right")
         axes.set_title(f"{'validation' if front else 'test'} accuracy")
-        corners = [place for member, place in zip(catalogue, places, strict=True) if member in front]
-        corners = sorted(corners) + [(axes.get_xlim()[1], y) for _, y in [*sorted(corners)[-1:]]]
-        axes.step(*(zip(*corners, strict=True) if corners else ([], [])), where="post", color=MUTED if few else ACCENT)
-        names = []
+        corners = sorted(place for member, place in zip(catalogue, places, strict=True) if member in front)
+        if corners:
+            corners.append((axes.get_xlim()[1], corners[-1][1]))
+            axes.step(*zip(*corners, strict=True), where="post", color=MUTED if few else ACCENT, linewidth=1.1)
         for i, (member, (x, y)) in enumerate(zip(catalogue, places, strict=True)):
             best = not front or member in front
-            colour = colours[i].light if few else ACCENT if best else MUTED
-            shape = {"ms": 7.5 if few else 4, "mew": 0, "alpha": 1 if best else 0.4, "zorder": 3}
-            axes.plot(x, y, "o", color=colour, **shape)
+            colour, alpha = colours[i].light if few else ACCENT if best else MUTED, 1.0 if best else 0.4
+            axes.plot(x, y, "o", ms=7.5 if few else 4, color=colour, mew=0, alpha=alpha, zorder=3)
             if tests:
-                axes.plot([x, x], [y, tests[i]], color=colour, linewidth=0.9)
-                axes.plot(x, tests[i], "o", ms=5.5, mfc=PAGE, mec=colour, mew=1.2)
+                axes.plot([x, x], [y, tests[i][1]], color=colour, linewidth=0.9)
+                axes.plot(*tests[i], "o", ms=5.5, mfc=PAGE, mec=colour, mew=1.2)
             if few or best:
                 names.append((member.label, x, y, colour if few else INK))
-        around = [*places, *((x, y) for (x, _), y in zip(places, tests, strict=False))] if few else []
-        _name_points(axes, names, around, corners)
+        _name_points(axes, names, [*places, *tests] if few else [], corners)
         svg, png = _rendered(figure)
     sentences = {
         "The line is the Pareto front: the best accuracy within each budget.": front,
@@ -129,8 +122,7 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
         f"The axis starts at {100 * low:.3g} %.": low > 0,
     }
     caption = " ".join(text for text, holds in sentences.items() if holds)
-    name = f"accuracy-{cost.removesuffix('_ms')}"
-    return Plot(name, f"Accuracy against {COSTS[cost]}", caption, svg, png, colours)
+    return Plot(f"accuracy-{cost.removesuffix('_ms')}", f"Accuracy against {COSTS[cost]}", caption, svg, png, colours)
 
 
 def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
@@ -193,8 +185,7 @@ def _figure(right: float = 0.03) -> Iterator[tuple["Figure", "Axes"]]:
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", _STYLE]):
-        figure = Figure(_SIZE, facecolor=PAGE)
-        FigureCanvasAgg(figure)
+        figure = FigureCanvasAgg(Figure(_SIZE, facecolor=PAGE)).figure
         yield figure, figure.add_axes((0.14, 0.16, 0.86 - right, 0.74))
 
 
@@ -231,11 +222,11 @@ def _accuracy_axis(axes: "Axes", accuracies: Sequence[float]) -> float:
 
 
 def _log_ticks(axis: Any, low: float, high: float) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(subs=(1,) if high > 90 * low else (1, 2, 5)))
     axis.set_major_formatter(lambda value, _: _tick(value))
-    axis.set_minor_locator(NullLocator())
+    axis.minorticks_off()
 
 
 def _tick(value: float) -> str:
@@ -249,15 +240,12 @@ def _mark_rates(axes: "Axes", history: History, y: float, side: str) -> None:
     changes = [after for before, after in pairwise(history) if after.learning_rate != before.learning_rate]
     for epoch in changes if len(changes) <= 4 else []:
         axes.axvline(epoch.epoch, color=LINE, linewidth=1)
-        where: Any = {"transform": axes.get_xaxis_transform(), "va": side, "size": 8, "color": MUTED}
-        axes.text(epoch.epoch, y, f" rate {epoch.learning_rate:.2g}", **where)
+        text, where = f" rate {epoch.learning_rate:.2g}", axes.get_xaxis_transform()
+        axes.text(epoch.epoch, y, text, transform=where, va=side, size=8, color=MUTED)
 
 
 def _name_points(axes: "Axes", names: Sequence[tuple[str, float, float, str]], around: _Places, steps: _Places) -> None:
-    """Write names beside points, largest first, each where it hides least of other points, names and a line of steps.
-
-    Up to `MAX_SURE` names are all written, of more only those that hide nothing.
-    """
+    """Write names beside points, largest first, where they hide least of the points around, a line of steps, names."""
     from matplotlib.transforms import Bbox
 
     def hidden(box: Bbox) -> float:
@@ -273,8 +261,8 @@ def _name_points(axes: "Axes", names: Sequence[tuple[str, float, float, str]], a
         (px, py), size = axes.transData.transform((x, y)), note.get_window_extent()
         w, h, boxes = size.width, size.height, {}
         for right, up in _SIDES:
-            corner = (px + 10 * right + (right - 1) / 2 * w, py + 9 * up + (up - 1) / 2 * h)
-            boxes[right, up] = Bbox.from_bounds(*corner, w, h)
+            x0, y0 = px + 10 * right + (right - 1) / 2 * w, py + 9 * up + (up - 1) / 2 * h
+            boxes[right, up] = Bbox([[x0, y0], [x0 + w, y0 + h]])
         right, up = min(boxes, key=lambda side: hidden(boxes[side]))
         if len(names) > MAX_SURE and hidden(boxes[right, up]) > 0.02 * w * h:
             note.remove()

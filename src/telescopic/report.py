@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,13 @@ from torch import nn
 from telescopic.catalogue import Catalogue
 from telescopic.files import replacing
 from telescopic.nested import Nested
-from telescopic.plots import COSTS, MAX_NAMED, NAMES, VARIABLES, Plot, curves, ramp, tradeoff
+from telescopic.plots import COSTS, MAX_NAMED, VARIABLES, Plot, curves, ramp, tradeoff
 from telescopic.quantities import human
 from telescopic.subnet import Grid
 from telescopic.train import History
 
 _DARK = {"--ink": "#e6e9ed", "--muted": "#9aa4af", "--line": "#3a424c", "--page": "#14171b", "--accent": "#74aaff"}
+_PLOTS = {"accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss"}
 _COLUMNS = {
     **{"accuracy": ("validation", "%"), "test_accuracy": ("test", "%"), "macs": ("MACs", ""), "params": ("params", "")},
     **{"bytes": ("size", "B"), "peak_activation": ("peak", "B"), "largest_feature_map": ("largest map", "B")},
@@ -67,7 +69,9 @@ def write_report(
     known = catalogue[0].accuracy is not None or catalogue[0].test_accuracy is not None
     costs = [cost for cost in COSTS if known and getattr(catalogue[0], cost) is not None]
     worth = [tradeoff(catalogue, cost) for cost in costs]
-    learned = [curves(history, "accuracy"), curves(history, "loss")] if history else []
+    learned = [curves(history, "loss")] if history else []
+    if history and any(map(math.isfinite, (*history[-1].validation, *history[-1].test))):
+        learned.insert(0, curves(history, "accuracy"))
     _write_plots(folder / "plots", [*worth, *learned])
     template = resources.files("telescopic").joinpath("report.html").read_text(encoding="utf-8")
     found = re.search(r"<script>(.*?)</script>", template, re.DOTALL)
@@ -113,7 +117,7 @@ def summary(catalogue: Catalogue) -> str:
 
 def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in {*NAMES} - {plot.name for plot in plots}:  # of an earlier report, which knew more
+    for name in _PLOTS - {plot.name for plot in plots}:  # of an earlier report, which knew more
         for suffix in ("svg", "png"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     for plot in plots:

@@ -81,7 +81,7 @@ def read_facts(metadata: Any) -> dict[str, Any]:
     if facts["catalogue"] is not None:
         facts["catalogue"] = catalogue = Catalogue.from_dict(facts["catalogue"])
         if strangers := [member.label for member in catalogue if member.subnet not in grid]:
-            raise BundleError(f"its catalogue has a member {strangers[0]!r:.50}, which its grid {grid} has not")
+            raise BundleError(f"its catalogue has a member {strangers[0]!r:.50}, which its grid {grid!s:.200} has not")
     if facts["preprocess"] is not None:
         mean, std = (_tuple(facts["preprocess"], key, float) for key in ("mean", "std"))
         facts["preprocess"] = Preprocess(mean, std)

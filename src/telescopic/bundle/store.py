@@ -109,7 +109,7 @@ class Bundle:
         stored = {name: spec for name, spec in read_header(self.path).items() if name != "__metadata__"}
         net = build(self.architecture, max_tensors=len(stored)) if into is None else into
         if isinstance(net, Nested) and net.grid != self.grid:
-            raise BundleError(f"its grid is {self.grid}, but the network's is {net.grid}")
+            raise BundleError(f"its grid is {self.grid!s:.200}, but the network's is {net.grid!s:.200}")
         tensors = named_tensors(net)
         if different := sorted(stored.keys() ^ tensors.keys()):
             where = "file" if different[0] in stored else "network"
@@ -117,11 +117,13 @@ class Bundle:
         for name, tensor in tensors.items():
             shape, dtype = stored[name]["shape"], _DTYPES.get(stored[name]["dtype"])
             if shape != list(tensor.shape):
-                raise BundleError(f"{name} has shape {shape!r:.200}, but {list(tensor.shape)} in the network")
+                raise BundleError(
+                    f"{name!r:.200} has shape {shape!s:.200}, but {list(tensor.shape)!s:.200} in the network"
+                )
             # What is built is float32; the file may hold what `.double()` or `.bfloat16()` made of it.
             either = into is None and tensor.is_floating_point() and dtype is not None and dtype.is_floating_point
             if dtype != tensor.dtype and not either:
-                raise BundleError(f"{name} is {stored[name]['dtype']!r:.20}, but {tensor.dtype} in the network")
+                raise BundleError(f"{name!r:.200} is {stored[name]['dtype']!r:.20}, but {tensor.dtype} in the network")
         return net
 
     def _filled(self, module: nn.Module, names: Sequence[str]) -> nn.Module:

@@ -81,7 +81,8 @@ def fit(
         raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
     if len(data.train) < 1:
         raise ValueError(f"{data.name} has no training images")
-    accelerator = Accelerator(cpu=cpu)
+    # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
+    accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
     optimizer = torch.optim.SGD(

