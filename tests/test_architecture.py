@@ -29,7 +29,7 @@ FLOORS = (
     ("nested",),
     ("networks", "architecture", "extract", "cost", "train"),
     ("catalogue",),
-    ("bundle", "exporting", "testing"),
+    ("bundle", "export", "testing"),
     ("papers",),
     ("report", "plots"),
     ("run",),

@@ -22,6 +22,17 @@ class Ones(nn.Module):
         return torch.ones(len(x), self.size)
 
 
+class Twice(nn.Module):
+    """One parameter by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = self.other = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.one + self.other
+
+
 def linears(num: int) -> list[nn.Module]:
     return [nn.Linear(3, 3) for _ in range(num)]
 
@@ -156,9 +167,9 @@ def test_a_mix_scales_gradients_by_owner() -> None:
 def test_a_mix_of_layers_and_weights_that_stand_in_a_stage_twice() -> None:
     layer, other = nn.Linear(3, 3), nn.Linear(3, 3)
     other.weight = layer.weight
-    net = Nested([nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), other)]).double()
+    net = Nested([nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), other, Twice())]).double()
     x, own = inputs(), list(net.parameters())
-    assert len(own) == 3
+    assert len(own) == 4
     plain = gradients(net, net.all(x).sum())
     for factor in (0.5, 0.0, 0.25):
         x.requires_grad_()  # so that there is something to learn when the weights are not

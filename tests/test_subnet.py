@@ -52,7 +52,18 @@ def test_parse_reads_what_str_writes(subnet: Subnet) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    "1 entry entry= entry=x entry=1.5 entry=--1 depth=1 entry=1, entry=1,entry=2 full,entry=1".split(),
+    [
+        "1",
+        "entry",
+        "entry=",
+        "entry=x",
+        "entry=1.5",
+        "entry=--1",
+        "depth=1",
+        "entry=1,",
+        "entry=1,entry=2",
+        "full,exit=1",
+    ],
 )
 def test_parse_refuses_other_text(text: str) -> None:
     with pytest.raises(

@@ -21,7 +21,7 @@ from .cost import cost as cost, Cost as Cost, latency as latency, Latency as Lat
 from .extract import extract as extract
 from .bundle import save as save, load as load, Bundle as Bundle, BundleError as BundleError
 from .architecture import register_layer as register_layer
-from .exporting import export as export, ExportError as ExportError
+from .export import export as export, ExportError as ExportError
 from .report import write_report as write_report
 
 # The methods, and the laws that every network obeys

@@ -166,7 +166,7 @@ def extract(
     """Take one member out as a file of its own; the file is checked against the network on real images."""
     from dataclasses import asdict
 
-    from telescopic.exporting import export
+    from telescopic.export import export
     from telescopic.run import Source
     from telescopic.subnet import Subnet
 
@@ -181,18 +181,17 @@ def extract(
         member = _choice(found, *budgets)
         _show_choice(member)
     images, what = found.samples(data_dir=None if data_dir is None else str(data_dir))
-    preprocess = found.preprocess()
-    card = {
-        "subnet": str(member.subnet),
-        "catalogue": {k: v for k, v in asdict(member).items() if k not in ("subnet", "why")},
-    }
+    facts = {k: v for k, v in asdict(member).items() if k not in ("subnet", "why")}
+    card = {"subnet": str(member.subnet), "catalogue": facts, "source": source, "compared_on": what}
+    # A .safetensors file is for telescopic, which knows what the preprocessing noted in it means.
+    inside = fold or to.suffix == ".safetensors"
     path = export(
         found.bundle.member(member.subnet),
         to,
-        images if fold else preprocess(images),
-        preprocess=preprocess if fold or to.suffix == ".safetensors" else None,
+        images if inside else found.preprocess()(images),
+        preprocess=found.preprocess() if inside else None,
         classes=found.bundle.classes,
-        card={**card, "source": source, "compared_on": what},
+        card=card,
     )
     print(f"{path}: {path.stat().st_size:,} bytes, gives the same answers as the network on {len(images)} {what}")
 
@@ -307,7 +306,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
-        from telescopic.exporting import ExportError
+        from telescopic.export import ExportError
         from telescopic.train import TrainingError
 
         if not isinstance(error, ExportError | TrainingError):

@@ -1,15 +1,14 @@
-"""How a member leaves for another runtime: one file, tried out before it is there, and a card that says what it is."""
+"""How a member leaves for another runtime: one file, tried out before it takes its place, and a card about it."""
 
-import contextlib
 import copy
 import hashlib
 import io
 import json
 import logging
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,40 @@ from telescopic.bundle import load, save
 from telescopic.data import Preprocess
 from telescopic.files import replacing
 from telescopic.nested import Nested
-
-Run = Callable[[Tensor], Tensor]
+from telescopic.provenance import versions
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest difference from torch that passes, relative to the largest logit; 2e-2 for shorter types."""
-_PROTOBUF_LIMIT = 2**31
+"""Largest difference from torch's logits that passes, as a fraction of the largest logit; 0.02 for shorter types."""
+
+_BATCH = {0: torch.export.Dim("batch")}
+_OURS = ("file", "format", "bytes", "sha256", "input", "output", "preprocess", "classes", "parity", "versions")
 
 
 class ExportError(RuntimeError):
-    """A module that could not be exported; nothing was written then."""
+    """A module that was not exported; there is no new file then."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What to write: a network, and `deployed`, the same behind its preprocessing if it has one."""
+
+    network: nn.Module
+    deployed: nn.Module
+    example: Tensor
+    preprocess: Preprocess | None
+    classes: Sequence[str]
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A file just written: how to run it, the size of its graph, whose versions matter, the names of its ends."""
+
+    run: Callable[[Tensor], Tensor]
+    num_nodes: int
+    packages: Sequence[str] = ()
+    input: dict[str, str] = field(default_factory=dict)
+    output: dict[str, str] = field(default_factory=dict)
 
 
 def export(
@@ -45,47 +68,200 @@ def export(
 ) -> Path:
     """Write a module to a file for another runtime, and check that the file gives the same logits.
 
-    The format goes by the suffix: `.onnx` for ONNX Runtime and others, `.pt2` for `torch.export.load`, `.safetensors`
-    for `telescopic.load`. The batch size is left open in all of them. Beside the file lies its card, `<path>.json`:
-    checksum, size, input and output, classes, versions, and how far its logits were from torch's. An older file stays
-    as it was unless all went well.
+    The suffix tells the format: `.onnx`, `.pt2` (for `torch.export.load`) or `.safetensors` (for `telescopic.load`).
+    The batch size stays open. Beside the file lies its card, `<path>.json`: checksum, size, input and output, classes,
+    versions, and how far its logits are from torch's. Unless all goes well, older files stay as they are.
 
     Args:
-        module: a plain module, such as an extracted member; it is exported in eval mode, and left as it is.
+        module: a plain module, such as an extracted member. It is exported in eval mode, and itself left as it is.
         path: the file to write.
-        example: real inputs `[batch, ...]` of the module; with `preprocess`, images uint8 `[batch, channels, height,
-            width]`.
-        preprocess: made part of an `.onnx` or `.pt2` file, which then takes uint8 images; a `.safetensors` file
-            keeps it beside the network.
+        example: real inputs `[batch, ...]`; with `preprocess` images, uint8 `[batch, channels, height, width]`.
+        preprocess: becomes part of an `.onnx` or `.pt2` file, which then takes uint8 images. A `.safetensors` file
+            keeps it as a fact beside the network.
         classes: names of the classes, in the order of the logits.
-        card: facts to add to the card, as JSON data: which member this is, what was measured, ...
-        samples: inputs to compare the logits on, alone and all together. Default: the example.
+        card: more facts for the card, as JSON data: which member it is, what was measured, ...
+        samples: inputs on which to compare the logits, the first alone and all together. Default: the example.
 
     Returns:
         The path.
 
     Raises:
-        ExportError: if the suffix is unknown, an argument does not fit, the exporter fails, or the file differs from
-            the module: in its logits, or by being larger than the module's tensors account for.
+        ExportError: if the suffix is unknown, an argument does not fit, a package is missing, the exporter fails, or
+            the file's logits differ from the module's or its size from that of the module's tensors.
     """
     path = Path(path)
     if path.suffix not in _WRITERS:
-        raise ExportError(f"cannot export to {path}: the suffix tells the format, {', '.join(_WRITERS)}")
+        raise ExportError(f"cannot export to {path}: the suffix tells the format, one of {', '.join(_WRITERS)}")
     if isinstance(module, Nested):
-        raise ExportError(
-            "one member is exported at a time: export(extract(net, subnet), ...); save(net, ...) keeps all"
-        )
-    facts = _card_of_the_caller(card)
-    network = copy.deepcopy(module).cpu().eval()
+        raise ExportError("export takes one member: export(extract(net, subnet), ...); to keep all, save(net, ...)")
+    card = dict(card or {})
+    if taken := sorted(card.keys() & set(_OURS)):
+        raise ExportError(f"the card's {', '.join(taken)} is written by export itself: give it another name")
     folded = preprocess is not None and path.suffix != ".safetensors"
-    network_bytes = sum(tensor.nbytes for tensor in named_tensors(network).values())
-    if path.suffix == ".onnx" and network_bytes >= _PROTOBUF_LIMIT:
-        raise ExportError(
-            f"{path}: ONNX holds less than 2 GiB in one file, and this has {network_bytes} bytes: use .pt2"
+    network = copy.deepcopy(module).cpu().eval()
+    deployed = _Preprocessed(network, preprocess) if preprocess else network
+    example, samples = (_several(batch) for batch in (example, example if samples is None else samples))
+    try:
+        json.dumps(card, allow_nan=False)
+        with torch.no_grad():
+            logits = deployed(samples)
+            if classes and len(classes) != logits.shape[-1]:
+                raise ValueError(f"there are {len(classes)} classes, but {logits.shape[-1]} logits")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                with _quiet():
+                    order = _Order(network, deployed, example[:2], preprocess, tuple(classes), card)
+                    written = _WRITERS[path.suffix](order, file)
+                facts = {
+                    "file": path.name,
+                    "format": path.suffix[1:],
+                    "bytes": _size(file, network, written.num_nodes),
+                    "sha256": _checksum(file),
+                    "input": written.input | _form(samples if folded or not preprocess else preprocess(samples)),
+                    "output": written.output | _form(logits),
+                    "preprocess": {**asdict(preprocess), "folded": folded} if preprocess else None,
+                    "classes": list(classes),
+                    "parity": _parity(written.run, deployed, samples),
+                    "versions": versions(*written.packages),
+                }
+                with replacing(path.with_name(f"{path.name}.json")) as beside:
+                    beside.write_text(json.dumps(facts | card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    except Exception as error:  # exporters and runtimes raise whatever they like
+        raise ExportError(f"cannot export to {path}: {error}") from error
+    return path
+
+
+class _Preprocessed(nn.Module):
+    """A network that takes uint8 images `[batch, channels, height, width]`."""
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network, self.preprocess = network, preprocess
+        self.dtype = next((t.dtype for t in network.parameters() if t.is_floating_point()), torch.float32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.preprocess(images).to(self.dtype))
+        return logits
+
+
+def _onnx(order: _Order, file: Path) -> _Written:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise ValueError(f'{error.name} is not installed: pip install "telescopic[onnx]"') from error
+    if sum(tensor.nbytes for tensor in named_tensors(order.network).values()) >= 2**31:
+        raise ValueError("one ONNX file holds less than 2 GiB: choose a smaller member, or .pt2")
+    name = "images" if order.example.dtype == torch.uint8 else "input"
+    program = torch.onnx.export(
+        order.deployed,
+        (order.example,),
+        dynamo=True,
+        dynamic_shapes=(_BATCH,),
+        input_names=[name],
+        output_names=["logits"],
+        verbose=False,
+    )
+    assert program is not None
+    nodes: list[Any] = list(program.model.graph)
+    for part in (program.model, program.model.graph, *nodes):
+        part.metadata_props.clear()  # stack traces with the paths of this machine: half of a small file
+    program.save(str(file), external_data=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {name: x.contiguous().numpy()})[0])
+
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    return _Written(run, len(nodes), packages, input={"name": name}, output={"name": "logits"})
+
+
+def _pt2(order: _Order, file: Path) -> _Written:
+    program = torch.export.export(order.deployed, (order.example,), dynamic_shapes=(_BATCH,))
+    program.example_inputs = None  # or the file would hold the user's data
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    with file.open("wb") as opened:
+        torch.export.save(program, opened)
+    run = torch.export.load(io.BytesIO(file.read_bytes())).module()
+    return _Written(run, len(program.graph.nodes))
+
+
+def _safetensors(order: _Order, file: Path) -> _Written:
+    shape = order.example.shape[1:]
+    save(
+        order.network,
+        file,
+        preprocess=order.preprocess,
+        classes=order.classes,
+        input_shape=shape,
+        provenance=order.card,
+    )
+    loaded = load(file)
+    return _Written(_Preprocessed(loaded, order.preprocess) if order.preprocess else loaded, 0, ("safetensors",))
+
+
+_WRITERS: dict[str, Callable[[_Order, Path], _Written]] = {".onnx": _onnx, ".pt2": _pt2, ".safetensors": _safetensors}
+
+
+def _several(batch: Tensor) -> Tensor:
+    """At least two samples: from one alone the exporter would conclude that there is never more than one."""
+    if not isinstance(batch, Tensor) or batch.ndim < 2 or not len(batch):
+        raise ExportError("the example is a tensor [batch, ...] of one or more real inputs")
+    return (torch.cat([batch, batch]) if len(batch) == 1 else batch).detach().cpu()
+
+
+def _parity(run: Callable[[Tensor], Tensor], deployed: nn.Module, samples: Tensor) -> dict[str, Any]:
+    """How far the file's logits are from the module's, on one sample and on all; too far is an error."""
+    batches = [1, len(samples)]
+    largest, scale = 0.0, 0.0
+    for number in batches:
+        ours, theirs = deployed(samples[:number]), run(samples[:number])
+        if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+            raise ValueError(f"the file gives {_form(theirs)} for {number} samples, the module {_form(ours)}")
+        if not (ours.isfinite().all() and theirs.isfinite().all()):
+            raise ValueError("the logits are not finite, so nothing can be compared")
+        largest = max(largest, float((ours.double() - theirs.double()).abs().max()))
+        scale = max(scale, float(ours.abs().max()))
+    relative, tolerance = largest / (scale or 1.0), TOLERANCES.get(ours.dtype, 2e-2)
+    if relative > tolerance:
+        raise ValueError(
+            f"the file's logits differ from the module's by up to {largest:.3g}, {relative:.3g} of the largest logit; "
+            f"{tolerance:.3g} is allowed"
         )
-    deployed = _Deployed(network, preprocess)
-    example = _several(example)
-    samples = example if samples is None else _several(samples)
-    with _failing(path), torch.no_grad():
-        logits = deployed(samples)
-    ...
+    return {"batches": batches, "max_difference": largest, "relative": relative, "tolerance": tolerance}
+
+
+def _size(file: Path, network: nn.Module, num_nodes: int) -> int:
+    """The file's bytes: those of the network's tensors, and some for the graph; more is an error."""
+    size, tensors = file.stat().st_size, sum(tensor.nbytes for tensor in named_tensors(network).values())
+    if size > tensors + 2**16 + 2**12 * num_nodes:
+        raise ValueError(
+            f"the file has {size} bytes, but the module's tensors only {tensors}: it holds something else too"
+        )
+    return size
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _form(batch: Tensor) -> dict[str, Any]:
+    return {"shape": ["batch", *batch.shape[1:]], "dtype": str(batch.dtype).removeprefix("torch.")}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters print and warn of on every use; their errors still come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

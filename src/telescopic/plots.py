@@ -38,7 +38,7 @@ _STYLE = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False),
     **{"font.size": 10.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "ytick.major.size": 0},
     **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.7},
-    **{"svg.fonttype": "none", "svg.hashsalt": "telescopic"},
+    **{"xaxis.labellocation": "right", "svg.fonttype": "none", "svg.hashsalt": "telescopic"},
 }
 _Places = Sequence[tuple[float, float]]
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -98,8 +98,7 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
     with _figure() as (figure, axes):
         log = _cost_axis(axes, [x for x, _ in places])
         low = _accuracy_axis(axes, [y for _, y in [*places, *tests]])
-        axes.set_xlabel(COSTS[cost] + (" (logarithmic)" if log else ""), loc="right")
-        axes.set_title(f"{'validation' if front else 'test'} accuracy")
+        axes.set(xlabel=COSTS[cost] + " (logarithmic)" * log, title=f"{'validation' if front else 'test'} accuracy")
         corners = sorted(place for member, place in zip(catalogue, places, strict=True) if member in front)
         if corners:
             corners.append((axes.get_xlim()[1], corners[-1][1]))
@@ -133,20 +132,18 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
         quantity: what is drawn; accuracy is on validation images, or on test images if there are no others.
     """
     number = len(history.labels)
-    shown = sorted({round(i * (number - 1) / (MAX_CURVES - 1)) for i in range(MAX_CURVES)})
+    shown = sorted({round(i * (number - 1) / (MAX_CURVES - 1)) for i in range(MAX_CURVES)})  # first, last, and between
     colours, chosen = ramp(len(shown)), history.best()
     judged = math.isfinite(chosen.validation[history.full])
-    kind = "losses" if quantity == "loss" else "validation" if judged else "test"
-    title = {"losses": "training loss", "validation": "validation accuracy", "test": "test accuracy"}[kind]
+    kind, title = ("validation", "validation accuracy") if judged else ("test", "test accuracy")
+    kind, title = ("losses", "training loss") if quantity == "loss" else (kind, title)
     epochs = [epoch.epoch for epoch in history]
     lines = [[float(getattr(epoch, kind)[m]) for epoch in history] for m in shown]
     settled = [v for line in lines for v in line[len(line) // 20 :] if math.isfinite(v)] or [0.0]
-    caption = f"Dashed: epoch {chosen.epoch}, in which {history.labels[history.full]} is best on validation images."
-    caption = caption if judged else ""
+    caption = f"Dashed: epoch {chosen.epoch}, the full network's best on validation images, was kept." if judged else ""
     with _figure(right=0.04 + 0.018 * min(18, max(map(len, history.labels)))) as (figure, axes):
-        axes.set_xlim(*((0, epochs[-1]) if len(epochs) > 1 else (epochs[0] - 1, epochs[0] + 1)))
+        axes.set(xlabel="epoch", xlim=(0, epochs[-1] + (len(epochs) == 1)))
         axes.locator_params(axis="x", integer=True, nbins=6)
-        axes.set_xlabel("epoch", loc="right")
         if quantity == "accuracy":
             low = _accuracy_axis(axes, settled)
             if any(value < low for line in lines for value in line):
@@ -154,7 +151,7 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
         elif 0 < 4 * min(settled) < max(settled):
             axes.set_yscale("log")
             _log_ticks(axes.yaxis, min(settled), max(settled))
-        axes.set_title(title + (" (logarithmic)" if axes.get_yscale() == "log" else ""))
+        axes.set(title=title + " (logarithmic)" * (axes.get_yscale() == "log"))
         _mark_rates(axes, history, *((0.01, "bottom") if quantity == "accuracy" else (0.99, "top")))
         if judged:
             axes.axvline(chosen.epoch, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
@@ -249,8 +246,8 @@ def _name_points(axes: "Axes", names: Sequence[tuple[str, float, float, str]], a
     from matplotlib.transforms import Bbox
 
     def hidden(box: Bbox) -> float:
-        common = [Bbox.intersection(box, other) for other in (axes.bbox, *taken)]
-        inside, *others = [float(area.width * area.height) if area else 0.0 for area in common]
+        both = (Bbox.intersection(box, other) for other in (axes.bbox, *taken))
+        inside, *others = (float(area.width * area.height) if area else 0.0 for area in both)
         return 3 * (box.width * box.height - inside) + sum(others)
 
     taken = [Bbox([[x - 6, y - 6], [x + 6, y + 6]]) for x, y in map(axes.transData.transform, around)]
@@ -258,8 +255,7 @@ def _name_points(axes: "Axes", names: Sequence[tuple[str, float, float, str]], a
         taken += [Bbox([[x0, y0 - 2], [x1, y0 + 2]]), Bbox([[x1 - 2, y0], [x1 + 2, y1]])]
     for name, x, y, colour in reversed(names):
         note = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", size=9.5, color=colour)
-        (px, py), size = axes.transData.transform((x, y)), note.get_window_extent()
-        w, h, boxes = size.width, size.height, {}
+        (px, py), (w, h), boxes = axes.transData.transform((x, y)), note.get_window_extent().size, {}
         for right, up in _SIDES:
             x0, y0 = px + 10 * right + (right - 1) / 2 * w, py + 9 * up + (up - 1) / 2 * h
             boxes[right, up] = Bbox([[x0, y0], [x0 + w, y0 + h]])

@@ -185,7 +185,7 @@ def _facts(catalogue: Catalogue, history: History | None, facts: Mapping[str, st
         minutes = sum(epoch.seconds for epoch in history) / 60
         rows["training took"] = f"{len(history)} epochs, {minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.1f} min"
     if catalogue.machine is not None:
-        rows["latency measured on"] = f"{catalogue.machine}; {catalogue.threads} threads, batch {catalogue.batch}"
+        rows["latency measured on"] = f"{catalogue.machine}; threads {catalogue.threads}, batch {catalogue.batch}"
     html = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in rows.items())
     return f'<section><h2>Where it comes from</h2><dl class="facts">{html}</dl></section>' if html else ""
 
@@ -254,7 +254,13 @@ def _chart(spans: Grid) -> str:
         )
         parts.append(f' fill-opacity="{shade:.3f}"><title>{spans.label(span)}: {num} stages run</title></rect>')
     width, height = left + side * len(spans.exits), 36 + side * len(spans.entries)
-    return _svg(width, height, "Members by entry and exit", parts, "A square is a member; darker: it runs more stages.")
+    return _svg(
+        width,
+        height,
+        "Members by entry and exit",
+        parts,
+        "A square stands for the members of an entry and an exit; the stronger its colour, the more stages run.",
+    )
 
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str], legend: str) -> str:

@@ -1,10 +1,8 @@
 """Saving a network to one file, and loading all of it or one member."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from telescopic.data import Preprocess
 from telescopic.extract import extract
 from telescopic.files import replacing
 from telescopic.nested import Nested
+from telescopic.provenance import versions
 from telescopic.subnet import Grid, Subnet
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -178,7 +177,6 @@ def save(
         BundleError: if the network cannot be rebuilt from a file, or a fact cannot be written as JSON.
     """
     path = Path(path)
-    versions = {"telescopic": version("telescopic"), "torch": torch.__version__, "python": platform.python_version()}
     try:
         grid = _grid_of(net, catalogue)
         document = {
@@ -189,7 +187,7 @@ def save(
             "preprocess": preprocess and {key: list(map(float, value)) for key, value in asdict(preprocess).items()},
             "classes": list(classes),
             "input_shape": None if input_shape is None else list(input_shape),
-            "provenance": {"versions": versions, **(provenance or {})},
+            "provenance": {"versions": versions(), **(provenance or {})},
         }
         metadata = {"telescopic": json.dumps(document, allow_nan=False, separators=(",", ":"))}
         read_facts(metadata)  # what could not be read again must not be written
