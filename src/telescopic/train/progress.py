@@ -83,7 +83,9 @@ class Live(Silent):
             rows = list(zip(self.history.labels, last.losses, last.validation, last.test, strict=True))
             for label, loss, validation, test in rows if len(rows) <= 12 else [*rows[:4], *rows[-8:]]:
                 table.add_row(label, f"{loss:.4f}", f"{validation:.2%}", f"{test:.2%}")
-        return Group(head, ProgressBar(total=1.0, completed=share, width=60), table)
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=1.0, completed=share, width=60))
+        return Group(head, bar, table)
 
 
 def _left(history: History, epochs: int) -> str:
