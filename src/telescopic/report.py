@@ -78,10 +78,7 @@ def write_report(
     assert found is not None
     palette = {VARIABLES[light]: (light, _DARK[VARIABLES[light]]) for light in VARIABLES}
     palette["--panel"] = ("#f3f5f7", "#1d2228")
-    palette |= {c.variable: (c.light, c.dark) for p in [*worth, *learned] for c in p.colours}
-    palette |= {
-        c.variable: (c.light, c.dark) for c in ramp(MAX_NAMED if len(catalogue) > MAX_NAMED else len(catalogue))
-    }
+    palette |= {c.variable: (c.light, c.dark) for number in range(1, MAX_NAMED + 1) for c in ramp(number)}
     page = Template(template).substitute(
         # Only the script that belongs to the page may run in it, by the hash of its text.
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode(),
@@ -209,9 +206,8 @@ def _picture(net: Nested, catalogue: Catalogue) -> str:
     for i, stage in enumerate(net.stages):
         x, params = gaps[i] + gap, human(sum(p.numel() for p in stage.parameters()))
         lines = [(45, _name(stage)), (60, params)] if num <= 6 else [(45, str(i)), (60, params)] if num <= 12 else []
-        parts.append(
-            f"<g><title>stage {i}, {params} parameters: {escape(re.sub(r' at 0x[0-9a-f]+', '', str(stage)))}</title>"
-        )
+        inside = re.sub(r" at 0x[0-9a-f]+", "", str(stage))  # the same page for the same network
+        parts.append(f"<g><title>stage {i}, {params} parameters: {escape(inside)}</title>")
         parts.append(f'<rect class="stage" x="{x}" y="28" width="{box}" height="42" rx="6"/>')
         parts += [_text(x + box / 2, y, line, "middle") for y, line in lines or [(53, str(i))]] + ["</g>"]
     for places, y, arrow in ((spans.entries, 15, "20v21"), (spans.exits, 93, "54v22")):
@@ -232,9 +228,8 @@ def _picture(net: Nested, catalogue: Catalogue) -> str:
         parts.append(f'<circle class="in" cx="{start}" cy="{y}" r="5"/>')
         parts.append(f'<path class="run" d="M{end - 7} {y}l7 -7 7 7 -7 7z"/></g>')
     legend = "○ here the input enters · ◆ here a head gives the prediction · dashed stages are left out"
-    legend += (
-        " · thinner: fewer channel groups" if len(net.grid.widths) > 1 and rows[0][0] == catalogue[0].label else ""
-    )
+    if len({member.width for _, _, member in rows}) > 1:
+        legend += " · thinner: fewer channel groups"
     return _svg(width, height, "Which stages each member runs", parts, legend)
 
 
@@ -249,18 +244,12 @@ def _chart(spans: Grid) -> str:
         num = span.exit - span.entry + 1
         x, y = left + side * spans.exits.index(span.exit), 32 + side * spans.entries.index(span.entry)
         shade = 0.12 + 0.88 * num / max(1, spans.exits[-1] - spans.entries[0] + 1)
-        parts.append(
-            f'<rect x="{x + 1}" y="{y + 1}" width="{side - 2}" height="{side - 2}" rx="3" fill="var(--accent)"'
-        )
-        parts.append(f' fill-opacity="{shade:.3f}"><title>{spans.label(span)}: {num} stages run</title></rect>')
+        where = f'x="{x + 1}" y="{y + 1}" width="{side - 2}" height="{side - 2}"'
+        parts.append(f'<rect {where} rx="3" fill="var(--accent)" fill-opacity="{shade:.3f}">')
+        parts.append(f"<title>{spans.label(span)}: {num} stages run</title></rect>")
     width, height = left + side * len(spans.exits), 36 + side * len(spans.entries)
-    return _svg(
-        width,
-        height,
-        "Members by entry and exit",
-        parts,
-        "A square stands for the members of an entry and an exit; the stronger its colour, the more stages run.",
-    )
+    legend = "A square stands for the members of an entry and an exit; the stronger its colour, the more stages run."
+    return _svg(width, height, "Members by entry and exit", parts, legend)
 
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str], legend: str) -> str:

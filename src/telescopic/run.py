@@ -47,7 +47,6 @@ def train(
         provenance = {
             "method": method,
             "data": data.name,
-            "data_source": data.source,
             "seed": seed,
             "epoch": history.best().epoch,
             "epochs": len(history),
