@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -19,11 +18,9 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
 BEGUN = "training"
 
 
@@ -90,8 +87,9 @@ def main() -> int:
     if arguments.child is not None:
         train(arguments.child, arguments.config)
         return 0
-    from telescopic.cost import machine
     from telescopic.train.checkpoint import read_facts
+
+    import results
 
     config = {name: getattr(arguments, name) for name in ("runs", "epochs", "seed", "threads")}
     chance = random.Random(config["seed"])
@@ -114,31 +112,19 @@ def main() -> int:
                 continue
             result = process(out, config)[1]
             assert result is not None
-            rows.append({"killed_after_s": [round(m, 3) for m in moments], "resumed_from": found})
+            rows.append({"killed after, s": [round(moment, 3) for moment in moments], "killed in": found})
             rows[-1]["identical"] = result == whole
-            print(f"run {len(rows)}: killed {len(found)}×, resumed from {'; '.join(found)}: ", end="")
+            print(f"run {len(rows)}: killed in {' and '.join(found)}: ", end="")
             print("identical" if result == whole else f"DIFFERENT: {result}", flush=True)
     identical = sum(row["identical"] for row in rows)
-    result = {
-        "benchmark": "kill",
-        "config": config,
-        "whole_run": {"training_s": round(whole_s, 2), **whole},
-        "identical": identical,
+    figures = {
+        "identical": f"{identical} of {len(rows)}",
+        "training, s": round(whole_s, 2),
+        "whole": whole,
         "runs": rows,
-        "versions": {name: version(name) for name in ("telescopic", "torch", "safetensors", "accelerate")}
-        | {"python": platform.python_version()},
-        "commit": _commit(),
-        "machine": machine(),
     }
-    print(f"{identical} of {len(rows)} ended exactly as the run that was never killed ({whole_s:.1f} s of training)")
-    (ROOT / "results").mkdir(exist_ok=True)
-    (ROOT / "results" / "kill.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    results.write("kill", config, figures)
     return 0 if identical == len(rows) else 1
-
-
-def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def test_members_by_hand() -> None:
     stages = [nn.Tanh(), nn.Sequential(b, nn.Sigmoid())]
     net = Nested(stages, {0: a, 1: c, 2: nn.Identity()}, {-1: nn.Softmax(1), 1: nn.Identity(), 0: nn.ReLU()})
     assert net.stages[1] is stages[1]
+    assert (list(net.entries), list(net.exits)) == (["0", "1", "2"], ["-1", "0", "1"])
     x = torch.randn(4, 2, dtype=torch.float64)
     u, v = x @ a.weight.T, x @ c.weight.T
     by_hand = {  # in grid order: by number of stages, then exit
@@ -177,6 +178,17 @@ def test_a_mix_of_layers_and_weights_that_stand_in_a_stage_twice() -> None:
         for name in plain:
             torch.testing.assert_close(scaled[name], factor * plain[name], rtol=0, atol=1e-12)
         assert all(one is another for one, another in zip(net.parameters(), own, strict=True))
+
+
+def test_a_mix_leaves_alone_what_does_not_learn() -> None:
+    net, x = exits_of(0, 1), inputs()
+    net.stages[0].weight.requires_grad_(False)
+    net.all(x, ((0.5, 1.0), (0.5, 0.0))).sum().backward()
+    assert net.stages[0].weight.grad is None
+    assert float(net.stages[0].bias.grad.abs().max()) > 0
+    # A factor of 0 detaches, so that nothing is computed.
+    assert net.stages[1].weight.grad is None
+    assert net.exits["1"].weight.grad is None
 
 
 @pytest.mark.parametrize(

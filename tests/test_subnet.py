@@ -82,17 +82,18 @@ def test_coordinates_are_whole_numbers(value: object) -> None:
 
 
 def test_members_by_hand() -> None:
-    grid = Grid(entries=(2, 0), exits=(1, 0, 0), widths=(1, 4))
-    order = [(2, 1, 1), (2, 1, 4), (0, 0, 1), (0, 0, 4), (0, 1, 1), (0, 1, 4)]  # entry 2, exit 0 is no member
-    assert [coordinates(member) for member in grid] == order
-    assert (grid.entries, grid.exits, grid.widths) == ((0, 2), (0, 1), (1, 4))
-    assert coordinates(grid.full) == (0, 1, 4)
-    assert len(grid) == 6
+    grid = Grid(entries=(2, 1), exits=(1, 2, 0, 0), widths=(1, 4))
+    no_stage = [(1, 0, 1), (2, 1, 1), (1, 0, 4), (2, 1, 4)]  # entry 2, exit 0 is no member
+    one_stage = [(1, 1, 1), (2, 2, 1), (1, 1, 4), (2, 2, 4)]
+    assert [coordinates(member) for member in grid] == [*no_stage, *one_stage, (1, 2, 1), (1, 2, 4)]
+    assert (grid.entries, grid.exits, grid.widths) == ((1, 2), (0, 1, 2), (1, 4))
+    assert coordinates(grid.full) == (1, 2, 4)
+    assert len(grid) == 10
     assert grid[2:4] == (grid[2], grid[3])
     assert grid[1] in grid
     assert Subnet(entry=2) not in grid
-    assert grid == Grid((0, 2), (0, 1), (1, 4)) != Grid((0, 2), (0, 1))
-    assert hash(grid) == hash(Grid((0, 2), (0, 1), (1, 4)))
+    assert grid == Grid((1, 2), (0, 1, 2), (1, 4)) != Grid((1, 2), (0, 1, 2))
+    assert hash(grid) == hash(Grid((1, 2), (0, 1, 2), (1, 4)))
     assert eval(repr(grid)) == grid
 
 

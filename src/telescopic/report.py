@@ -180,7 +180,8 @@ def _facts(catalogue: Catalogue, history: History | None, facts: Mapping[str, st
     rows = dict(facts)
     if history:
         minutes = sum(epoch.seconds for epoch in history) / 60
-        rows["training took"] = f"{len(history)} epochs, {minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.1f} min"
+        time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.1f} min"
+        rows["training took"] = f"{len(history)} epochs, {time}"
     if catalogue.machine is not None:
         rows["latency measured on"] = f"{catalogue.machine}; threads {catalogue.threads}, batch {catalogue.batch}"
     html = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in rows.items())

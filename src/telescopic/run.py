@@ -17,7 +17,7 @@ from telescopic.nested import Nested
 from telescopic.provenance import commit
 from telescopic.train import History, Recipe, fit
 from telescopic.train.checkpoint import read_facts
-from telescopic.train.loop import LAST
+from telescopic.train.keeper import LAST
 
 MODEL, CATALOGUE = "model.safetensors", "catalogue.json"
 

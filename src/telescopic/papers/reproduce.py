@@ -13,7 +13,7 @@ from telescopic.papers import nsn
 from telescopic.provenance import commit, versions
 from telescopic.train import Epoch, History, fit
 from telescopic.train.checkpoint import read_facts
-from telescopic.train.loop import LAST
+from telescopic.train.keeper import LAST
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,13 +17,13 @@ def stop_requests() -> Iterator[Stop]:
     """Turn the first Ctrl-C or SIGTERM into a request; a second one interrupts at once."""
     stop = Stop()
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
 
     try:
-        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # signals belong to the main thread; elsewhere there is nothing to listen to
         yield stop
         return

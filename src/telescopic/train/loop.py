@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ from torch import Tensor
 from telescopic.data import Dataset, Split, batches
 from telescopic.nested import Nested
 from telescopic.train.board import tensorboard
-from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint, tensors
+from telescopic.train.checkpoint import Position
 from telescopic.train.evaluate import count_correct
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
+from telescopic.train.keeper import LAST, Keeper
 from telescopic.train.objective import Objective, parameter_groups
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
 
-LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
 CHECK_EVERY = 100  # batches between looks at the loss: a look waits for the device
 
 
@@ -92,53 +92,35 @@ def fit(
         nesterov=recipe.nesterov,
         fused=device.type in ("cpu", "cuda", "mps"),
     )
-    labels = [net.grid.label(member) for member in net.grid]
-    history = History(labels, net.grid.index(net.grid.full))
-    position = Position()
-    best: dict[str, Tensor] = {}
-    just_best = False
     same = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
     same["precision"] = precision
-    facts = {**same, "threads": torch.get_num_threads(), "processes": world}
-    if resume and out is not None and (out / LAST).exists():
-        history, position = _left_off(out / LAST, same)
-        just_best = len(history) > 0 and position.batch == 0 and history.best() is history[-1]
-        if len(history) > 0 and not just_best:
-            load_checkpoint(out / BEST, net)
-            best = _copy(net)
-        load_checkpoint(out / LAST, net, optimizer)
-    train = data.train.to(device)
-    held = [
-        s if world == 1 else Split(s.images[rank::world], s.labels[rank::world]) for s in (data.validation, data.test)
-    ]
-    held = [split.to(device) for split in held]
+    facts = {"threads": torch.get_num_threads(), "processes": world}
+    keeper = Keeper(out, net, optimizer, same, facts, writes=rank == 0, seconds=checkpoint_seconds)
+    labels = [net.grid.label(member) for member in net.grid]
+    history, position = keeper.resume(History(labels, net.grid.index(net.grid.full)))
+    train, held = data.train.to(device), [_share(s, rank, world).to(device) for s in (data.validation, data.test)]
     num_batches = math.ceil(len(train) / recipe.batch_size)
-    saved = time.monotonic()
     exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-
-    if out is not None and rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (LAST, BEST, LOG):
-            for halved in out.glob(f".{name}.*.tmp"):  # left by a run that was killed while writing
-                halved.unlink(missing_ok=True)
-
-    def save() -> None:
-        nonlocal saved
-        if out is not None and rank == 0:
-            save_checkpoint(out / LAST, net, optimizer, position, {**facts, "history": history.to_dict()})
-        saved = time.monotonic()
-
-    def save_best() -> None:
-        nonlocal best
-        best = _copy(net)
-        if out is not None and rank == 0:
-            save_checkpoint(out / BEST, net, None, position, {"epoch": history[-1].epoch})
-
-    if just_best:  # the kill may have come before the copy was written
-        save_best()
     board = tensorboard(out / "tensorboard") if out is not None and rank == 0 else None
+
+    def require_finite(sums: Tensor, batches_done: int) -> None:
+        # The weights are the first to go when the last step was too large.
+        if not (sums.isfinite().all() and all(p.isfinite().all() for p in net.parameters())):
+            raise TrainingError(
+                f"the loss is no longer finite in epoch {position.epoch}, by batch {batches_done}{keeper.where()}. "
+                f"A smaller learning rate than {recipe.rate(position.epoch):g} is the usual remedy"
+            )
+
+    def stop() -> None:
+        how = (
+            f"saved in {out / LAST}; resume to go on"
+            if out is not None
+            else "nothing is saved, because no folder was given"
+        )
+        raise KeyboardInterrupt(f"stopped in epoch {position.epoch} after {position.batch} batches; {how}")
+
     with (
-        stop_requests() as stop,
+        stop_requests() as request,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         reporter(history, recipe.epochs, num_batches, progress if rank == 0 else False) as report,
     ):
@@ -167,25 +149,21 @@ def fit(
                 optimizer.step()
                 sums += torch.cat((loss.detach().view(1), losses))
                 report.batch(batch + 1)
-                due = stop.requested or time.monotonic() - saved > checkpoint_seconds
-                pause = due and world == 1 and batch + 1 < num_batches
-                if (pause or (batch + 1) % CHECK_EVERY == 0) and not _finite(sums, net):
-                    raise _not_finite(Position(position.epoch, batch + 1), out, recipe)
+                pause = (request.requested or keeper.overdue()) and world == 1 and batch + 1 < num_batches
+                if pause or (batch + 1) % CHECK_EVERY == 0:
+                    require_finite(sums, batch + 1)
                 if pause:
                     position = Position(position.epoch, batch + 1, time.monotonic() - began, sums.tolist())
-                    save()
-                    if stop.requested:
-                        raise _interrupted(position, out)
+                    keeper.save(history, position)
+                    if request.requested:
+                        stop()
             trained = time.monotonic() - began
             totals = accelerator.reduce(sums, "sum").cpu() / len(train)
-            if not _finite(totals, net):
-                raise _not_finite(Position(position.epoch, num_batches), out, recipe)
+            require_finite(totals, num_batches)
             accuracy = []
             for mine, whole in zip(held, (data.validation, data.test), strict=True):
                 correct = accelerator.reduce(count_correct(net, mine, recipe.preprocess).to(device), "sum")
                 accuracy.append(tuple((correct.cpu().double() / len(whole)).tolist()))
-            # Ctrl-C may reach one process before the others: they stop after the same epoch, or none does.
-            stopping = accelerator.reduce(torch.tensor(float(stop.requested), device=device), "sum").item() > 0
             history.epochs.append(
                 Epoch(
                     epoch=position.epoch,
@@ -198,76 +176,24 @@ def fit(
                     test=accuracy[1],
                 )
             )
+            # Ctrl-C may reach one process before the others: they stop after the same epoch, or none does.
+            stopping = accelerator.reduce(torch.tensor(float(request.requested), device=device), "sum").item() > 0
             position = Position(position.epoch + 1)
-            if out is not None and rank == 0:
-                history.to_csv(out / LOG)
-            just_best = history.best() is history[-1]
-            overdue = time.monotonic() - saved > checkpoint_seconds
-            if just_best or stopping or overdue or position.epoch > recipe.epochs:
-                save()
-            if just_best:  # after `save`, so that the last checkpoint is never behind the best one
-                save_best()
-            if rank == 0:
-                if board is not None:
-                    board(history)
-                if on_epoch is not None:
-                    on_epoch(history)
+            done = position.epoch > recipe.epochs
+            keeper.end_epoch(history, position, must=stopping or done)
+            if board is not None:
+                board(history)
+            if on_epoch is not None and rank == 0:
+                on_epoch(history)
             report.epoch()
-            if stopping and position.epoch <= recipe.epochs:
-                raise _interrupted(position, out)
-    if keep == "best" and best:
-        with torch.no_grad():
-            for name, tensor in tensors(net).items():
-                tensor.copy_(best[name])
+            if stopping and not done:
+                stop()
+    if keep == "best":
+        keeper.restore_best()
     net.eval()
     return history
 
 
-def _finite(sums: Tensor, net: Nested) -> bool:
-    """Whether losses and weights are numbers; the weights are the first to go when the last step was too large."""
-    return bool(sums.isfinite().all()) and all(bool(p.isfinite().all()) for p in net.parameters())
-
-
-def _copy(net: Nested) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors(net).items()}
-
-
-def _left_off(path: Path, same: dict[str, Any]) -> tuple[History, Position]:
-    """Where a run stopped. It may be resumed for longer or shorter, but not as another run."""
-    found = read_facts(path)
-    try:
-        history = History.from_dict(found["history"])
-        theirs = {**found["recipe"], **found, "epochs": None, "recipe": None}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no run to go on with: is it a copy of {BEST}?") from error
-    for name, value in {**same["recipe"], **same, "epochs": None, "recipe": None}.items():
-        # JSON knows no tuples, so both sides are compared as it would print them.
-        if name in theirs and _plain(theirs[name]) != _plain(value):
-            raise CheckpointError(
-                f"{path} was trained with {name} = {theirs[name]}, not {value}: resume it with what it began with, "
-                "or start a new run in another folder"
-            )
-    return history, found["position"]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _not_finite(position: Position, out: Path | None, recipe: Recipe) -> TrainingError:
-    kept = f"; the last good checkpoint is kept in {out / LAST}" if out is not None and (out / LAST).exists() else ""
-    return TrainingError(
-        f"the loss is no longer finite in epoch {position.epoch}, by batch {position.batch}{kept}. A smaller learning "
-        f"rate than {recipe.rate(position.epoch):g} is the usual remedy"
-    )
-
-
-def _interrupted(position: Position, out: Path | None) -> KeyboardInterrupt:
-    kept = (
-        f"saved in {out / LAST}; resume to go on"
-        if out is not None
-        else "nothing is saved, because no folder was given"
-    )
-    return KeyboardInterrupt(f"stopped in epoch {position.epoch} after {position.batch} batches; {kept}")
+def _share(split: Split, rank: int, world: int) -> Split:
+    """The part of a split that one process classifies."""
+    return split if world == 1 else Split(split.images[rank::world], split.labels[rank::world])

@@ -1,0 +1,132 @@
+"""What a run leaves in its folder, and how it goes on from there."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telescopic.nested import Nested
+from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint, tensors
+from telescopic.train.history import History
+
+LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
+
+
+class Keeper:
+    """Keeps a run's last state, its best weights, and its log: in its folder if it has one, the best in memory too.
+
+    Args:
+        out: the folder, or None.
+        net: the network.
+        optimizer: its optimizer.
+        same: the facts in which a run must agree with what it goes on from, its recipe among them.
+        facts: further facts to note.
+        writes: whether this process is the one that writes.
+        seconds: how long the last state may be out of date.
+    """
+
+    def __init__(
+        self,
+        out: Path | None,
+        net: Nested,
+        optimizer: torch.optim.Optimizer,
+        same: dict[str, Any],
+        facts: dict[str, Any],
+        *,
+        writes: bool,
+        seconds: float,
+    ) -> None:
+        self.out, self.net, self.optimizer, self.same, self.facts = out, net, optimizer, same, facts
+        self.folder = out if writes else None
+        self.seconds, self.saved = seconds, time.monotonic()
+        self.best: dict[str, Tensor] = {}
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (LAST, BEST, LOG):
+                for halved in self.folder.glob(f".{name}.*.tmp"):  # left by a run that was killed while writing
+                    halved.unlink(missing_ok=True)
+
+    def resume(self, history: History) -> tuple[History, Position]:
+        """Put the network and the optimizer where the run stopped; the history given, if there is none to go on from.
+
+        Raises:
+            CheckpointError: if the checkpoint is corrupt or of another run.
+        """
+        if self.out is None or not (self.out / LAST).exists():
+            return history, Position()
+        history, position = self._left_off(self.out / LAST)
+        # A kill may have come between writing the last state and the copy of it that is the best one.
+        just_best = len(history) > 0 and position.batch == 0 and history.best() is history[-1]
+        if len(history) > 0 and not just_best:
+            load_checkpoint(self.out / BEST, self.net)
+            self.best = self._copy()
+        load_checkpoint(self.out / LAST, self.net, self.optimizer)
+        if just_best:
+            self._save_best(history, position)
+        return history, position
+
+    def overdue(self) -> bool:
+        """Whether the last state was saved too long ago."""
+        return time.monotonic() - self.saved > self.seconds
+
+    def save(self, history: History, position: Position) -> None:
+        """Save the last state."""
+        if self.folder is not None:
+            facts = {**self.same, **self.facts, "history": history.to_dict()}
+            save_checkpoint(self.folder / LAST, self.net, self.optimizer, position, facts)
+        self.saved = time.monotonic()
+
+    def end_epoch(self, history: History, position: Position, *, must: bool) -> None:
+        """Write the log; save the last state if it must be or is overdue; and the best weights if they are."""
+        if self.folder is not None:
+            history.to_csv(self.folder / LOG)
+        best = history.best() is history[-1]
+        if best or must or self.overdue():
+            self.save(history, position)
+        if best:  # after the last state, which thus is never behind the best one
+            self._save_best(history, position)
+
+    def restore_best(self) -> None:
+        """Put the best weights into the network, if an epoch has finished."""
+        with torch.no_grad():
+            for name, tensor in tensors(self.net).items() if self.best else ():
+                tensor.copy_(self.best[name])
+
+    def where(self) -> str:
+        """A clause on what is kept, to be told when a run fails; empty if nothing is."""
+        if self.out is not None and (self.out / LAST).exists():
+            return f"; the last good checkpoint is kept in {self.out / LAST}"
+        return ""
+
+    def _save_best(self, history: History, position: Position) -> None:
+        self.best = self._copy()
+        if self.folder is not None:
+            save_checkpoint(self.folder / BEST, self.net, None, position, {"epoch": history[-1].epoch})
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in tensors(self.net).items()}
+
+    def _left_off(self, path: Path) -> tuple[History, Position]:
+        """Where a run stopped. It may be resumed for longer or shorter, but not as another run."""
+        found = read_facts(path)
+        try:
+            history = History.from_dict(found["history"])
+            theirs = {**found["recipe"], **found, "epochs": None, "recipe": None}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is no run to go on with: is it a copy of {BEST}?") from error
+        for name, value in {**self.same["recipe"], **self.same, "epochs": None, "recipe": None}.items():
+            # JSON knows no tuples, so both sides are compared as it would print them.
+            if name in theirs and _plain(theirs[name]) != _plain(value):
+                raise CheckpointError(
+                    f"{path} was trained with {name} = {theirs[name]}, not {value}: resume it with what it began with, "
+                    "or start a new run in another folder"
+                )
+        return history, found["position"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
