@@ -85,7 +85,7 @@ def write_report(
         light=" ".join(f"{name}: {light};" for name, (light, _) in palette.items()),
         dark=" ".join(f"{name}: {dark};" for name, (_, dark) in palette.items()),
         title=escape(title),
-        summary=escape(summary(catalogue)),
+        summary=_prose(summary(catalogue)),
         note="".join(f"<p>{escape(text)}</p>" for text in re.split(r"\n\s*\n", note.strip()) if text),
         picture=_picture(net, catalogue),
         plots=_figures("What each size is worth", worth) + _figures("How they learned", learned),
@@ -112,6 +112,11 @@ def summary(catalogue: Catalogue) -> str:
     return f"{sizes}: {costs}."
 
 
+def _prose(text: str) -> str:
+    """Text for the page, in which no line ends between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=[kMGT%])", "&nbsp;", escape(text))
+
+
 def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PLOTS - {plot.name for plot in plots}:  # of an earlier report, which knew more
@@ -125,10 +130,10 @@ def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
 
 def _figures(heading: str, plots: Sequence[Plot]) -> str:
     captions = {plot.caption for plot in plots}
-    common = f'<p class="quiet">{escape(captions.pop())}</p>' if len(captions) == 1 else ""
+    common = f'<p class="quiet">{_prose(captions.pop())}</p>' if len(captions) == 1 else ""
     figures = "".join(
         f'<figure><div role="img" aria-label="{escape(plot.title)}">{plot.inline()}</div>'
-        f"<figcaption>{'' if common else escape(plot.caption)}</figcaption></figure>\n"
+        f"<figcaption>{'' if common else _prose(plot.caption)}</figcaption></figure>\n"
         for plot in plots
     )
     return f'<section><h2>{heading}</h2>{common}\n<div class="plots">{figures}</div></section>\n' if plots else ""
