@@ -10,16 +10,13 @@ results/fuzz-bundle.json:
 import argparse
 import faulthandler
 import json
-import platform
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from telescopic.data import Preprocess
 from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.networks import mlp
+from telescopic.provenance import commit, versions
 from telescopic.subnet import Subnet
 
 ROOT = Path(__file__).parents[1]
@@ -224,9 +222,8 @@ def main() -> int:
         "slowest_processor_s": round(slowest, 3),
         "peak_memory_growth_mb": round(growth, 1),
         "failures": failures,
-        "versions": {name: version(name) for name in ("telescopic", "torch", "safetensors")}
-        | {"python": platform.python_version()},
-        "commit": _commit(),
+        "versions": versions("safetensors"),
+        "commit": commit(),
         "machine": machine(),
     }
     print(json.dumps(report, indent=1))
@@ -237,11 +234,6 @@ def main() -> int:
 
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -218,7 +219,7 @@ def test_header_tells_everything(tmp_path) -> None:
     assert isinstance(bundle.catalogue, Catalogue) and bundle.preprocess == Preprocess()
     assert bundle.classes == ("zero", "eins", "två") and bundle.input_shape == (1, 4, 4)
     assert bundle.provenance["seed"] == 7 and bundle.provenance["commit"] == "abc"
-    assert bundle.provenance["versions"]["torch"] == torch.__version__
+    assert bundle.provenance["versions"]["torch"] == version("torch")
     bare = Bundle.open(save(net, tmp_path / "bare.safetensors"))
     assert (bare.catalogue, bare.preprocess, bare.classes, bare.input_shape) == (None, None, (), None)
 

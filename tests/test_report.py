@@ -361,7 +361,8 @@ HARNESS = """<!doctype html><pre id=out></pre>
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
     assert CHROMIUM is not None
-    net, catalogue = family((0.9, 0.99, 0.97), machine=HOSTILE)
+    # Nine stages make a picture that is wider than a phone.
+    net, catalogue = family((0.9, 0.99, 0.97), TESTS, mlp(8, (8,) * 9, 4, entries=(0, 8, 9)), machine=HOSTILE)
     html = page(tmp_path / "page", net, catalogue, history=learned(catalogue), title=HOSTILE, facts={"long": "x" * 500})
     # A page that does ask the network for something: shows that the browser would tell.
     control = html.replace("</main>", '<img src="https://example.invalid/control.png"></main>')
@@ -378,7 +379,7 @@ def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
     console = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
     assert console and all("control.png" in line for line in console), console  # ours reports nothing
     assert found["widths"] == [390, 390]
-    small, middle, large = "entry=2", "entry=1", "entry=0"
+    small, middle, large = "entry=9", "entry=8", "entry=0"
     assert found["linked"] == [[large, middle, small], [["macs", "descending"]]]
     assert found["macs"] == [[small, middle, large], [["macs", "ascending"]], "#sort=macs", True]
     assert found["accuracy"] == [[middle, large, small], [["accuracy", "descending"]], "#sort=-accuracy", True]

@@ -179,8 +179,10 @@ def _onnx(order: _Order, file: Path) -> _Written:
 
 
 def _pt2(order: _Order, file: Path) -> _Written:
-    program = torch.export.export(order.deployed, (order.example,), dynamic_shapes=(_BATCH,))
-    program.example_inputs = None  # or the file would hold the user's data
+    program = torch.export.export(order.deployed, (order.example,), dynamic_shapes=(_BATCH,), strict=False)
+    program._example_inputs = (
+        None  # or the file would hold the user's data; the public setter of torch 2.6 refuses None
+    )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     with file.open("wb") as opened:

@@ -1,8 +1,11 @@
 """What a bundle says about itself, read from a file that may come from anyone: nothing is taken for granted."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +27,29 @@ class BundleError(ValueError):
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what can go wrong with a file's contents into a BundleError that names the file."""
+def reading(path: Path) -> Iterator[FileIO]:
+    """Open a file; what can go wrong with its contents becomes a BundleError that names it."""
     try:
-        yield
+        with FileIO(path) as file:
+            if sys.platform == "linux":  # or the kernel reads ahead: up to everything, for a member of an eighth
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            yield file
     except (ValueError, SafetensorError, OSError) as error:
         raise BundleError(f"{path}: {error}") from error
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: name of a tensor → dtype, shape and place; and `__metadata__`."""
-    with path.open("rb") as file:
-        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
-        if length > min(size - 8, MAX_HEADER):
-            raise BundleError(
-                f"its header would take {length} bytes, but the file has {size}, and a header at most {MAX_HEADER}: "
-                "it is no bundle, or not a whole one"
-            )
-        header: dict[str, Any] = _json(file.read(length))
-    with safe_open(path, framework="pt"):
-        return header  # safetensors has checked that the tensors fill the file, each in the size of its shape
+def read_header(file: FileIO) -> tuple[Any, dict[str, Any], int]:
+    """The header of a safetensors file: its metadata, its tensors (name → dtype, shape, place), and where they begin."""
+    length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+    if length > min(size - 8, MAX_HEADER):
+        raise BundleError(
+            f"its header would take {length} bytes, but the file has {size}, and a header at most {MAX_HEADER}: "
+            "it is no bundle, or not a whole one"
+        )
+    header = _json(file.read(length))
+    with safe_open(file.name, framework="pt"):
+        pass  # safetensors has checked its form, and that the tensors fill the file, each in the size of its shape
+    return header.pop("__metadata__", None), header, 8 + length
 
 
 def _json(text: bytes) -> Any:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -64,8 +64,9 @@ class Bundle:
             BundleError: if there is no such file or family, or the file is damaged or of an unknown version.
         """
         path = _find(path_or_name)
-        with reading(path):
-            return cls(path, **read_facts(read_header(path).get("__metadata__")))
+        with reading(path) as file:
+            metadata, _, _ = read_header(file)
+            return cls(path, **read_facts(metadata))
 
     def network(self, into: nn.Module | None = None) -> nn.Module:
         """The whole network, in eval mode: a `Nested`, or the plain module that was saved.
@@ -76,9 +77,10 @@ class Bundle:
         Raises:
             BundleError: if the file is damaged, or does not fit the architecture or `into`.
         """
-        with reading(self.path):
-            net = self._fitting(into)
-            return self._filled(net, list(named_tensors(net)))
+        with reading(self.path) as file:
+            _, stored, start = read_header(file)
+            net = self._fitting(stored, into)
+            return _filled(net, [stored[name] for name in named_tensors(net)], file, start)
 
     def member(self, subnet: Subnet | None, into: nn.Module | None = None) -> nn.Module:
         """One member, as `extract` gives it; only its own bytes are read from disk.
@@ -90,22 +92,22 @@ class Bundle:
         Raises:
             BundleError: if there is no such member, or the file is damaged, or does not fit the architecture or `into`.
         """
-        with reading(self.path):
+        with reading(self.path) as file:
             subnet = self.grid.resolve(subnet)
-            net = self._fitting(into)
+            _, stored, start = read_header(file)
+            net = self._fitting(stored, into)
             if not isinstance(net, Nested):
-                return self._filled(net, list(named_tensors(net)))
+                return _filled(net, [stored[name] for name in named_tensors(net)], file, start)
             name = {id(tensor): name for name, tensor in named_tensors(net).items()}
             parts = nn.Sequential(*(module for _, module in net.path(subnet)))
             member = extract(net, subnet)  # copies nothing if the network was built here, for it has no memory yet
             # The order of the tensors is that of the parts.
-            return self._filled(member, [name[id(tensor)] for tensor in named_tensors(parts).values()])
+            return _filled(member, [stored[name[id(t)]] for t in named_tensors(parts).values()], file, start)
 
-    def _fitting(self, into: nn.Module | None) -> nn.Module:
+    def _fitting(self, stored: dict[str, Any], into: nn.Module | None) -> nn.Module:
         """A network that the file's tensors fit, judging by the header alone."""
         if into is None and self.architecture is None:
             raise BundleError("it was saved without architecture: build the network yourself and load `into=` it")
-        stored = {name: spec for name, spec in read_header(self.path).items() if name != "__metadata__"}
         net = build(self.architecture, max_tensors=len(stored)) if into is None else into
         if isinstance(net, Nested) and net.grid != self.grid:
             raise BundleError(f"its grid is {self.grid!s:.200}, but the network's is {net.grid!s:.200}")
@@ -124,25 +126,6 @@ class Bundle:
             if dtype != tensor.dtype and not either:
                 raise BundleError(f"{name!r:.200} is {stored[name]['dtype']!r:.20}, but {tensor.dtype} in the network")
         return net
-
-    def _filled(self, module: nn.Module, names: Sequence[str]) -> nn.Module:
-        """Read the module's tensors, which have these names in the file."""
-        read: dict[int, Tensor] = {}
-        with safe_open(self.path, framework="pt") as file, torch.no_grad():
-            for tensor, name in zip(named_tensors(module).values(), names, strict=True):
-                stored = file.get_tensor(name)  # a view of the mapped file: nothing is read before it is copied
-                assert stored.shape == tensor.shape
-                if not tensor.is_meta:
-                    tensor.copy_(stored)
-                elif isinstance(tensor, nn.Parameter):
-                    read[id(tensor)] = nn.Parameter(stored.clone(), requires_grad=tensor.requires_grad)
-                else:
-                    read[id(tensor)] = stored.clone()
-        # Not `load_state_dict(assign=True)`, after which stages that share parameters would each have their own.
-        for part in module.modules():
-            for held in (part._parameters, part._buffers):
-                held.update({key: read[id(tensor)] for key, tensor in held.items() if id(tensor) in read})  # type: ignore
-        return module.eval()
 
 
 def save(
@@ -196,11 +179,9 @@ def save(
             raise ValueError(f"{unknown[0]} is {tensors[unknown[0]].dtype}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
             save_file(tensors, temporary, metadata)
-            temporary.chmod(mode)  # safetensors writes files that only their owner may read
-            read_header(temporary)
+            with reading(temporary) as file:
+                read_header(file)
     except (ValueError, TypeError, RuntimeError) as error:
         raise BundleError(f"cannot save {path}: {error}") from error
     return path
@@ -225,6 +206,31 @@ def load(path_or_name: str | Path, subnet: Subnet | None = None, *, into: nn.Mod
     """
     bundle = Bundle.open(path_or_name)
     return bundle.network(into) if subnet is None else bundle.member(subnet, into)
+
+
+def _filled(module: nn.Module, specs: Sequence[dict[str, Any]], file: FileIO, start: int) -> nn.Module:
+    """Read a module's tensors; `specs` says in their order what the file has for each, counting from `start`."""
+    read: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for tensor, spec in zip(named_tensors(module).values(), specs, strict=True):
+            stored = torch.empty(tensor.shape, dtype=_DTYPES[spec["dtype"]])
+            first, last = spec["data_offsets"]
+            if last - first != stored.nbytes or file.seek(start + first) != start + first:
+                raise BundleError("it changed while it was read")
+            rest = memoryview(stored.reshape(-1).view(torch.uint8).numpy())
+            while rest:  # one call reads at most 2 GB
+                if not (number := file.readinto(rest)):
+                    raise BundleError("it became shorter while it was read")
+                rest = rest[number:]
+            if not tensor.is_meta:
+                tensor.copy_(stored)
+            else:
+                read[id(tensor)] = nn.Parameter(stored) if isinstance(tensor, nn.Parameter) else stored
+    # Not `load_state_dict(assign=True)`, after which stages that share parameters would each have their own.
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            held.update({key: read[id(tensor)] for key, tensor in held.items() if id(tensor) in read})  # type: ignore
+    return module.eval()
 
 
 def _find(path_or_name: str | Path) -> Path:

@@ -1,0 +1,56 @@
+"""Puts a finished run's bundle into the package, as a family that `telescopic.load` knows by name, with a card.
+
+python benchmarks/ship.py runs/nsn-mnist nsn-mnist
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+from telescopic.bundle import Bundle
+from telescopic.quantities import human
+from telescopic.run import Source
+
+MODELS = Path(__file__).parents[1] / "src" / "telescopic" / "models"
+
+
+def card(name: str, bundle: Bundle) -> str:
+    """What one should know before using the family, as Markdown."""
+    assert bundle.catalogue is not None
+    facts = bundle.provenance
+    rows = "".join(
+        f"| {m.label} | {human(m.accuracy or 0, '%')} | {human(m.test_accuracy or 0, '%')} | {human(m.macs)} "
+        f"| {human(m.params)} | {human(m.bytes, 'B')} |\n"
+        for m in bundle.catalogue
+    )
+    versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
+    return f"""# {name}
+
+{len(bundle.grid)} sizes in one set of weights, trained by {facts["method"].upper()} on {facts["data"]}.
+
+| member | validation accuracy | test accuracy | MACs | parameters | size |
+|---|---:|---:|---:|---:|---:|
+{rows}
+- Input: images uint8 {list(bundle.input_shape or ())} (channels, height, width), divided by 255.
+- Output: a logit for each of {", ".join(bundle.classes)}.
+- Trained with seed {facts["seed"]} for {facts["epochs"]} epochs. The weights are those of epoch {facts["epoch"]},
+  in which the full network was best on validation images; the test images decided nothing.
+- Meant for trying the library, and as a baseline: it gives an answer for any image, also for one that is no digit.
+- Made with {versions}, commit {facts["commit"]}.
+- sha256 of the file: `{hashlib.sha256(bundle.path.read_bytes()).hexdigest()}`
+"""
+
+
+def main() -> None:
+    """Copy the bundle and write the card."""
+    folder, name = sys.argv[1:]
+    source = Source.open(folder)
+    target = MODELS / f"{name}.safetensors"
+    MODELS.mkdir(exist_ok=True)
+    target.write_bytes(source.bundle.path.read_bytes())
+    (MODELS / f"{name}.md").write_text(card(name, Bundle.open(target)), encoding="utf-8")
+    print(target, target.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
