@@ -101,8 +101,8 @@ def train_nsn(
         table = train(net, images, recipe, folder, method="nsn", seed=seed, resume=resume, precision=precision)
     if speaks:
         _show(table)
-        half = human(table[-1].macs / 2).replace(" ", "")
-        print(f"\nNext:  telescopic choose {folder} --max-macs {half}    telescopic report {folder}")
+        some = human(0.6 * table[-1].macs).replace(" ", "")
+        print(f"\nNext:  telescopic choose {folder} --max-macs {some}    telescopic report {folder}")
 
 
 @app.command()
