@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -13,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import telescopic.bundle.store as store
 from telescopic import architecture
 from telescopic.architecture import build, describe, register_layer
-from telescopic.bundle import Bundle, BundleError, load, save
+from telescopic.bundle import Bundle, BundleError, header, load, save, store
 from telescopic.catalogue import Catalogue, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
@@ -165,34 +165,29 @@ def test_a_member_is_read_alone(tmp_path, monkeypatch) -> None:
     torch.manual_seed(0)
     net = perceptron().eval()
     path = save(net, tmp_path / "net.safetensors")
+    parts = ("entries.2.1.weight", "entries.2.1.bias", "exits.1.weight", "exits.1.bias")
+    sizes = {name: p.nbytes for name, p in net.named_parameters()}
+    start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     read = []
 
-    class Watched:
-        def __init__(self, *arguments, **options) -> None:
-            self.file = safe_open(*arguments, **options)
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            read.append(len(data := super().read(size)))
+            return data
 
-        def __enter__(self):
-            self.file.__enter__()
-            return self
+        def readinto(self, buffer):
+            read.append(super().readinto(buffer))
+            return read[-1]
 
-        def __exit__(self, *error):
-            return self.file.__exit__(*error)
-
-        def get_tensor(self, name):
-            read.append(name)
-            return self.file.get_tensor(name)
-
-    safe_open = store.safe_open
-    monkeypatch.setattr(store, "safe_open", Watched)
+    monkeypatch.setattr(header, "FileIO", Counted)
     Bundle.open(path)
-    assert read == []
+    assert sum(read) == start
     member = load(path, Subnet(entry=2))
-    assert sorted(read) == ["entries.2.1.bias", "entries.2.1.weight", "exits.1.bias", "exits.1.weight"]
+    assert sum(read) == 3 * start + sum(sizes[name] for name in parts)
 
     data = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(data[:8], "little")
     for name, spec in json.loads(data[8:start]).items():
-        if name != "__metadata__" and name not in read:
+        if name not in ("__metadata__", *parts):
             first, last = spec["data_offsets"]
             data[start + first : start + last] = b"\xff" * (last - first)
     path.write_bytes(data)
@@ -571,6 +566,19 @@ def test_damaged_files(tmp_path) -> None:
     ):
         with pytest.raises(BundleError, match=message):
             load(repacked(path, broken, tail))
+
+
+def test_file_that_changes_while_it_is_read(tmp_path, monkeypatch) -> None:
+    path = save(perceptron(), tmp_path / "net.safetensors")
+    bundle = Bundle.open(path)
+
+    def cut(description, max_tensors):
+        os.truncate(path, path.stat().st_size - 1)
+        return build(description, max_tensors)
+
+    monkeypatch.setattr(store, "build", cut)
+    with pytest.raises(BundleError, match="it became shorter while it was read"):
+        bundle.network()
 
 
 def test_one_tensor_too_many_or_too_few(tmp_path) -> None:

@@ -468,6 +468,17 @@ def teaches_a_weight_outside_with_all(_: Patch) -> Nested:
     return plain(cls=Leaking)
 
 
+@breaks("gradient_mix", "member entry=1,exit=1 has 6 parameters, extracted 7, or in another order")
+def has_more_parameters_when_extracted(patch: Patch) -> Nested:
+    def more(net: Nested, member: Subnet) -> nn.Module:
+        taken = extract(net, member)
+        taken[-1].more = nn.Parameter(torch.zeros(3))
+        return taken
+
+    patch.setattr(laws, "extract", more)
+    return plain()
+
+
 @breaks("gradient_mix", r"stages\.0\.0\.weight, owned by member entry=0,exit=1, with a random mix")
 def ignores_the_mix(_: Patch) -> Nested:
     class Deaf(Nested):

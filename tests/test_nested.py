@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from telescopic import Nested, Subnet
 from telescopic.networks import mlp
@@ -210,7 +209,7 @@ def test_dropout_goes_by_the_stages_since_the_members_own_entry(monkeypatch: pyt
         asked.append((features.shape[1], p))
         return features
 
-    monkeypatch.setattr(functional, "dropout", dropout)
+    monkeypatch.setattr("telescopic.nested._dropped", dropout)
     wanted = {0: [(4, 0.2), (5, 0.5)], 1: [(5, 0.2), (6, 0.5)], 2: [(6, 0.2)], 3: []}  # (features, p)
     for entry, drops in wanted.items():
         asked.clear()

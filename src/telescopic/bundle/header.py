@@ -39,7 +39,7 @@ def reading(path: Path) -> Iterator[FileIO]:
 
 
 def read_header(file: FileIO) -> tuple[Any, dict[str, Any], int]:
-    """The header of a safetensors file: its metadata, its tensors (name → dtype, shape, place), and where they begin."""
+    """The header of a safetensors file: metadata; tensors, by name with dtype, shape and place; where these begin."""
     length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
     if length > min(size - 8, MAX_HEADER):
         raise BundleError(

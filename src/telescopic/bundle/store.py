@@ -217,7 +217,7 @@ def _filled(module: nn.Module, specs: Sequence[dict[str, Any]], file: FileIO, st
             first, last = spec["data_offsets"]
             if last - first != stored.nbytes or file.seek(start + first) != start + first:
                 raise BundleError("it changed while it was read")
-            rest = memoryview(stored.reshape(-1).view(torch.uint8).numpy())
+            rest = stored.reshape(-1).view(torch.uint8).numpy().data
             while rest:  # one call reads at most 2 GB
                 if not (number := file.readinto(rest)):
                     raise BundleError("it became shorter while it was read")
@@ -225,7 +225,8 @@ def _filled(module: nn.Module, specs: Sequence[dict[str, Any]], file: FileIO, st
             if not tensor.is_meta:
                 tensor.copy_(stored)
             else:
-                read[id(tensor)] = nn.Parameter(stored) if isinstance(tensor, nn.Parameter) else stored
+                learned = isinstance(tensor, nn.Parameter)
+                read[id(tensor)] = nn.Parameter(stored, tensor.requires_grad) if learned else stored
     # Not `load_state_dict(assign=True)`, after which stages that share parameters would each have their own.
     for part in module.modules():
         for held in (part._parameters, part._buffers):
