@@ -244,3 +244,9 @@ def test_a_step_of_nsn_is_the_authors_step() -> None:
         for module, name in names.items():
             close(net.get_submodule(module).weight.detach(), layers[name][0])
             close(net.get_submodule(module).bias.detach(), layers[name][1])
+
+
+def test_a_part_that_no_member_runs_has_no_decay() -> None:
+    groups = parameter_groups(mlp(5, (5,), 3, entries=(1,)), Recipe(epochs=1, mix=((1.0,),), l2=0.5))
+    decay = {tuple(p.shape): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay[(3, 5)] == 1.0 and decay[(5, 5)] == 0.0

@@ -106,6 +106,7 @@ class Nested(nn.Module):
             mix: how each member's gradient is scaled on parameters it shares, by their owner (see `owners`). It
                 changes no output, and gradients still flow in full through a scaled layer to earlier ones. Members
                 of one entry that see a layer differently each run it themselves. None: all gradients as they are.
+                With a mix, one thread at a time.
 
         Returns:
             Logits `[members, batch, classes]`, in grid order.

@@ -44,8 +44,9 @@ class Keeper:
         self.best: dict[str, Tensor] = {}
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (LAST, BEST, LOG):
-                for halved in self.folder.glob(f".{name}.*.tmp"):  # left by a run that was killed while writing
+            # Left by a run that was killed while writing: our own drafts, and those that safetensors makes of them.
+            for pattern in (f".{LAST}.*.tmp", f".{BEST}.*.tmp", f".{LOG}.*.tmp", ".tmp??????"):
+                for halved in self.folder.glob(pattern):
                     halved.unlink(missing_ok=True)
 
     def resume(self, history: History) -> tuple[History, Position]:

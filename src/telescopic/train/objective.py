@@ -105,7 +105,8 @@ def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         part = ".".join(name.split(".")[:2])
-        share = recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0
-        decays = parameter.ndim > 1 and part in inside
-        groups.setdefault(2 * recipe.l2 * weight * share if decays else 0.0, []).append(parameter)
+        decay = 0.0
+        if parameter.ndim > 1 and part in inside:
+            decay = 2 * recipe.l2 * weight * (recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0)
+        groups.setdefault(decay, []).append(parameter)
     return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
