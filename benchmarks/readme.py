@@ -56,19 +56,38 @@ def _more(name: str, title: str) -> str:
 
 
 def _speed() -> str:
-    text = ""
-    for name, title in (
-        ("speed", "Speed of training"),
-        ("kill", "Killed and resumed"),
-        ("fuzz-bundle", "Damaged bundles"),
-    ):
-        path = ROOT / "results" / f"{name}.json"
-        if path.exists() and "figures" in (result := json.loads(path.read_text())):
-            figures = {key: value for key, value in result["figures"].items() if not isinstance(value, dict)}
-            how = ", ".join(f"{key} {value}" for key, value in result["config"].items())
-            text += f"\n{title} ({how}; {result['machine']}):\n\n"
-            text += _table(("figure", "measured"), [[key, str(value)] for key, value in figures.items()])
-    return text
+    """What the other benchmarks found."""
+    rows = []
+    speed = _read("speed")
+    if speed is not None:
+        for figure, value in speed["figures"].items():
+            if not isinstance(value, dict):
+                rows.append([f"training, {speed['config']['threads']} threads: {figure}", str(value)])
+    extracted = _read("extracted")
+    if extracted is not None:
+        for case, figures in extracted["figures"].items():
+            same = "identical output" if figures["identical output"] else "OUTPUT DIFFERS"
+            rows.append(
+                [f"extracted member / the same MLP by hand, {case}", f"{figures['extracted / by hand']}, {same}"]
+            )
+    kill = _read("kill")
+    if kill is not None:
+        rows.append(
+            ["killed with -9 and resumed: identical weights", f"{kill['identical']} of {len(kill['runs'])} runs"]
+        )
+    fuzz = _read("fuzz-bundle")
+    if fuzz is not None:
+        loads = ", ".join(f"{number} {what}" for what, number in fuzz["loads"].items())
+        rows.append([f"{fuzz['config']['cases']} mutated bundles, loads: {loads}", f"{len(fuzz['failures'])} failures"])
+    where = "" if speed is None else f" ({speed['machine']})"
+    return f"\nSpeed and survival{where}, each by the program of its name in `benchmarks/`:\n\n" + _table(
+        ("what", "measured"), rows
+    )
+
+
+def _read(name: str) -> Any:
+    path = ROOT / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _how(run: Mapping[str, Any]) -> str:
