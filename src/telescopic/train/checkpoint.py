@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from telescopic.architecture import named_tensors
 from telescopic.files import replacing
 
 FORMAT = 1
@@ -32,16 +33,11 @@ class Position:
     sums: list[float] = field(default_factory=list)
 
 
-def tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a network once, by name."""
-    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
-
-
 def save_checkpoint(
     path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position, facts: dict[str, Any]
 ) -> None:
     """Write weights, the optimizer's state, the position and facts to one file, atomically."""
-    stored = {f"net/{name}": tensor.detach().contiguous() for name, tensor in tensors(net).items()}
+    stored = {f"net/{name}": tensor.detach().contiguous() for name, tensor in named_tensors(net).items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
             stored |= {f"optimizer/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
@@ -79,7 +75,7 @@ def load_checkpoint(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer
     read_facts(path)
     with safe_open(path, framework="pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    own = tensors(net)
+    own = named_tensors(net)
     shapes = {name[4:]: tuple(t.shape) for name, t in stored.items() if name.startswith("net/")}
     expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if shapes != expected:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from telescopic.architecture import named_tensors
 from telescopic.nested import Nested
-from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint, tensors
+from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint
 from telescopic.train.history import History
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
@@ -92,7 +93,7 @@ class Keeper:
     def restore_best(self) -> None:
         """Put the best weights into the network, if an epoch has finished."""
         with torch.no_grad():
-            for name, tensor in tensors(self.net).items() if self.best else ():
+            for name, tensor in named_tensors(self.net).items() if self.best else ():
                 tensor.copy_(self.best[name])
 
     def where(self) -> str:
@@ -107,7 +108,7 @@ class Keeper:
             save_checkpoint(self.folder / BEST, self.net, None, position, {"epoch": history[-1].epoch})
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in tensors(self.net).items()}
+        return {name: tensor.detach().clone() for name, tensor in named_tensors(self.net).items()}
 
     def _left_off(self, path: Path) -> tuple[History, Position]:
         """Where a run stopped. It may be resumed for longer or shorter, but not as another run."""
