@@ -72,9 +72,7 @@ def _speed() -> str:
             )
     kill = _read("kill")
     if kill is not None:
-        rows.append(
-            ["killed with -9 and resumed: identical weights", f"{kill['identical']} of {len(kill['runs'])} runs"]
-        )
+        rows.append(["killed with -9 and resumed: identical weights", f"{kill['figures']['identical']} runs"])
     fuzz = _read("fuzz-bundle")
     if fuzz is not None:
         loads = ", ".join(f"{number} {what}" for what, number in fuzz["loads"].items())
