@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from telescopic import architecture
+from telescopic import architecture, layers
 from telescopic.architecture import build, describe, register_layer
 from telescopic.bundle import Bundle, BundleError, header, load, save, store
 from telescopic.catalogue import Catalogue, measure
@@ -375,6 +375,7 @@ def test_facts_that_cannot_be_read_again_are_not_written(tmp_path) -> None:
 # Descriptions ---------------------------------------------------------
 
 EXAMPLES = [
+    layers.Residual(nn.Linear(3, 2), nn.Linear(3, 2), nn.Tanh()),
     nn.Linear(3, 2, bias=False),
     nn.Conv1d(2, 4, 3, stride=2, padding="valid", groups=2),
     nn.Conv2d(2, 4, (3, 1), padding=(1, 0), dilation=2, padding_mode="circular"),
@@ -435,7 +436,7 @@ EXAMPLES = [
 
 
 def test_every_known_layer_survives_a_description() -> None:
-    assert {type(module).__name__ for module in EXAMPLES} == set(architecture._LAYERS)
+    assert {architecture._name(type(module)) for module in EXAMPLES} == set(architecture._LAYERS)
     for module in EXAMPLES:
         text = json.dumps(describe(module), allow_nan=False)
         built = build(json.loads(text))
@@ -502,7 +503,7 @@ def deep(levels: int, inner=LEAF):
         ({"class": "Sequential", "children": [["a.b", LEAF]]}, "module name can"),
         ({"class": "Sequential", "children": [["forward", LEAF]]}, "attribute 'forward' already exists"),
         ({"class": "Sequential", "children": [["0", 3]]}, "int is not a Module subclass"),
-        (nested(2, 2, 2, statistics="none"), "neither 'shared' nor 'per-entry'"),
+        (nested(2, 2, 2, statistics="none"), "none of shared, per-entry, recalibrated"),
         (nested(1, 3, 1), "entry 2 is outside this network"),
         (nested(2, 2, 2, dropout=["high"]), "Nested refuses"),
     ],

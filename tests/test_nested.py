@@ -333,7 +333,7 @@ def test_statistics_travel_in_the_state() -> None:
         ({"dropout": (0.5, 1)}, r"^dropout \(0\.5, 1\) must hold probabilities of dropping, at least 0 and below 1$"),
         ({"dropout": (-0.1,)}, "at least 0 and below 1"),
         ({"dropout": (float("nan"),)}, "at least 0 and below 1"),
-        ({"statistics": "own"}, r"^statistics 'own' is neither 'shared' nor 'per-entry'$"),
+        ({"statistics": "own"}, r"^statistics 'own' is none of shared, per-entry, recalibrated$"),
     ],
 )
 def test_networks_that_are_none(arguments: dict[str, object], message: str) -> None:

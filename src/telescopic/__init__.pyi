@@ -3,6 +3,8 @@
 # What a sub-network is, and the network that contains them all
 from .subnet import Subnet as Subnet, Grid as Grid
 from .nested import Nested as Nested
+from .nest import nest as nest
+from . import layers as layers
 from . import networks as networks
 
 # Data
@@ -11,6 +13,7 @@ from .data import DataError as DataError, Preprocess as Preprocess, Augment as A
 
 # Training every member together
 from .train import Recipe as Recipe, fit as fit, evaluate as evaluate, pairwise as pairwise
+from .train import recalibrate as recalibrate
 from .train import History as History, TrainingError as TrainingError, CheckpointError as CheckpointError
 
 # Measuring and choosing

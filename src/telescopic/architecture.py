@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescopic.layers import Residual
 from telescopic.nested import Nested
 
 MAX_PARTS = 10_000
@@ -46,7 +47,7 @@ def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None)
     Raises:
         ValueError: if another class has this name, or the constructor takes no such argument.
     """
-    known = _LAYERS.get(cls.__name__)
+    known = _LAYERS.get(_name(cls))
     # The same definition may be run again (a notebook's cell), which makes a new class of the same name and place.
     if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"{cls.__name__} is already registered, as {known.cls.__module__}.{known.cls.__qualname__}")
@@ -54,7 +55,7 @@ def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None)
     names = tuple(parameters if arguments is None else arguments)
     if unknown := sorted(set(names) - set(parameters)):
         raise ValueError(f"{cls.__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(parameters)}")
-    _LAYERS[cls.__name__] = _Layer(cls, {name: parameters[name].default for name in names}, _argument, cls)
+    _LAYERS[_name(cls)] = _Layer(cls, {name: parameters[name].default for name in names}, _argument, cls)
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -101,10 +102,15 @@ def build(description: Any, max_tensors: int = sys.maxsize) -> nn.Module:
         return _Builder(max_tensors).module(description, "", 0)
 
 
+def _name(cls: type[nn.Module]) -> str:
+    """What a class is called in files. Ours have a prefix, so that users may have a Residual of their own."""
+    return f"layers.{cls.__name__}" if cls.__module__.startswith("telescopic.layers.") else cls.__name__
+
+
 def _describe(value: Any, names: dict[int, str]) -> Any:
     if isinstance(value, nn.Module):
         name, cls = names.get(id(value), "a module"), type(value)
-        layer = _LAYERS.get(cls.__name__)
+        layer = _LAYERS.get(_name(cls))
         if layer is None or layer.cls is not cls:
             raise ValueError(
                 f"{name} is a {cls.__qualname__}, a class that cannot be rebuilt from a file: call telescopic."
@@ -113,7 +119,7 @@ def _describe(value: Any, names: dict[int, str]) -> Any:
             )
         if tensors := [key for key, held in vars(value).items() if isinstance(held, Tensor)]:
             raise ValueError(f"{name} holds the tensor {tensors[0]} as a plain attribute: make it a buffer")
-        description = {"class": cls.__name__}
+        description = {"class": _name(cls)}
         for key, default in layer.defaults.items():
             argument = layer.read(value, key)
             if type(argument) is not type(default) or argument != default:
@@ -279,3 +285,4 @@ for _classes, _arguments in _STOCK:
         # Older versions of torch lack an argument here and there, such as BatchNorm's bias.
         register_layer(_cls, [name for name in _arguments if name in inspect.signature(_cls).parameters])
         _LAYERS[_cls.__name__] = replace(_LAYERS[_cls.__name__], plain=True)
+register_layer(Residual)

@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from telescopic.subnet import Grid, Subnet
+
+Statistics = Literal["shared", "per-entry", "recalibrated"]
+"""Policy for running statistics, see `Nested`."""
 
 Mix = tuple[tuple[float, ...], ...]
 """Gradient mix, `[members, members]`: `mix[m][o]` scales what member m's loss sends to the parameters owned by o."""
@@ -29,8 +32,11 @@ class Nested(nn.Module):
         dropout: probability of dropping a feature after the first, second, ... stage *that a member runs, counted
             from its own entry*, in training mode. One layer may thus be dropped differently in two members
             (NSN section 4). Stages beyond the last given have none. It is part of training: extraction leaves it out.
-        statistics: who owns the stages' buffers, such as BatchNorm's running mean: `shared` by all members, or
-            `per-entry`, where each entry's stream keeps its own and only the parameters are shared.
+        statistics: who owns the buffers of stages and heads, such as BatchNorm's running mean: `shared` by all
+            members, as in CNSN; or `per-entry`, where each entry's stream keeps its own and only the parameters are
+            shared; or `recalibrated`, which is per-entry too, but `fit` computes them anew from training images
+            before it evaluates, instead of leaving them as running means (see `recalibrate`). The policy changes no
+            weight and no output in training mode, only those in eval mode.
 
     Attributes:
         grid: all members, smallest first.
@@ -47,7 +53,7 @@ class Nested(nn.Module):
         exits: Mapping[int, nn.Module] | None = None,
         *,
         dropout: Sequence[float] = (),
-        statistics: Literal["shared", "per-entry"] = "shared",
+        statistics: Statistics = "shared",
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -62,21 +68,23 @@ class Nested(nn.Module):
                     )
         if not all(0 <= p < 1 for p in dropout):
             raise ValueError(f"dropout {tuple(dropout)} must hold probabilities of dropping, at least 0 and below 1")
-        if statistics not in ("shared", "per-entry"):
-            raise ValueError(f"statistics {statistics!r} is neither 'shared' nor 'per-entry'")
+        if statistics not in get_args(Statistics):
+            raise ValueError(f"statistics {statistics!r} is none of {', '.join(get_args(Statistics))}")
         self.grid = Grid(entries, exits)
         self.entries = nn.ModuleDict({str(i): entries[i] for i in sorted(entries)})
         self.exits = nn.ModuleDict({str(i): exits[i] for i in sorted(exits)})
         self.dropout = tuple(float(p) for p in dropout)
         self.statistics = statistics
         self._refuse_shared_parameters()
-        # Stages as the streams of the later entries see them, where that differs: "<entry>-<stage>" → module.
+        # Parts as the streams of the later entries see them, where that differs: "<entry>-<part>" → module.
         self.twins = nn.ModuleDict()
-        if statistics == "per-entry":
+        if statistics != "shared":
+            parts = [("", i, stage) for i, stage in enumerate(self.stages)]
+            parts += [("exit", exit_, exits[exit_]) for exit_ in self.grid.exits]
             for entry in self.grid.entries[1:]:
-                for i, stage in enumerate(self.stages):
-                    if i >= entry and any(True for _ in stage.buffers()):
-                        self.twins[f"{entry}-{i}"] = _twin(stage)
+                for kind, i, module in parts:
+                    if entry <= i + (kind == "exit") and any(True for _ in module.buffers()):
+                        self.twins[f"{entry}-{kind}{i}"] = _twin(module)
 
     def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Logits of one member, by default the full network.
@@ -147,9 +155,9 @@ class Nested(nn.Module):
         assert member.entry is not None and member.exit is not None
         path = [(f"entries.{member.entry}", self.entries[str(member.entry)])]
         for i in range(member.entry, member.exit + 1):
-            twin = f"{member.entry}-{i}"
-            path.append((f"stages.{i}", self.twins[twin] if twin in self.twins else self.stages[i]))
-        return [*path, (f"exits.{member.exit}", self.exits[str(member.exit)])]
+            path.append((f"stages.{i}", self._seen_by(f"{member.entry}-{i}", self.stages[i])))
+        head = self._seen_by(f"{member.entry}-exit{member.exit}", self.exits[str(member.exit)])
+        return [*path, (f"exits.{member.exit}", head)]
 
     def owners(self) -> dict[str, int]:
         """Part → position in the grid of its owner, the smallest member that runs it."""
@@ -158,6 +166,9 @@ class Nested(nn.Module):
             for name, _ in self.path(member):
                 owners.setdefault(name, position)
         return owners
+
+    def _seen_by(self, twin: str, part: nn.Module) -> nn.Module:
+        return self.twins[twin] if twin in self.twins else part  # noqa: SIM401 (a ModuleDict has no get)
 
     def _scales(self, paths: list[list[tuple[str, nn.Module]]], mix: Mix | None) -> list[list[float]]:
         """Member → step → scale of its gradient there; 1 where there is nothing to scale."""
@@ -190,9 +201,13 @@ class Nested(nn.Module):
                     )
 
 
-def _twin(stage: nn.Module) -> nn.Module:
-    """The same stage with buffers of its own: the parameters are the very same objects."""
-    return copy.deepcopy(stage, {id(parameter): parameter for parameter in stage.parameters()})
+def _twin(part: nn.Module) -> nn.Module:
+    """The same part with buffers of its own, which have seen nothing yet: the parameters are the very same objects."""
+    twin = copy.deepcopy(part, {id(parameter): parameter for parameter in part.parameters()})
+    for name, buffer in twin.named_buffers():
+        if name.rpartition(".")[2] == "num_batches_tracked":
+            buffer.zero_()
+    return twin
 
 
 def _dropped(x: Tensor, p: float) -> Tensor:

@@ -1,3 +1,5 @@
-"""Builder functions that return a `Nested`."""
+"""Builder functions that return a `Nested`, or a plain module of blocks for `telescopic.nest`."""
 
 from telescopic.networks.mlp import mlp as mlp
+from telescopic.networks.resnet import resnet as resnet
+from telescopic.networks.vgg import vgg as vgg

@@ -1,3 +1,4 @@
 """The methods: one paper, one page."""
 
+from telescopic.papers import cnsn as cnsn
 from telescopic.papers import nsn as nsn

@@ -1,18 +1,23 @@
 """The papers' experiments, run one after another, and their tables with ours beside them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from telescopic.data import load
+from telescopic.cost import cost, machine
+from telescopic.data import Dataset, Preprocess, load
+from telescopic.extract import extract
 from telescopic.files import replacing
-from telescopic.papers import nsn
+from telescopic.nested import Nested
+from telescopic.papers import cnsn, nsn
+from telescopic.papers.policies import by_policy, keep_shared
 from telescopic.provenance import commit, versions
-from telescopic.train import Epoch, History, fit
-from telescopic.train.checkpoint import read_facts
+from telescopic.train import Epoch, History, Recipe, fit
+from telescopic.train.checkpoint import load_checkpoint, read_facts
 from telescopic.train.keeper import LAST
 
 if TYPE_CHECKING:
@@ -42,34 +47,109 @@ def run_nsn(
     """
     images = load(data, data_dir=data_dir)
     wanted = {"data": data, "seed": seed, "epochs": epochs, "precision": precision}
-    for name in names:
-        done = summaries(out).get(name, {})
-        if all(done.get(key) == value for key, value in wanted.items()):
-            continue
-        torch.manual_seed(seed)
-        inputs = images.train.images[0].numel()
-        net, recipe = nsn.experiment(name, epochs=epochs, inputs=inputs, classes=len(images.classes))
-        options: dict[str, Any] = {"precision": precision, "progress": progress}
-        history = fit(net, images, recipe, out=out / name, resume=True, seed=seed, **options)
-        models = [f"model{member.exit - member.entry + 1}" for member in net.grid]  # type: ignore[operator]
-        summary = {
-            "experiment": name,
-            "data": data,
-            "train_images": len(images.train),
-            "seed": seed,
-            "epochs": len(history),
-            "minutes": round(sum(epoch.seconds for epoch in history) / 60, 1),
-            "precision": precision,
-            "threads": read_facts(out / name / LAST).get("threads", torch.get_num_threads()),
-            "versions": versions(),
-            "commit": commit(),
-            "recipe": recipe.to_dict(),
-            "models": models,
-            "protocols": protocols(history),
+    inputs = images.train.images[0].numel()
+
+    def more(net: Nested, history: History, folder: Path) -> dict[str, Any]:
+        return {
+            "models": [f"model{member.exit - member.entry + 1}" for member in net.grid],  # type: ignore[operator]
             "curve": {epoch.epoch: epoch.test for epoch in history if epoch.epoch in nsn.AUTHORS_RUN},
         }
-        with replacing(out / name / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(summary, indent=1))
+
+    for name in names:
+        _experiment(
+            out / name,
+            {"experiment": name, **wanted},
+            partial(nsn.experiment, name, epochs=epochs, inputs=inputs, classes=len(images.classes)),
+            images,
+            more,
+            progress,
+        )
+
+
+def run_cnsn(
+    out: Path,
+    names: Sequence[str],
+    *,
+    data: str = "cifar10",
+    scale: float = 1.0,
+    short: bool = False,
+    epochs: int | None = None,
+    seed: int = 0,
+    precision: Literal["fp32", "bf16"] | str = "fp32",
+    data_dir: Path | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Train experiments of CNSN in the same way, into folders called after experiment and seed.
+
+    Of joint experiments all policies for BatchNorm's statistics are measured, in the epoch chosen on validation images
+    and in the last one.
+
+    Raises:
+        ValueError: if an experiment is unknown.
+        CheckpointError: if a folder holds a run of other settings.
+    """
+    images = load(data, data_dir=data_dir)
+    preprocess = Preprocess.fit(images.train)
+    shape, classes = images.input_shape, len(images.classes)
+    wanted = {"data": data, "scale": scale, "recipe_name": "short" if short else "paper", "seed": seed}
+    wanted["precision"] = precision
+
+    def build(name: str) -> tuple[Nested, Recipe]:
+        net, recipe = cnsn.experiment(
+            name, scale=scale, epochs=epochs, short=short, preprocess=preprocess, input_shape=shape, classes=classes
+        )
+        if len(net.grid) > 1:
+            keep_shared(net)
+        return net, recipe
+
+    def more(net: Nested, history: History, folder: Path) -> dict[str, Any]:
+        facts: dict[str, Any] = {"members": [net.grid.label(member) for member in net.grid]}
+        facts["macs"] = [cost(extract(net, member), shape).macs for member in net.grid]
+        facts["params"] = [cost(extract(net, member), shape).params for member in net.grid]
+        if len(net.grid) > 1:
+            facts["policies"] = {"validation": by_policy(net, images, preprocess)}
+            load_checkpoint(folder / LAST, net)
+            facts["policies"]["last"] = by_policy(net, images, preprocess)
+        return facts
+
+    for name in names:
+        facts = {"experiment": name, **wanted, "epochs": epochs or build(name)[1].epochs}
+        folder = out / (name if seed == 0 else f"{name}-seed{seed}")
+        _experiment(folder, facts, partial(build, name), images, more, progress)
+
+
+def _experiment(
+    folder: Path,
+    wanted: dict[str, Any],
+    build: Callable[[], tuple[Nested, Recipe]],
+    images: Dataset,
+    more: Callable[[Nested, History, Path], dict[str, Any]],
+    progress: bool | None,
+) -> None:
+    """Train one experiment, or go on with it, and write its summary; nothing is left to do if that is there."""
+    if (folder / SUMMARY).exists():
+        done = json.loads((folder / SUMMARY).read_text())
+        if all(done.get(key) == value for key, value in wanted.items()):
+            return
+    torch.manual_seed(wanted["seed"])
+    net, recipe = build()
+    options: dict[str, Any] = {"precision": wanted["precision"], "progress": progress}
+    history = fit(net, images, recipe, out=folder, resume=True, seed=wanted["seed"], **options)
+    summary = {
+        **wanted,
+        "train_images": len(images.train),
+        "epochs": len(history),
+        "minutes": round(sum(epoch.seconds for epoch in history) / 60, 1),
+        "threads": read_facts(folder / LAST).get("threads", torch.get_num_threads()),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "recipe": recipe.to_dict(),
+        "protocols": protocols(history),
+        **more(net, history, folder),
+    }
+    with replacing(folder / SUMMARY) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1))
 
 
 def protocols(history: History) -> dict[str, dict[str, Any]]:

@@ -9,3 +9,4 @@ from telescopic.train.loop import fit as fit
 from telescopic.train.objective import Objective as Objective
 from telescopic.train.objective import pairwise as pairwise
 from telescopic.train.recipe import Recipe as Recipe
+from telescopic.train.statistics import recalibrate as recalibrate

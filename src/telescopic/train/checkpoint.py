@@ -40,7 +40,7 @@ def save_checkpoint(
     stored = {f"net/{name}": tensor.detach().contiguous() for name, tensor in named_tensors(net).items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
-            stored |= {f"optimizer/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+            stored |= {f"optimizer/{index}/{k}": v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
     meta = {"format": FORMAT, "position": vars(position), **facts}
     with replacing(path) as temporary:
         save_file(stored, temporary, metadata={"telescopic": json.dumps(meta)})
@@ -92,4 +92,9 @@ def load_checkpoint(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer
         for name, tensor in own.items():
             tensor.copy_(stored[f"net/{name}"])
     if optimizer is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, held in state.items():
+            for key, tensor in held.items():  # in the layout of the parameter, which the fused optimizers rely on
+                if index < len(parameters) and tensor.shape == parameters[index].shape:
+                    held[key] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

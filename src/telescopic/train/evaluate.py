@@ -7,6 +7,7 @@ from torch import Tensor
 
 from telescopic.data import Preprocess, Split, batches
 from telescopic.nested import Nested
+from telescopic.train.statistics import warn_of_unseen
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size:
 
 
 def evaluate(net: Nested, splits: Sequence[Split], preprocess: Preprocess, batch_size: int = 1000) -> Tensor:
-    """Accuracy of every member on several splits.
+    """Accuracy of every member on several splits, with a warning if BatchNorm has seen no data of some member.
 
     Args:
         net: the network.
@@ -40,4 +41,5 @@ def evaluate(net: Nested, splits: Sequence[Split], preprocess: Preprocess, batch
     Returns:
         Fractions `[splits, members]`, float64.
     """
+    warn_of_unseen(net)
     return torch.stack([count_correct(net, s, preprocess, batch_size).double() / len(s) for s in splits])

@@ -115,12 +115,14 @@ class Keeper:
         found = read_facts(path)
         try:
             history = History.from_dict(found["history"])
-            theirs = {**found["recipe"], **found, "epochs": None, "recipe": None}
+            theirs = {**found["recipe"], **found}
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is no run to go on with: is it a copy of {BEST}?") from error
-        for name, value in {**self.same["recipe"], **self.same, "epochs": None, "recipe": None}.items():
+        # What the rate is at the start of a cycle depends on its end.
+        free = {"recipe"} if self.same["recipe"]["schedule"] == "one-cycle" else {"recipe", "epochs"}
+        for name, value in {**self.same["recipe"], **self.same}.items():
             # JSON knows no tuples, so both sides are compared as it would print them.
-            if name in theirs and _plain(theirs[name]) != _plain(value):
+            if name not in free and name in theirs and _plain(theirs[name]) != _plain(value):
                 raise CheckpointError(
                     f"{path} was trained with {name} = {theirs[name]}, not {value}: resume it with what it began with, "
                     "or start a new run in another folder"

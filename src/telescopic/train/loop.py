@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import atexit
 import math
 import time
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from telescopic.data import Dataset, Split, batches
 from telescopic.nested import Nested
@@ -20,6 +21,7 @@ from telescopic.train.keeper import LAST, Keeper
 from telescopic.train.objective import Objective, parameter_groups
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
+from telescopic.train.statistics import recalibrate_
 
 CHECK_EVERY = 100  # batches between looks at the loss: a look waits for the device
 
@@ -46,8 +48,9 @@ def fit(
     """Train every member of a network together. The network is changed in place, and in eval mode afterwards.
 
     Runs on one CPU or GPU, or on several processes under `torchrun`; a batch is then divided among them, and the sum
-    of their gradients is that of the whole batch. The images stay on the device as uint8. On one CPU with the same
-    number of threads, an interrupted and resumed run ends with exactly the weights of an uninterrupted one.
+    of their gradients is that of the whole batch. The images stay on the device as uint8. Networks of 2-d convolutions
+    are trained in torch's channels-last layout, which is faster, and are given back in the usual one. On one CPU with
+    the same number of threads, an interrupted and resumed run ends with exactly the weights of an uninterrupted one.
 
     Args:
         net: the network, initialised.
@@ -84,6 +87,11 @@ def fit(
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    if world > 1:
+        # Else its threads may outlive the interpreter, which then ends with an abort.
+        atexit.register(_leave_group)
+    layout = _layout(net, device)
+    _lay_out(net, layout)
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
     optimizer = torch.optim.SGD(
         parameter_groups(net, recipe),
@@ -129,8 +137,6 @@ def fit(
             sums = torch.zeros(1 + len(labels), dtype=exact, device=device)
             if position.sums and rank == 0:  # of the whole batches before, so they are added once
                 sums += torch.tensor(position.sums, dtype=exact, device=device)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(position.epoch)
             net.train()
             order = batches(train, recipe.batch_size, seed=seed, epoch=position.epoch, rank=rank, world=world)
             for batch, (images, target) in enumerate(order):
@@ -139,8 +145,10 @@ def fit(
                 step = (position.epoch - 1) * num_batches + batch
                 # Seeding every step leaves no random state to carry from a killed run to its continuation.
                 generator = torch.manual_seed((seed * 1_000_003 + step) * world + rank)
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.rate(position.epoch, (batch + 0.5) / num_batches)
                 size = min(recipe.batch_size, len(train) - batch * recipe.batch_size)
-                x = recipe.preprocess(recipe.augment(images, generator))
+                x = recipe.preprocess(recipe.augment(images, generator)).contiguous(memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     loss, losses = objective(x, target)
                 optimizer.zero_grad()
@@ -160,6 +168,8 @@ def fit(
             trained = time.monotonic() - began
             totals = accelerator.reduce(sums, "sum").cpu() / len(train)
             require_finite(totals, num_batches)
+            if net.statistics == "recalibrated":
+                recalibrate_(net, train, recipe.preprocess, seed=seed)
             accuracy = []
             for mine, whole in zip(held, (data.validation, data.test), strict=True):
                 correct = accelerator.reduce(count_correct(net, mine, recipe.preprocess).to(device), "sum")
@@ -190,8 +200,24 @@ def fit(
                 stop()
     if keep == "best":
         keeper.restore_best()
+    _lay_out(net, torch.contiguous_format)
     net.eval()
     return history
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _layout(net: nn.Module, device: torch.device) -> torch.memory_format:
+    """How features lie in memory: channels last makes a training step of VGG 1.3 to 1.5 times as fast on a CPU."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in net.modules())
+    return torch.channels_last if convolves and device.type in ("cpu", "cuda") else torch.contiguous_format
+
+
+def _lay_out(net: nn.Module, layout: torch.memory_format) -> None:
+    net.to(memory_format=layout)  # type: ignore[call-overload] # torch's own stub lacks this form
 
 
 def _share(split: Split, rank: int, world: int) -> Split:

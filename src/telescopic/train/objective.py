@@ -97,7 +97,7 @@ def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
     """Parameters for the optimizer, with the L2 penalty of the full network's loss as their weight decay.
 
     The gradient of λ·w² is 2λw, so a weight owned by o decays by 2λ · weight(full) · mix[full][o]: exactly what the
-    penalty's own gradient would be after the mix, for free. Weights outside the full network do not decay.
+    penalty's own gradient would be after the mix, for free. The recipe's plain weight decay is added for all.
     """
     full = net.grid.index(net.grid.full)
     weight = recipe.weights[full] if recipe.weights else 1 / len(net.grid)
@@ -105,8 +105,8 @@ def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         part = ".".join(name.split(".")[:2])
-        decay = 0.0
+        decay = recipe.weight_decay
         if parameter.ndim > 1 and part in inside:
-            decay = 2 * recipe.l2 * weight * (recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0)
+            decay += 2 * recipe.l2 * weight * (recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0)
         groups.setdefault(decay, []).append(parameter)
     return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from telescopic.data import Augment, Preprocess
 from telescopic.nested import Mix
+
+Schedule = Literal["steps", "one-cycle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +17,18 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images in a batch, over all processes together.
-        learning_rate: step size at the start, for torch's form of momentum (V ← mV + G, W ← W − lr·V).
+        learning_rate: step size, the largest of the schedule, for torch's form of momentum (V ← mV + G, W ← W − lr·V).
+        schedule: `steps`, which multiplies the rate at each milestone; or `one-cycle`, which lets it fall in a
+            straight line to 0 at the end of the last epoch (Smith 2018, with constant momentum).
+        warmup: epochs, perhaps part of one, in which the rate first rises from 0 in a straight line.
         milestones: number of finished epochs after which the rate is multiplied by `gamma`.
         gamma: factor at each milestone.
         momentum: momentum m.
         nesterov: Nesterov's form of momentum.
         l2: λ of the penalty λ·Σw² that belongs to the *full network's* loss, over weight matrices and kernels, not
             biases. The gradient mix scales it as it scales the rest of that loss.
+        weight_decay: torch's weight decay, of every parameter alike; one half of it is the λ of a penalty on the sum of
+            all losses, which no gradient mix scales.
         weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members.
         mix: gradient mix `[members, members]`, see `Nested.all`; None leaves gradients as they are.
         distillation: share α of each smaller member's loss that is learned from the full network's softened logits:
@@ -38,11 +45,14 @@ class Recipe:
     epochs: int
     batch_size: int = 128
     learning_rate: float = 0.1
+    schedule: Schedule = "steps"
+    warmup: float = 0.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     l2: float = 0.0
+    weight_decay: float = 0.0
     weights: tuple[float, ...] | None = None
     mix: Mix | None = None
     distillation: float = 0.0
@@ -53,7 +63,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse numbers outside their range."""
-        for name, low in (("epochs", 1), ("batch_size", 1), ("l2", 0), ("momentum", 0)):
+        for name, low in (("epochs", 1), ("batch_size", 1), ("l2", 0), ("weight_decay", 0), ("momentum", 0)):
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} of a recipe is {low} or more, not {getattr(self, name)}")
         for name in ("learning_rate", "gamma", "temperature"):
@@ -62,10 +72,20 @@ class Recipe:
         for name in ("distillation", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} of a recipe lies in 0 to 1, not {getattr(self, name)}")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule of a recipe is {' or '.join(get_args(Schedule))}, not {self.schedule!r}")
+        if self.schedule == "one-cycle" and self.milestones:
+            raise ValueError("a one-cycle schedule has no milestones: leave them out, or use schedule='steps'")
+        if not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"warmup lies in 0 to the number of epochs, {self.epochs}, not {self.warmup}")
 
-    def rate(self, epoch: int) -> float:
-        """Learning rate during an epoch, counted from 1."""
-        return self.learning_rate * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
+    def rate(self, epoch: int, done: float = 0.5) -> float:
+        """Learning rate in an epoch, counted from 1, of which a share `done` has passed; by default in its middle."""
+        passed = epoch - 1 + done
+        rate = self.learning_rate * (min(1.0, passed / self.warmup) if self.warmup else 1.0)
+        if self.schedule == "one-cycle":
+            return rate * min(1.0, max(0.0, (self.epochs - passed) / (self.epochs - self.warmup)))
+        return rate * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

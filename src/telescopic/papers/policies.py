@@ -1,0 +1,76 @@
+"""What each policy for BatchNorm's statistics makes of one and the same training run.
+
+The policy decides what a network remembers of its images, not what it learns: the weights are the same under all of
+them. So one run answers for all three, if a second set of statistics is kept beside the first.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from telescopic.data import Dataset, Preprocess
+from telescopic.nested import Nested
+from telescopic.train import evaluate, recalibrate
+
+
+def keep_shared(net: Nested) -> Nested:
+    """Let a network with statistics per entry keep, while it is trained, those that all entries would share.
+
+    Args:
+        net: the network, without BatchNorm in its heads. It gets one more submodule, `shared`, which its checkpoints
+            hold too, so do this before resuming as well.
+
+    Returns:
+        The submodule: the same network with the policy `shared`.
+    """
+    entries, exits = ({int(i): part for i, part in parts.items()} for parts in (net.entries, net.exits))
+    stages = [copy.deepcopy(stage, {id(p): p for p in stage.parameters()}) for stage in net.stages]
+    for i, stage in enumerate(stages):
+        for seen in [net.stages[i], *(twin for key, twin in net.twins.items() if key.endswith(f"-{i}"))]:
+            for norm, other in zip(_norms(seen), _norms(stage), strict=True):
+                _follow(norm, other)
+    shared = Nested(stages, entries, exits, dropout=net.dropout)
+    net.add_module("shared", shared)
+    return shared
+
+
+def by_policy(net: Nested, data: Dataset, preprocess: Preprocess) -> dict[str, list[float]]:
+    """Policy → test accuracy of every member, for a network on which `keep_shared` was called."""
+    shared = net.get_submodule("shared")
+    policies = {"shared": shared, "per-entry": net, "recalibrated": recalibrate(shared, data.train, preprocess)}
+    return {
+        name: evaluate(one, [data.test], preprocess)[0].tolist()
+        for name, one in policies.items()
+        if isinstance(one, Nested)
+    }
+
+
+def _follow(norm: _BatchNorm, other: _BatchNorm) -> None:
+    """Let `other` see every batch that `norm` sees: r ← (1 − m)r + m·b, of which norm's own r tells m·b."""
+    before: list[tuple[Tensor, Tensor]] = []
+
+    def note(module: nn.Module, args: Any) -> None:
+        if module.training:
+            before[:] = [(norm.running_mean.clone(), norm.running_var.clone())]  # type: ignore[union-attr]
+
+    def follow(module: nn.Module, args: Any, out: Any) -> None:
+        if module.training:
+            keep = 1 - (norm.momentum or 0.0)
+            for mine, theirs, old in (
+                (norm.running_mean, other.running_mean, before[0][0]),
+                (norm.running_var, other.running_var, before[0][1]),
+            ):
+                assert mine is not None and theirs is not None
+                theirs.mul_(keep).add_(mine - keep * old)
+            if other.num_batches_tracked is not None:
+                other.num_batches_tracked.add_(1)
+
+    norm.register_forward_pre_hook(note)
+    norm.register_forward_hook(follow)
+
+
+def _norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    return (m for m in module.modules() if isinstance(m, _BatchNorm))

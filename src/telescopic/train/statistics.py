@@ -1,0 +1,115 @@
+"""The statistics that BatchNorm uses in eval mode: computed anew from images, and looked at before they are used."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from telescopic.data import Preprocess, Split, batches
+from telescopic.nested import Nested
+
+
+def recalibrate(
+    net: nn.Module,
+    split: Split,
+    preprocess: Preprocess | None = None,
+    *,
+    num_images: int = 5120,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of a network whose BatchNorm statistics are those of the images given, and nothing else has changed.
+
+    Running means lag behind the weights, and shared ones mix what the streams of several entries make of an image:
+    here each entry's are the mean over batches computed with the final weights.
+
+    Args:
+        net: a nested network, all members of which are recalibrated; or a plain module such as an extracted member. It
+            is left as it is. A copy of a nested network with `shared` statistics and several entries has the policy
+            `recalibrated`.
+        split: training images.
+        preprocess: turns uint8 images into what the network sees; by default into fractions of 255.
+        num_images: how many images to use, drawn at random.
+        batch_size: images in a batch; the more, the better.
+        seed: which images are drawn.
+
+    Raises:
+        ValueError: if the split is empty, or a number is below 1.
+    """
+    made = copy.deepcopy(net)
+    if isinstance(made, Nested) and made.statistics == "shared" and len(made.grid.entries) > 1:
+        entries, exits = ({int(i): part for i, part in parts.items()} for parts in (made.entries, made.exits))
+        made = Nested(made.stages, entries, exits, dropout=made.dropout, statistics="recalibrated").train(net.training)
+    recalibrate_(made, split, preprocess, num_images=num_images, batch_size=batch_size, seed=seed)
+    return made
+
+
+@torch.no_grad()
+def recalibrate_(
+    net: nn.Module,
+    split: Split,
+    preprocess: Preprocess | None = None,
+    *,
+    num_images: int = 5120,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> None:
+    """The same in place, without a change of policy."""
+    if not len(split) or min(num_images, batch_size) < 1:
+        raise ValueError(f"recalibration takes images: {len(split)} are there, {num_images} asked for by {batch_size}")
+    norms = list(_norms(net))
+    if not norms:
+        return
+    modes = {module: module.training for module in net.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    device, preprocess = next(net.parameters()).device, preprocess or Preprocess()
+    net.eval()
+    try:
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        # A last batch of one image has no variance.
+        size = min(batch_size, num_images, len(split))
+        for images, _ in islice(batches(split, size, seed=seed), min(num_images, len(split)) // size):
+            x = preprocess(images.to(device))
+            net.all(x) if isinstance(net, Nested) else net(x)
+    finally:
+        for norm in norms:
+            norm.momentum = momenta[norm]
+        for module, training in modes.items():
+            module.training = training
+
+
+def warn_of_unseen(net: Nested) -> None:
+    """Warn of members with a BatchNorm that has seen no data of theirs: what they answer says little."""
+    unseen = [
+        net.grid.label(member)
+        for member in net.grid
+        if any(
+            norm.num_batches_tracked is not None and not norm.num_batches_tracked.is_meta
+            and norm.num_batches_tracked.item() == 0
+            for _, part in net.path(member)
+            for norm in _norms(part)
+        )
+    ]  # fmt: skip
+    if unseen:
+        names = "; ".join(unseen[:8]) + (f"; and {len(unseen) - 8} more" if len(unseen) > 8 else "")
+        warnings.warn(
+            f"BatchNorm has not yet seen what these members make of an image: {names}. Train the network, or "
+            "telescopic.recalibrate it, before you believe their answers",
+            stacklevel=3,
+        )
+
+
+def has_statistics(net: nn.Module) -> bool:
+    """Whether a network has BatchNorm statistics at all."""
+    return any(True for _ in _norms(net))
+
+
+def _norms(net: nn.Module) -> Iterator[_BatchNorm]:
+    return (m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
