@@ -27,7 +27,7 @@ FLOORS = (
     ("subnet", "files", "provenance", "quantities"),
     ("data", "layers"),
     ("nested",),
-    ("architecture", "extract", "cost", "train"),
+    ("architecture", "extract", "folding", "cost", "train"),
     ("nest", "networks"),
     ("catalogue",),
     ("bundle", "export", "testing"),

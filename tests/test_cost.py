@@ -3,6 +3,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from telescopic.cost import Cost, cost, latencies, latency, machine, on_meta, timing
+from telescopic import extract
+from telescopic.cost import Cost, cost, cost_on_meta, latencies, latency, machine, on_meta, timing
+from telescopic.papers import cnsn
 
 
 class Residual(nn.Module):
@@ -176,6 +179,106 @@ def test_tensors_made_in_forward_lie_on_meta_too() -> None:
 def test_what_cannot_be_priced(module: nn.Module, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cost(module, shape)
+
+
+# Element by element -------------------------------------------------------------------------------------------------
+
+
+def elements(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """What `elementwise` adds to the multiply-adds; it changes nothing else."""
+    plain, full = cost(module, shape), cost(module, shape, elementwise=True)
+    assert replace(full, macs=plain.macs) == plain
+    assert cost_on_meta(on_meta(module), shape, elementwise=True) == full
+    return full.macs - plain.macs
+
+
+def test_both_conventions_give_the_paper_of_cnsn() -> None:
+    net = cnsn.network()
+    costs = [[cost(extract(net, m), (3, 32, 32), elementwise=e).macs for m in net.grid] for e in (False, True)]
+    assert [m.entry for m in net.grid] == [7, 2, 0]
+    assert [f"{macs / 1e6:.1f}" for macs in costs[0]] == ["123.5", "273.9", "313.2"]
+    assert [f"{macs / 1e9:.3f}" for macs in costs[1]] == ["0.124", "0.275", "0.314"]
+    printed = {row.entry: row.gmacs for row in cnsn.ROWS}
+    assert [round(macs / 1e9, 3) for macs in costs[1]] == [printed[m.entry] for m in net.grid]
+    # The usual convention gives none of the printed figures.
+    assert [f"{macs / 1e9:.3f}" for macs in costs[0]] == ["0.123", "0.274", "0.313"]
+
+
+def test_a_small_network_element_by_element() -> None:
+    conv = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2))
+    net = nn.Sequential(*conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    # 2 x 4 x 4 features: bias, BatchNorm twice, ReLU, pooling; 2 x 2 x 2 into the other pooling; bias of the scores.
+    assert elements(net, (1, 4, 4)) == 5 * 32 + 8 + 3
+    assert cost(net, (1, 4, 4), elementwise=True).macs == 9 * 32 + 6 + 171
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_residual_sum_counts_once_and_a_missing_bias_does_not(inplace: bool) -> None:
+    assert elements(Residual(True, inplace), (2, 4, 4)) == 8 * 16 + 2 * 16 + 2 * 16  # ReLU, second bias, sum
+    assert elements(Residual(False, inplace), (2, 4, 4)) == 8 * 16 + 2 * 16
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        nn.ReLU,
+        nn.ReLU6,
+        nn.SiLU,
+        nn.Hardswish,
+        nn.Hardsigmoid,
+        nn.Hardtanh,
+        nn.LeakyReLU,
+        nn.ELU,
+        nn.SELU,
+        nn.CELU,
+        nn.Mish,
+    ],
+)
+def test_activations_count_once(kind: Callable[..., nn.Module], inplace: bool) -> None:
+    assert elements(kind(inplace=inplace), (2, 3)) == 6
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "count"),
+    [
+        (nn.Linear(3, 4, bias=False), (3,), 0),
+        (nn.Linear(3, 4), (5, 3), 5 * 4),  # ptflops says 4
+        (nn.Linear(3, 4), (2, 5, 3), 2 * 5 * 4),
+        (nn.Conv1d(3, 4, 2), (3, 6), 4 * 5),
+        (nn.ConvTranspose2d(2, 3, 2, stride=2), (2, 3, 3), 3 * 6 * 6),
+        (nn.BatchNorm1d(3), (3, 5), 2 * 15),
+        (nn.BatchNorm2d(3, affine=False), (3, 2, 2), 12),
+        (nn.BatchNorm2d(3, track_running_stats=False), (3, 2, 2), 2 * 12),
+        (nn.GroupNorm(1, 3), (3, 2, 2), 2 * 12),
+        (nn.LayerNorm(5), (3, 5), 2 * 15),
+        (nn.InstanceNorm2d(3), (3, 2, 2), 12),
+        (nn.PReLU(3), (3, 5), 15),
+        (nn.GELU(), (5,), 5),
+        (nn.Sigmoid(), (5,), 5),
+        (nn.LogSigmoid(), (5,), 5),
+        (nn.Threshold(0, 1, inplace=True), (5,), 5),
+        (nn.GLU(), (6,), 3),
+        (nn.Softmax(1), (5,), 5),
+        (nn.LogSoftmax(1), (5,), 5),
+        (nn.MaxPool1d(2), (3, 6), 18),
+        (nn.AvgPool2d(3, stride=1), (2, 4, 4), 32),
+        (nn.MaxPool3d(2), (2, 4, 4, 4), 128),
+        (nn.AdaptiveAvgPool1d(1), (2, 6), 12),
+        (nn.AdaptiveAvgPool2d(2), (2, 4, 4), 32),
+        (nn.AdaptiveMaxPool3d(1), (2, 2, 2, 2), 16),
+        (Calls(lambda x: x.mean((2, 3))), (2, 4, 4), 32),
+        (Calls(lambda x: x.amax(1)), (6,), 6),
+        (Calls(lambda x: (x + x).sum()), (6,), 12),
+        (Calls(lambda x: x * torch.ones(4, 1)), (6,), 24),  # of the result, which is larger than the input
+        (nn.Upsample(scale_factor=2), (1, 3, 3), 36),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), (1, 3, 3), 36),
+        (nn.Sequential(nn.Flatten(), nn.Unflatten(1, (3, 2)), nn.Dropout(), nn.ConstantPad1d(1, 0.0)), (6,), 0),
+        (Calls(lambda x: torch.cat([x, x.clone(), x.mT.contiguous().mT, x.double().float()], 1)), (2, 3), 0),
+    ],
+)
+def test_what_counts_how_often(module: nn.Module, shape: tuple[int, ...], count: int) -> None:
+    assert elements(module, shape) == count
 
 
 # Timing -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,6 +179,14 @@ def test_weight_decay_is_the_penalty_of_the_full_networks_loss(
     expected = {name: p.detach() - 0.5 * grads[name] for name, p in net.named_parameters()}
     for name, weight in step(net, recipe, x, y).items():
         close(weight, expected[name])
+
+
+def test_plain_weight_decay_is_of_every_parameter_alike_and_not_mixed() -> None:
+    net, (x, y) = uneven(), batch()
+    plain = Recipe(epochs=1, l2=0.3, weights=(0.5,) * len(net.grid), mix=((0.25,) * len(net.grid),) * len(net.grid))
+    without, decayed = step(net, plain, x, y), step(uneven(), replace(plain, weight_decay=0.02), x, y)
+    for name, parameter in uneven().named_parameters():
+        close(decayed[name], without[name] - 0.5 * 0.02 * parameter.detach())
 
 
 def test_pairwise_sharing_halves_the_decay_of_shared_layers_and_spares_the_softmax_layer() -> None:

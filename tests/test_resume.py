@@ -109,21 +109,26 @@ def interrupting() -> Iterator[Callable[[int], None]]:
     handle.remove()
 
 
-@pytest.mark.parametrize("build", [layers, convolutions])
+CYCLE = replace(RECIPE, schedule="one-cycle", milestones=(), warmup=0.7, weight_decay=1e-3, nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "recipe"), [(layers, RECIPE), (layers, CYCLE), (convolutions, replace(RECIPE, mix=None))]
+)
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_interrupted_anywhere_it_ends_bit_for_bit_alike(
-    tmp_path: Path, interrupting: Callable[[int], None], build: Callable[[], Nested], keep: str
+    tmp_path: Path, interrupting: Callable[[int], None], build: Callable[[], Nested], recipe: Recipe, keep: str
 ) -> None:
     """In the first batch, within an epoch, in its last batch, twice in one epoch, in the last epoch."""
     whole = build()
-    history = run(whole, tmp_path / "whole", keep=keep)
+    history = run(whole, tmp_path / "whole", recipe, keep=keep)
     for passes in (1, 3, 4, 1, 2):  # 4 batches an epoch
         interrupting(passes)
         with pytest.raises(KeyboardInterrupt, match="resume to go on"):
-            run(build(), tmp_path / "halved", keep=keep)
+            run(build(), tmp_path / "halved", recipe, keep=keep)
     net = build()
     torch.manual_seed(123)  # what the process drew before does not matter
-    again = run(net, tmp_path / "halved", keep=keep)
+    again = run(net, tmp_path / "halved", recipe, keep=keep)
     assert same(state(net), state(whole))
     assert without_times(again) == without_times(history)
     for name in (LAST, BEST):
@@ -136,6 +141,12 @@ def test_more_epochs_go_on_where_the_run_ended(tmp_path: Path) -> None:
     run(net, tmp_path / "longer", replace(RECIPE, epochs=2), keep="best")
     again = run(net, tmp_path / "longer")
     assert same(state(net), state(whole)) and without_times(again) == without_times(history)
+
+
+def test_a_cycle_cannot_be_made_longer_when_it_has_begun(tmp_path: Path) -> None:
+    run(layers(), tmp_path, replace(CYCLE, epochs=2))
+    with pytest.raises(CheckpointError, match="was trained with epochs = 2, not 4"):
+        run(layers(), tmp_path, CYCLE)
 
 
 def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ import copy
 
 from torch import nn
 
+from telescopic import folding
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
 
 
-def extract(net: Nested, subnet: Subnet | None = None) -> nn.Sequential:
+def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False) -> nn.Sequential:
     """Take one member out of a nested network.
 
     The result is independent of the network (a copy), in eval mode, and computes `net(x, subnet)` of eval mode
@@ -18,17 +19,24 @@ def extract(net: Nested, subnet: Subnet | None = None) -> nn.Sequential:
     Args:
         net: the nested network.
         subnet: which member; parts left open take the full network's value.
+        fold_bn: whether BatchNorms directly behind a convolution become part of it, which makes the result smaller
+            and faster, and its answers equal up to rounding only. Inside blocks of yours `nn.Identity` takes their
+            place. What stays, and when, says `folding.fold_bn`.
 
     Returns:
         A module from the raw input `[batch, ...]` to logits `[batch, classes]`.
 
     Raises:
-        ValueError: if the grid has no such member.
+        ValueError: if the grid has no such member, or BatchNorms are to be folded in a part that `torch.fx` cannot
+            trace.
     """
     layers: list[nn.Module] = []
     for _, module in net.path(subnet):
         layers += _flat(module)
-    return copy.deepcopy(nn.Sequential(*layers)).eval()
+    taken = nn.Sequential(*layers)
+    if fold_bn:
+        return nn.Sequential(*_flat(folding.fold_bn(taken))).eval()
+    return copy.deepcopy(taken).eval()
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -22,9 +22,9 @@ class Cost:
 
     Attributes:
         macs: multiply-adds, half of what torch's `FlopCounterMode` counts (1 MAC = 2 FLOPs). It counts matrix products
-            and convolutions. Biases, activations, norms, pooling, softmax and sums count as zero. On the meta device
-            attention and recurrent layers split into matrix products and are counted; on CPU tensors the same counter
-            says 0 for them.
+            and convolutions. Biases, activations, norms, pooling, softmax and sums count as zero, unless `cost` was
+            asked for `elementwise`. On the meta device attention and recurrent layers split into matrix products and
+            are counted; on CPU tensors the same counter says 0 for them.
         params: number of parameters, shared ones once.
         bytes: parameters and buffers, in bytes.
         peak_activation: largest sum of feature maps alive at one time, in bytes. A feature map, the input and the
@@ -42,17 +42,31 @@ class Cost:
     largest_feature_map: int
 
 
-def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
+def cost(module: nn.Module, input_shape: Sequence[int], *, elementwise: bool = False) -> Cost:
     """Price a module in eval mode without running it on data: nothing is allocated, and the module is not changed.
+
+    Multiply-adds are counted in one of two ways. The usual one is that of `Cost.macs`. Some papers, CNSN among them,
+    print what the tool ptflops counts, which adds what works element by element; `elementwise` follows it:
+
+    - 1 for each element of the output: the bias of a convolution or a linear layer, an activation, a sum of two
+      branches and any other operation that torch calls pointwise, interpolation;
+    - 1 for each element of the input: pooling (adaptive too), a sum, mean or maximum over dimensions, softmax;
+    - 2 for each element: BatchNorm and other norms; 1 if they have no weight;
+    - 0: views, copies, padding, concatenation, dropout (which does nothing in eval mode).
+
+    ptflops says less where it does not know an operation (sums written with `+`, means in forward, sigmoids,
+    log-softmax) and for the bias of a linear layer on several tokens, which it counts once for all of them; it says
+    more for a transposed convolution, whose kernel it applies at each place of the output instead of the input.
 
     Args:
         module: a plain module, such as `extract` returns, that takes one floating-point tensor.
         input_shape: shape of one example, without the batch.
+        elementwise: whether `macs` has what works element by element too. Nothing else in the `Cost` changes.
 
     Raises:
         ValueError: if the module does not take this shape, has lazy layers, or its forward pass depends on values.
     """
-    return cost_on_meta(on_meta(module), input_shape)
+    return cost_on_meta(on_meta(module), input_shape, elementwise=elementwise)
 
 
 def on_meta(module: Module) -> Module:
@@ -66,23 +80,25 @@ def on_meta(module: Module) -> Module:
     return twin(module, lambda tensor: torch.empty_like(tensor.detach(), device="meta"))
 
 
-def cost_on_meta(module: nn.Module, input_shape: Sequence[int]) -> Cost:
+def cost_on_meta(module: nn.Module, input_shape: Sequence[int], *, elementwise: bool = False) -> Cost:
     """Price what `on_meta` made, or a part of it, as it is; see `cost`."""
     dtype, _ = dtype_and_device(module)
     x = torch.empty(with_batch(1, input_shape), dtype=dtype, device="meta")
-    lives = _Lives(x)
+    lives, elements = _Lives(x), _Elements()
     with (
         explained(module, x),
         torch.no_grad(),  # not inference_mode: under it composite operations would stay whole
         torch.device("meta"),  # for tensors that forward creates
         FlopCounterMode(display=False) as flops,
         lives,
+        elements if elementwise else nullcontext(),
     ):
         out = module(x)
     peak, largest = lives.peak_and_largest(out)
     params = sum(parameter.numel() for parameter in module.parameters())
     size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    return Cost(flops.get_total_flops() // 2, params, size, peak, largest)
+    macs = flops.get_total_flops() // 2 + elements.count
+    return Cost(macs, params, size, peak, largest)
 
 
 class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -112,6 +128,40 @@ class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]
             change[self.made[storage]] += size
             change[read[storage] + 1] -= size
         return max(accumulate(change)), max(sizes.values(), default=0)
+
+
+# Names of aten operations, without underscores around them.
+_REDUCTIONS = {"sum", "mean", "var", "var_mean", "std", "std_mean", "prod", "max", "min", "amax", "amin", "aminmax"}
+_REDUCTIONS |= {"argmax", "argmin", "logsumexp", "linalg_vector_norm", "softmax", "safe_softmax", "log_softmax"}
+_NORMS = ("batch_norm", "layer_norm", "group_norm", "rms_norm")
+# They add a bias; or are pointwise and torch does not tag them so, some of them only where they work in place.
+_PER_OUTPUT = {"addmm", "addmv", "addbmm", "baddbmm", "prelu_kernel", "hardswish", "hardtanh", "mish", "gelu", "glu"}
+_PER_OUTPUT |= {"softplus", "threshold", "log_sigmoid_forward", "masked_fill"}
+_COPIES = {"clone", "positive"}  # pointwise to torch, but nothing is computed
+
+
+class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what a forward pass does element by element, as `cost` says."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__.strip("_")
+        made = next((leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), 0)
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
+        if "pool" in name or name in _REDUCTIONS:
+            self.count += args[0].numel()
+        elif any(norm in name for norm in _NORMS):
+            self.count += made * (1 if given.get("weight") is None else 2)
+        elif name == "convolution":
+            self.count += made * (given["bias"] is not None)
+        else:
+            pointwise = torch.Tag.pointwise in func.tags and name not in _COPIES
+            self.count += made * (pointwise or name in _PER_OUTPUT or name.startswith("upsample"))
+        return out
 
 
 def twin(module: Module, replace: Callable[[Tensor], Tensor]) -> Module:

@@ -16,13 +16,14 @@ def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size:
 
     The network's mode is restored afterwards; images may lie on another device than the network.
     """
-    device = next(net.parameters()).device
+    first = next(net.parameters())
+    device = first.device
     correct = torch.zeros(len(net.grid), dtype=torch.int64, device=device)
     training = net.training
     net.eval()
     try:
         for images, labels in batches(split, batch_size):
-            guesses = net.all(preprocess(images.to(device))).argmax(2)
+            guesses = net.all(preprocess(images.to(device)).to(first.dtype)).argmax(2)
             correct += (guesses == labels.to(device)).sum(1)
     finally:
         net.train(training)

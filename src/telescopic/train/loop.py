@@ -90,7 +90,7 @@ def fit(
     if world > 1:
         # Else its threads may outlive the interpreter, which then ends with an abort.
         atexit.register(_leave_group)
-    layout = _layout(net, device)
+    layout, dtype = _layout(net, device), next(net.parameters()).dtype
     _lay_out(net, layout)
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
     optimizer = torch.optim.SGD(
@@ -148,7 +148,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(position.epoch, (batch + 0.5) / num_batches)
                 size = min(recipe.batch_size, len(train) - batch * recipe.batch_size)
-                x = recipe.preprocess(recipe.augment(images, generator)).contiguous(memory_format=layout)
+                x = recipe.preprocess(recipe.augment(images, generator)).to(dtype, memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     loss, losses = objective(x, target)
                 optimizer.zero_grad()

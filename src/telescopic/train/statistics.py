@@ -66,7 +66,7 @@ def recalibrate_(
         return
     modes = {module: module.training for module in net.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    device, preprocess = next(net.parameters()).device, preprocess or Preprocess()
+    first, preprocess = next(net.parameters()), preprocess or Preprocess()
     net.eval()
     try:
         for norm in norms:
@@ -76,7 +76,7 @@ def recalibrate_(
         # A last batch of one image has no variance.
         size = min(batch_size, num_images, len(split))
         for images, _ in islice(batches(split, size, seed=seed), min(num_images, len(split)) // size):
-            x = preprocess(images.to(device))
+            x = preprocess(images.to(first.device)).to(first.dtype)
             net.all(x) if isinstance(net, Nested) else net(x)
     finally:
         for norm in norms:
