@@ -88,6 +88,14 @@ NETS: dict[str, Callable[[], Nested]] = {
 }
 
 
+def test_a_catalogue_says_which_statistics_were_used() -> None:
+    """Where there is BatchNorm, and more than one entry to keep statistics for."""
+    used = {name: measure(make(), input_shape=(3, 4, 4)).statistics for name, make in NETS.items()}
+    assert used == {"mlp": None, "conv": None, "residual": None, "entries and exits": "per-entry"}
+    shared = Nested([conv(3), conv(6)], {0: nn.Identity(), 1: nn.Conv2d(3, 6, 1)}, {1: head()})
+    assert measure(shared, input_shape=(3, 4, 4)).statistics == "shared"
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_costs_are_those_that_torch_counts_on_the_extracted_member(name: str) -> None:
     net = NETS[name]().train()
@@ -396,6 +404,11 @@ def test_the_table_says_it_in_human_units() -> None:
     assert lines[1].split() == ["entry", "valid", "%", "test", "%", "MACs", "params", "size", "peak", "ms", "ms"]
     assert " ".join(lines[2].split()) == "2 92.60 7.40 7.84 k 7.85 k 31.4 kB 6.27 kB 0.250 1.00"
     assert lines[5].strip() == "latency: batch 1, threads 1, cpu; a [red]machine"
+    lines = printed(catalogue(machine="a [red]machine", statistics="per-entry"))
+    assert [line.strip() for line in lines[5:7]] == [
+        "BatchNorm statistics: per-entry",
+        "latency: batch 1, threads 1, cpu; a [red]machine",
+    ]
     assert [line.split()[0] for line in printed(unmeasured())] == ["entry", "2", "1", "0"]
     assert printed(unmeasured())[0].split() == ["entry", "MACs", "params", "size", "peak"]
 
@@ -415,12 +428,22 @@ def test_one_member_has_a_name_too() -> None:
     assert printed(unmeasured(member(0, label="full")))[1].split()[0] == "full"
 
 
-@pytest.mark.parametrize("table", [catalogue(), unmeasured()], ids=["measured", "unmeasured"])
+@pytest.mark.parametrize(
+    "table",
+    [catalogue(), unmeasured(), catalogue(statistics="recalibrated")],
+    ids=["measured", "unmeasured", "recalibrated"],
+)
 def test_json_gives_the_same_catalogue(table: Catalogue, tmp_path: Path) -> None:
     table.to_json(tmp_path / "catalogue.json")
     assert Catalogue.from_json(tmp_path / "catalogue.json") == table
     assert Catalogue.from_dict(json.loads(json.dumps(table.to_dict()))) == table
     assert [path.name for path in tmp_path.iterdir()] == ["catalogue.json"]
+
+
+def test_what_version_0_1_0_wrote_has_no_policy() -> None:
+    data = catalogue().to_dict()
+    del data["statistics"]
+    assert Catalogue.from_dict(data) == catalogue() and catalogue().statistics is None
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "{}", "null", "[" * 100_000, '{"members": 1}', "\x00", "9" * 5000])
@@ -464,6 +487,8 @@ def test_csv_has_plain_numbers(tmp_path: Path) -> None:
         (lambda d: d.update(input_shape=[0]), r"input_shape \(0,\) must be whole numbers above 0"),
         (lambda d: d.update(machine=None), "machine of a catalogue with latency cannot be None"),
         (lambda d: d.update(threads=-1), "threads of a catalogue with latency cannot be -1"),
+        (lambda d: d.update(statistics="mine"), "statistics of a catalogue is one of shared, per-entry, .*not 'mine'"),
+        (lambda d: d.update(statistics=[]), r"statistics of a catalogue is one of .* or None, not \[\]"),
         (lambda d: d.update(batch="1"), "batch of a catalogue with latency cannot be '1'"),
     ],
 )

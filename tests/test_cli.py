@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import telescopic as tl
 from telescopic import cli
+from telescopic.quantities import human, parse_quantity
 from telescopic.run import Source
 
 
@@ -28,6 +29,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.output
     assert f"telescopic choose {out}" in result.output
     return out
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of `telescopic train cnsn` on a few images, a sixteenth as wide as the paper's, and what it printed."""
+    folder = tmp_path_factory.mktemp("cnsn")
+    words = ("--data", images_32(folder, 3), "--out", str(folder / "run"), "--scale", "0.0625", "--epochs", "1")
+    result = invoke("train", "cnsn", *words, "--weights", "sum", "--distillation", "0.25")
+    assert result.exit_code == 0, result.output
+    return folder / "run", result.output
+
+
+def images_32(folder: Path, channels: int) -> str:
+    """The path of 60 random images of 32 × 32 pixels."""
+    rng = np.random.default_rng(channels)
+    images = rng.integers(0, 256, (60, channels, 32, 32)).astype(np.uint8)
+    np.savez(folder / f"{channels}.npz", images=images, labels=np.arange(60) % 4)
+    return str(folder / f"{channels}.npz")
 
 
 def invoke(*words: str):
@@ -114,6 +133,90 @@ def test_report_is_written_into_the_run(trained: Path) -> None:
     assert "entry=1" in page and f"telescopic extract {trained}" in page
 
 
+def test_cnsn_is_trained_as_told(convolutional: tuple[Path, str]) -> None:
+    run, _ = convolutional
+    net, bundle = Source.open(str(run)).network(), tl.Bundle.open(run / "model.safetensors")
+    assert [net.grid.label(member) for member in net.grid] == ["entry=7", "entry=2", "entry=0"]
+    assert (bundle.catalogue and bundle.catalogue.statistics) == net.statistics == "per-entry"
+    recipe = bundle.provenance["recipe"]
+    told = tl.papers.cnsn.short_recipe(epochs=1).to_dict() | {"weights": (1.0, 1.0, 1.0), "distillation": 0.25}
+    fitted = tl.data.Preprocess.fit(tl.data.load(run.parent / "3.npz").train)
+    assert recipe == json.loads(json.dumps(told | {"preprocess": {"mean": fitted.mean, "std": fitted.std}}))
+    assert bundle.preprocess == fitted and len(fitted.mean) == 3 and bundle.provenance["method"] == "cnsn"
+
+
+def test_cnsn_says_what_one_file_saves(convolutional: tuple[Path, str]) -> None:
+    run, output = convolutional
+    net, table = Source.open(str(run)).network(), Source.open(str(run)).catalogue()
+    file = (run / "model.safetensors").stat().st_size
+    alone = [sum(tensor.nbytes for tensor in tl.extract(net, member).state_dict().values()) for member in net.grid]
+    beyond = human(file - alone[2], "B")
+    assert f"Storage: {human(file, 'B')} for all 3 members in one file; {human(sum(alone), 'B')} if each" in output
+    assert f"{human(alone[2], 'B')} for the largest alone.\nThe {beyond} beyond" in output
+    assert "adapters, their BatchNorm statistics, and a header" in output
+    # The sentence is true: the rest is a header, and 8 bytes for its length.
+    adapters = sum(tensor.nbytes for entry in ("2", "7") for tensor in net.entries[entry].state_dict().values())
+    statistics = sum(buffer.nbytes for buffer in net.twins.buffers())
+    length = int.from_bytes((run / "model.safetensors").read_bytes()[:8], "little")
+    assert file == alone[2] + adapters + statistics + length + 8
+    assert output.index("BatchNorm statistics: per-entry") < output.index("Storage:") < output.index("Next:")
+    budget = output.split("--max-macs ")[1].split()[0]
+    assert table.choose(max_macs=parse_quantity(budget)).num_fitting == 1
+
+
+def test_cnsn_with_grey_images_the_papers_recipe_and_stems(tmp_path: Path) -> None:
+    words = ["train", "cnsn", "--data", images_32(tmp_path, 1), "--out", str(tmp_path / "run"), "--scale", "0.0625"]
+    words += ["--recipe", "paper", "--epochs", "1", "--adapter", "stem", "--statistics", "recalibrated"]
+    words += ["--entries", "7", "--weights", "0.25,0.5", "--validation", "0"]
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    net = Source.open(str(tmp_path / "run")).network()
+    assert net.statistics == "recalibrated" and list(net.entries) == ["0", "7"]
+    shapes = [tuple(part.weight.shape) for part in net.entries["7"].modules() if isinstance(part, torch.nn.Conv2d)]
+    assert shapes == [(4, 1, 3, 3), (8, 4, 3, 3), (16, 8, 3, 3)]
+    recipe = tl.Bundle.open(tmp_path / "run" / "model.safetensors").provenance["recipe"]
+    assert (recipe["batch_size"], recipe["weights"], recipe["schedule"]) == (32, [0.25, 0.5], "steps")
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    again = invoke(*words, "--resume")
+    assert again.exit_code == 0 and again.stdout == result.stdout
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "digits"), "digits are 8 × 8 pixels, and VGG-16 takes 32 × 32 or more: pad them"),
+        (("--entries", "2;7"), "--entries takes whole numbers such as 2,7, not '2;7'"),
+        (("--entries", "2,99"), "entry 99 is outside this network of 14 blocks: give 0 to 13"),
+        (("--weights", "most"), "--weights takes mean, sum, or a number for each member such as 0.2,0.3,0.5"),
+        (("--weights", "0.5,0.5"), "3 members need as many loss weights"),
+        (("--recipe", "long"), "recipe is one of paper, short, not 'long'"),
+        (("--adapter", "stems"), "adapter is one of step-down, stem, not 'stems'"),
+        (("--statistics", "mine"), "statistics is one of shared, per-entry, recalibrated, not 'mine'"),
+    ],
+)
+def test_cnsn_refuses_in_one_line(words, message, tmp_path, monkeypatch, capsys) -> None:
+    own = ("--data", images_32(tmp_path, 3), "--scale", "0.0625", "--out", str(tmp_path / "run"))
+    error = fails(monkeypatch, capsys, "train", "cnsn", *own, *words)
+    assert message in error and error.rpartition("error: ")[2].count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_extract_with_folded_batchnorm(convolutional: tuple[Path, str], tmp_path: Path) -> None:
+    path = tmp_path / "folded.safetensors"
+    result = invoke("extract", str(convolutional[0]), "--subnet", "entry=2", "--fold-bn", "--to", str(path))
+    assert result.exit_code == 0, result.output
+    member, folded = tl.extract(Source.open(str(convolutional[0])).network(), tl.Subnet(entry=2)), tl.load(path)
+    kinds = {type(layer) for layer in folded.modules()}
+    assert torch.nn.BatchNorm2d not in kinds and torch.nn.Identity not in kinds
+    images = tl.data.load(convolutional[0].parent / "3.npz").test.images[:64]
+    x = tl.Bundle.open(path).preprocess(images)  # type: ignore[misc]
+    torch.testing.assert_close(folded(x), member(x), rtol=1e-4, atol=1e-5)
+    apart = json.loads((tmp_path / "folded.safetensors.json").read_text())["fold_bn"]["max_difference"]
+    assert apart == (folded(x) - member(x)).abs().max().item() and apart < 1e-4
+    assert f"gives the network's logits to within {apart:.1e} on 12 test images" in result.output
+
+
 def test_errors_are_one_line_and_name_the_remedy(trained, tmp_path, monkeypatch, capsys) -> None:
     assert "nearest is entry=2" in fails(monkeypatch, capsys, "choose", str(trained), "--max-macs", "5")
     assert "700k" in fails(monkeypatch, capsys, "choose", str(trained), "--max-macs", "many")
@@ -135,6 +238,8 @@ def test_errors_are_one_line_and_name_the_remedy(trained, tmp_path, monkeypatch,
     assert "precision" in fails(monkeypatch, capsys, "train", "nsn", "--precision", "fp8")
     assert "did you mean mnist" in fails(monkeypatch, capsys, "data", "get", "mnst")
     assert "--only" in fails(monkeypatch, capsys, "reproduce", "nsn", "--only", "model9")
+    assert "alone-7-stem" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--only", "alone-9")
+    assert "paper, short" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--recipe", "long")
 
 
 def test_an_unfinished_run_says_how_to_finish_it(tmp_path, monkeypatch, capsys) -> None:
@@ -160,6 +265,21 @@ def test_reproduce_trains_shows_and_does_not_train_again(tmp_path: Path) -> None
     shown = invoke(*words, "--show").output
     assert shown == invoke(*words).output and result.output.endswith(shown)
     assert (tmp_path / "ref-model0" / "last.safetensors").stat().st_mtime_ns == before
+
+
+def test_reproduce_cnsn_trains_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tl.data.load(images_32(tmp_path, 3))
+    monkeypatch.setattr("telescopic.papers.reproduce.load", lambda name, data_dir=None: own)
+    words = ("reproduce", "cnsn", "--out", str(tmp_path / "out"), "--scale", "0.0625", "--recipe", "short")
+    only = ("--epochs", "1", "--only", "joint", "--only", "alone-7")
+    result = invoke(*words, *only)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"joint", "alone-7"}
+    assert "0.9267" in result.output and "scale 0.0625, short recipe, 1 epochs" in " ".join(result.output.split())
+    assert result.output.endswith(invoke(*words, "--show").output)
+    assert invoke(*words, *only, "--seed", "1").exit_code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"joint", "alone-7", "joint-seed1", "alone-7-seed1"}
+    assert "Seeds: joint 2, alone-7 2" in " ".join(invoke(*words, "--show").output.split())
 
 
 def test_a_shipped_family_works_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

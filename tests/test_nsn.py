@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from telescopic.extract import extract
 from telescopic.papers import nsn, reproduce
+from telescopic.papers.tables import nsn_tables
 from telescopic.subnet import Subnet
 from telescopic.train import CheckpointError, Epoch, History
 
@@ -146,7 +147,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(out: Path) -> dict[str, list[list[str]]]:
     """Every table's title with its rows of cells, as printed."""
     found = {}
-    for table in reproduce.nsn_tables(out):
+    for table in nsn_tables(out):
         assert isinstance(table.title, str)
         found[table.title] = list(zip(*(list(column.cells) for column in table.columns), strict=True))
     return {title: [list(row) for row in cells] for title, cells in found.items()}  # type: ignore[arg-type]
@@ -185,7 +186,7 @@ def test_the_tables_have_the_papers_figures_and_ours(ran: Path) -> None:
 def test_the_tables_can_be_printed(ran: Path) -> None:
     console = Console(width=160)
     with console.capture() as captured:
-        for table in reproduce.nsn_tables(ran):
+        for table in nsn_tables(ran):
             console.print(table)
     assert "0.9260" in captured.get() and "chosen on validation" in captured.get()
 

@@ -13,6 +13,7 @@ from telescopic.data import Dataset, Preprocess
 from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.train.evaluate import evaluate
+from telescopic.train.statistics import has_statistics
 
 
 def measure(
@@ -60,7 +61,8 @@ def measure(
         label = net.grid.label(subnet)
         members.append(Member(subnet=subnet, label=label, accuracy=validation, test_accuracy=test, **asdict(price)))
         report("cost", i + 1, len(net.grid))
-    catalogue = Catalogue(tuple(members), tuple(input_shape))
+    statistics = net.statistics if len(net.grid.entries) > 1 and has_statistics(net) else None
+    catalogue = Catalogue(tuple(members), tuple(input_shape), statistics=statistics)
     return measure_latency(net, catalogue, batch=batch, threads=threads, progress=progress) if latency else catalogue
 
 

@@ -12,6 +12,7 @@ import torch
 from telescopic.catalogue.choosing import Budget, Choice, Member, choose
 from telescopic.cost.timing import machine
 from telescopic.files import replacing
+from telescopic.nested import Statistics
 from telescopic.quantities import human
 from telescopic.subnet import Subnet
 
@@ -46,10 +47,12 @@ class Catalogue(Sequence[Member]):
         device: kind of device it was measured on, such as `cpu`.
         threads: threads within an operation during the measurement.
         batch: examples in a pass during the measurement.
+        statistics: policy for BatchNorm's statistics (see `Nested`) under which accuracy was measured; None for a
+            network without them, or with one entry, where all policies are the same.
 
     Raises:
-        ValueError: if there is no member, one occurs twice, something was measured of some members only, or the
-            conditions of a latency are missing.
+        ValueError: if there is no member, one occurs twice, something was measured of some members only, the
+            conditions of a latency are missing, or there is no such policy.
     """
 
     members: tuple[Member, ...]
@@ -58,6 +61,7 @@ class Catalogue(Sequence[Member]):
     device: str | None = None
     threads: int | None = None
     batch: int | None = None
+    statistics: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a table that contradicts itself."""
@@ -73,6 +77,9 @@ class Catalogue(Sequence[Member]):
             kind, value = (str if name in ("machine", "device") else int), getattr(self, name)
             if not (type(value) is kind and value > kind() if timed else value is None):  # above "" or 0
                 raise ValueError(f"{name} of a catalogue {'with' if timed else 'without'} latency cannot be {value!r}")
+        if self.statistics not in (None, *get_args(Statistics)):
+            known = ", ".join(get_args(Statistics))
+            raise ValueError(f"statistics of a catalogue is one of {known} or None, not {self.statistics!r:.50}")
 
     def __len__(self) -> int:
         return len(self.members)
@@ -173,9 +180,12 @@ class Catalogue(Sequence[Member]):
         from rich.text import Text
 
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
+        notes = [f"BatchNorm statistics: {self.statistics}"] if self.statistics else []
         if self.machine:
             conditions = f"batch {self.batch}, threads {self.threads}, {self.device}; {self.machine}"
-            table.caption = Text(f"latency: {conditions}")  # as Text, so that nothing in it is taken for markup
+            notes.append(f"latency: {conditions}")
+        if notes:
+            table.caption = Text("\n".join(notes))  # as Text, so that nothing in it is taken for markup
         varying = [n for n in _COORDINATES if len({getattr(m.subnet, n) for m in self}) > 1]
         columns = {name: column for name, column in _COLUMNS.items() if getattr(self[0], name) is not None}
         for header in [*(varying or ["member"]), *(header for header, _ in columns.values())]:
@@ -188,7 +198,7 @@ class Catalogue(Sequence[Member]):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        facts = {name: getattr(self, name) for name in CONDITIONS}
+        facts = {name: getattr(self, name) for name in (*CONDITIONS, "statistics")}
         return {"input_shape": list(self.input_shape), **facts, "members": [_row(member) for member in self]}
 
     @classmethod
@@ -198,7 +208,9 @@ class Catalogue(Sequence[Member]):
         Raises:
             ValueError: if the data are anything else.
         """
-        data = _exactly(data, ("input_shape", *CONDITIONS, "members"), "a catalogue")
+        if isinstance(data, Mapping):
+            data = {"statistics": None, **data}  # version 0.1.0 did not write it
+        data = _exactly(data, ("input_shape", *CONDITIONS, "statistics", "members"), "a catalogue")
         if not isinstance(data["members"], list) or not isinstance(data["input_shape"], list):
             raise ValueError("members and input_shape of a catalogue are lists")
         names = [f.name for f in fields(Member) if f.name != "subnet"]
@@ -207,7 +219,8 @@ class Catalogue(Sequence[Member]):
             row = dict(_exactly(row, (*_COORDINATES, *names), "a member of a catalogue"))
             subnet = Subnet(**{name: row.pop(name) for name in _COORDINATES})
             members.append(Member(subnet=subnet, **row))
-        return cls(tuple(members), tuple(data["input_shape"]), **{name: data[name] for name in CONDITIONS})
+        conditions = {name: data[name] for name in CONDITIONS}
+        return cls(tuple(members), tuple(data["input_shape"]), **conditions, statistics=data["statistics"])
 
     def to_json(self, path: str | Path) -> None:
         """Write the catalogue as JSON, whole or not at all."""

@@ -58,7 +58,8 @@ def network(
         entries: convolutions that may be skipped, from the first; the paper's are 2 and 7.
         scale: multiplies the channels of all layers.
         classes: number of classes.
-        input_shape: channels, height and width of an image; sizes are multiples of 32 and no less.
+        input_shape: channels, height and width of an image: 32 pixels or more each way, and whole multiples of what the
+            entries' step-downs reduce them to.
         adapter: what stands at the later entries: `layers.step_down`, or `layers.strided_stem`, which is not the
             paper's.
         statistics: the paper shares BatchNorm's statistics; see `Nested` for better policies.

@@ -1,10 +1,10 @@
-"""The papers' experiments, run one after another, and their tables with ours beside them."""
+"""The papers' experiments, run one after another; `tables` reads what they leave."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,9 +19,6 @@ from telescopic.provenance import commit, versions
 from telescopic.train import Epoch, History, Recipe, fit
 from telescopic.train.checkpoint import load_checkpoint, read_facts
 from telescopic.train.keeper import LAST
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SUMMARY = "summary.json"
 
@@ -166,58 +163,15 @@ def protocols(history: History) -> dict[str, dict[str, Any]]:
     return {name: row(epoch) for name, epoch in chosen.items()}
 
 
-def nsn_tables(out: Path) -> "list[Table]":
-    """Tables 1 to 3 with ours beside them, the curve against the authors' run, and the ways to mix gradients.
-
-    Args:
-        out: the folder `run_nsn` wrote to; experiments that it lacks show a dash.
-    """
-    found = summaries(out)
-    titles = {1: "Table 1: references", 2: "Table 2: model0-1", 3: "Table 3: model0-1-2"}
-    tables = []
-    for number, title in titles.items():
-        table = _table(title, "model", "paper", "ours, best on test", "ours, chosen on validation", "ours, last epoch")
-        for row in (row for row in nsn.ROWS if row.table == number):
-            table.add_row(row.model, f"{row.test_accuracy:.4f}", *_ours(found.get(row.experiment), row.hidden))
-        tables.append(table)
-    main = found.get("model0-1-2")
-    if main is not None:
-        curve = _table("model0-1-2 while training: test accuracy of model0 / 1 / 2", "epoch", "authors' run", "ours")
-        for epoch, theirs in nsn.AUTHORS_RUN.items():
-            ours = main["curve"].get(str(epoch))
-            curve.add_row(str(epoch), _slashed(theirs), _slashed(ours) if ours else "–")
-        tables.append(curve)
-    mixes = {name: found[name] for name in ("model0-1-2", "joint", "distilled") if name in found}
-    if len(mixes) > 1:
-        ways = _table("Ways to share gradients, last epoch", "experiment", "epochs", "model0 / 1 / 2")
-        for name, summary in mixes.items():
-            ways.add_row(name, str(summary["epochs"]), _slashed(summary["protocols"]["last"]["test"]))
-        tables.append(ways)
-    return tables
+def runs(out: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """Every summary that `run_nsn` or `run_cnsn` has written below a folder: experiment → its runs by rising seed."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for file in sorted(out.glob(f"*/{SUMMARY}")):
+        summary = json.loads(file.read_text())
+        found.setdefault(summary["experiment"], []).append(summary)
+    return {experiment: sorted(some, key=lambda run: int(run["seed"])) for experiment, some in found.items()}
 
 
 def summaries(out: Path) -> dict[str, Mapping[str, Any]]:
-    """What `run_nsn` has written below a folder, by experiment."""
-    files = sorted(out.glob(f"*/{SUMMARY}"))
-    return {summary["experiment"]: summary for summary in (json.loads(file.read_text()) for file in files)}
-
-
-def _ours(summary: Mapping[str, Any] | None, hidden: int) -> list[str]:
-    if summary is None:
-        return ["–"] * 3
-    place = summary["models"].index(f"model{hidden}")
-    rows = (summary["protocols"][name] for name in ("best_test", "validation", "last"))
-    return [f"{row['test'][place]:.4f} (epoch {row['epoch']})" for row in rows]
-
-
-def _slashed(values: Sequence[float]) -> str:
-    return " / ".join(f"{value:.4f}" for value in values)
-
-
-def _table(title: str, *columns: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
+    """One summary for each experiment below a folder: that of the lowest seed."""
+    return {experiment: some[0] for experiment, some in runs(out).items()}

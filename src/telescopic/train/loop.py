@@ -101,7 +101,7 @@ def fit(
         fused=device.type in ("cpu", "cuda", "mps"),
     )
     same = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
-    same["precision"] = precision
+    same |= {"precision": precision, "statistics": net.statistics}
     facts = {"threads": torch.get_num_threads(), "processes": world}
     keeper = Keeper(out, net, optimizer, same, facts, writes=rank == 0, seconds=checkpoint_seconds)
     labels = [net.grid.label(member) for member in net.grid]

@@ -1,0 +1,41 @@
+"""The command line: each command calls one public function and prints what it returns."""
+
+import sys
+
+import typer
+
+from telescopic.cli import data, families, reproduce, train
+
+# Everything heavy is imported inside the commands, so that --help answers at once.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train one network; deploy every size of it.",
+    epilog="Begin with a network that ships with the package:  [bold]telescopic catalogue nsn-mnist[/bold]",
+)
+app.command()(families.catalogue)
+app.command(epilog="Example:  telescopic choose nsn-mnist --max-macs 700k")(families.choose)
+app.command(epilog="Example:  telescopic extract nsn-mnist --max-macs 700k --to small.onnx")(families.extract)
+app.command()(families.report)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.add_typer(reproduce.app, name="reproduce")
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one line on standard error and exit code 1."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        from telescopic.export import ExportError
+        from telescopic.train import TrainingError
+
+        if not isinstance(error, ExportError | TrainingError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,73 @@
+"""`telescopic reproduce`: a paper's experiments, repeated, and its tables with ours beside them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, one_of, show_table
+
+app = typer.Typer(no_args_is_help=True, help="Repeat a paper's experiments and print its tables beside ours.")
+
+Out = Annotated[Path, typer.Option(help="Folder of the runs; those that finished are not trained again.")]
+Only = Annotated[list[str] | None, typer.Option(help="An experiment; may be given several times.")]
+Show = Annotated[bool, typer.Option("--show", help="Only show what has been trained so far.")]
+
+
+@app.command("nsn", epilog="Example:  telescopic reproduce nsn --only model0-1-2 --epochs 600")
+def nsn(
+    out: Out = Path("runs/reproduce-nsn"),
+    only: Only = None,
+    data: Annotated[str, typer.Option(help="mnist, as in the paper, or another data set.")] = "mnist",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 600,
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    show: Show = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train the paper's networks (tables 1 to 3) and print its numbers beside ours. Stop and go on at will."""
+    from telescopic.papers import nsn
+    from telescopic.papers.reproduce import run_nsn
+    from telescopic.papers.tables import nsn_tables
+
+    one_of("precision", precision, ("fp32", "bf16"))
+    names = tuple(only or nsn.EXPERIMENTS[:5])
+    for name in names:
+        one_of("--only", name, nsn.EXPERIMENTS)
+    if not show:
+        with interruptible():
+            run_nsn(out, names, data=data, epochs=epochs, seed=seed, precision=precision, data_dir=data_dir)
+    for table in nsn_tables(out):
+        show_table(table)
+
+
+@app.command("cnsn", epilog="Example:  telescopic reproduce cnsn --only joint --scale 0.25 --recipe short")
+def cnsn(
+    out: Out = Path("runs/reproduce-cnsn"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="An experiment; may be given several times. (default: joint, alone-0)")
+    ] = None,
+    scale: Annotated[float, typer.Option(min=0.01, max=4, help="Share of the paper's channels, e.g. 0.25.")] = 1.0,
+    recipe: Annotated[str, typer.Option(help="The paper's (300 epochs), or short (20, one cycle).")] = "paper",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images. (default: the recipe's)")] = None,
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    show: Show = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train the paper's networks (table 1) and ours, and print its numbers beside ours. Stop and go on at will."""
+    from telescopic.papers import cnsn
+    from telescopic.papers.reproduce import run_cnsn
+    from telescopic.papers.tables import cnsn_tables
+
+    one_of("precision", precision, ("fp32", "bf16"))
+    one_of("recipe", recipe, ("paper", "short"))
+    names = tuple(only or ("joint", "alone-0"))
+    for name in names:
+        one_of("--only", name, cnsn.EXPERIMENTS)
+    if not show:
+        options: dict[str, Any] = {"epochs": epochs, "seed": seed, "precision": precision, "data_dir": data_dir}
+        with interruptible():
+            run_cnsn(out, names, scale=scale, short=recipe == "short", **options)
+    for table in cnsn_tables(out):
+        show_table(table)

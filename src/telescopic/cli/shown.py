@@ -1,0 +1,53 @@
+"""What commands have in common: options, what is printed, and how a person stops them."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from telescopic.catalogue import Choice
+
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data's files (or environment: TELESCOPIC_DATA).")]
+Seed = Annotated[int, typer.Option(min=0, help="Initial weights, order of the images, dropout.")]
+Precision = Annotated[str, typer.Option(help="fp32, or bf16 where the processor is faster with it.")]
+
+
+def show_table(table: "Table") -> None:
+    """Print a table as wide as the terminal allows."""
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def show_choice(choice: "Choice") -> None:
+    """Print a member that was chosen, and why."""
+    from telescopic.quantities import human
+
+    accuracy = "" if choice.accuracy is None else f", {human(choice.accuracy, '%')} on validation images"
+    print(f"{choice.label}: {human(choice.macs)} MACs, {human(choice.params)} parameters{accuracy}\n{choice.why}")
+
+
+def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that an option does not know.
+
+    Raises:
+        ValueError: if the value is none of those allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a command with a sentence and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        print(error if error.args else "stopped", file=sys.stderr)
+        raise typer.Exit(130) from error

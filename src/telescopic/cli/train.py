@@ -1,0 +1,177 @@
+"""`telescopic train`: all sizes of a network together, into the folder of a run."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, one_of, show_table
+
+if TYPE_CHECKING:
+    from telescopic.catalogue import Catalogue
+    from telescopic.data import Dataset
+    from telescopic.nested import Nested
+    from telescopic.train import Recipe
+
+Number = TypeVar("Number", int, float)
+
+app = typer.Typer(no_args_is_help=True, help="Train every size of a network together.")
+
+Data = Annotated[str, typer.Option(help="A data set's name, an .npz file, or a folder of images by class.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")]
+Validation = Annotated[int | None, typer.Option(help="Images to choose the epoch on. (default: 5000 or a tenth)")]
+
+
+@app.command("nsn", epilog="Example:  telescopic train nsn --data mnist --epochs 600 --out runs/nsn-mnist")
+def nsn(
+    data: Data = "digits",
+    hidden: Annotated[
+        int, typer.Option(min=0, help="Hidden layers of the full network; each may be left out later.")
+    ] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images; the paper uses 600.")] = 60,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/nsn-<data>)")] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    data_dir: DataDir = None,
+    validation: Validation = None,
+    precision: Precision = "fp32",
+) -> None:
+    """Train NSN: a multi-layer perceptron that can lose its first layers (Fuengfusin and Tamukoh 2019)."""
+    from telescopic import papers
+
+    def build(images: "Dataset") -> "tuple[Nested, Recipe]":
+        inputs = images.train.images[0].numel()
+        net = papers.nsn.network(hidden, inputs=inputs, classes=len(images.classes))
+        return net, papers.nsn.recipe(hidden, epochs=epochs)
+
+    options: dict[str, Any] = {"data_dir": data_dir, "validation": validation, "precision": precision}
+    _train("nsn", data, build, out=out, seed=seed, resume=resume, **options)
+
+
+@app.command("cnsn", epilog="Example:  telescopic train cnsn --data cifar10 --entries 2,7 --scale 0.25 --out runs/cnsn")
+def cnsn(
+    data: Data = "cifar10",
+    entries: Annotated[str, typer.Option(help="How many first convolutions may be left out later.")] = "2,7",
+    scale: Annotated[float, typer.Option(min=0.01, max=4, help="Share of the paper's channels, e.g. 0.25.")] = 1.0,
+    recipe: Annotated[str, typer.Option(help="short (20 epochs, one cycle), or the paper's (300).")] = "short",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images. (default: the recipe's)")] = None,
+    statistics: Annotated[
+        str, typer.Option(help="BatchNorm's: shared (the paper), per-entry, or recalibrated.")
+    ] = "per-entry",
+    adapter: Annotated[str, typer.Option(help="Where images enter: step-down (the paper), or stem.")] = "step-down",
+    distillation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a smaller member's loss that the full network teaches.")
+    ] = 0.0,
+    weights: Annotated[
+        str, typer.Option(help="Of the losses: mean, sum, or a number for each member, smallest first.")
+    ] = "mean",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/cnsn-<data>)")] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    data_dir: DataDir = None,
+    validation: Validation = None,
+    precision: Precision = "fp32",
+) -> None:
+    """Train CNSN: a VGG-16 that can lose its first convolutions (Fuengfusin and Tamukoh 2021)."""
+    from dataclasses import replace
+    from typing import get_args
+
+    from telescopic import layers, papers
+    from telescopic.data import Preprocess
+    from telescopic.nested import Statistics
+
+    recipes = {"paper": papers.cnsn.recipe, "short": papers.cnsn.short_recipe}
+    adapters = {"step-down": layers.step_down, "stem": layers.strided_stem}
+    one_of("recipe", recipe, tuple(recipes))
+    one_of("adapter", adapter, tuple(adapters))
+    one_of("statistics", statistics, get_args(Statistics))
+    skipped = _numbers("--entries", entries, int, "whole numbers such as 2,7")
+    shares: tuple[float, ...] | None = None
+    if weights not in ("mean", "sum"):
+        shares = _numbers("--weights", weights, float, "mean, sum, or a number for each member such as 0.2,0.3,0.5")
+
+    def build(images: "Dataset") -> "tuple[Nested, Recipe]":
+        channels, height, width = images.input_shape
+        if min(height, width) < 32:
+            raise ValueError(
+                f"the images of {data} are {height} × {width} pixels, and VGG-16 takes 32 × 32 or more: pad them, say "
+                "with numpy.pad, and give them as an .npz file; or train nsn, which takes any size"
+            )
+        net = papers.cnsn.network(
+            entries=skipped,
+            scale=scale,
+            classes=len(images.classes),
+            input_shape=(channels, height, width),
+            adapter=adapters[adapter],
+            statistics=statistics,  # type: ignore[arg-type] # checked above
+        )
+        length = {} if epochs is None else {"epochs": epochs}
+        how = recipes[recipe](**length, preprocess=Preprocess.fit(images.train))
+        each = (1.0,) * len(net.grid) if weights == "sum" else shares
+        return net, replace(how, weights=each, distillation=distillation)
+
+    options: dict[str, Any] = {"data_dir": data_dir, "validation": validation, "precision": precision}
+    _train("cnsn", data, build, out=out, seed=seed, resume=resume, **options)
+
+
+def _train(
+    method: str,
+    data: str,
+    build: "Callable[[Dataset], tuple[Nested, Recipe]]",
+    *,
+    out: Path | None,
+    seed: int,
+    resume: bool,
+    data_dir: Path | None,
+    validation: int | None,
+    precision: str,
+) -> None:
+    """What all methods do: load the images, train, measure, show, and say how to go on."""
+    import torch
+
+    from telescopic.data import load
+    from telescopic.quantities import human
+    from telescopic.run import train
+
+    one_of("precision", precision, ("fp32", "bf16"))
+    images = load(data, data_dir=data_dir, validation=validation, seed=seed)
+    speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
+    if speaks:
+        print(f"{data}: {len(images.train):,} training images, from {images.source}", file=sys.stderr)
+    folder = out or Path("runs") / f"{method}-{Path(data).stem}"
+    torch.manual_seed(seed)
+    net, recipe = build(images)
+    with interruptible():
+        table = train(net, images, recipe, folder, method=method, seed=seed, resume=resume, precision=precision)
+    if speaks:
+        show_table(table.table())
+        if method == "cnsn" and len(table) > 1:
+            print(f"\n{_storage(folder, table)}")
+        # Something that a member fits, also where the smallest is not much smaller than the largest.
+        some = human(max(0.6 * table[-1].macs, 1.1 * table[0].macs)).replace(" ", "")
+        print(f"\nNext:  telescopic choose {folder} --max-macs {some}    telescopic report {folder}")
+
+
+def _storage(folder: Path, table: "Catalogue") -> str:
+    """What the file of all members takes, against what they would take by themselves (the paper's claim)."""
+    from telescopic.quantities import human
+    from telescopic.run import MODEL
+
+    file, full = (folder / MODEL).stat().st_size, table[-1].bytes
+    separate = sum(member.bytes for member in table)
+    kept = "" if table.statistics in (None, "shared") else ", their BatchNorm statistics"
+    return (
+        f"Storage: {human(file, 'B')} for all {len(table)} members in one file; {human(separate, 'B')} if each had "
+        f"its own, {human(full, 'B')} for the largest alone.\n"
+        f"The {human(file - full, 'B')} beyond the largest are the other entries' adapters{kept}, and a header."
+    )
+
+
+def _numbers(option: str, text: str, kind: type[Number], wanted: str) -> tuple[Number, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} takes {wanted}, not {text!r}") from None

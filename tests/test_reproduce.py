@@ -1,0 +1,238 @@
+"""What the experiments of CNSN leave behind, and the tables made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+from telescopic.data import Dataset, Preprocess, Split
+from telescopic.papers import cnsn, reproduce
+from telescopic.papers.reproduce import run_cnsn, runs, summaries
+from telescopic.papers.tables import cnsn_tables, nsn_tables
+from telescopic.train import CheckpointError, evaluate
+
+MACS = {"joint": [7_900_000, 17_200_000, 19_900_000], "stem": [8_400_000, 17_300_000, 19_900_000]}
+MACS |= {"distilled": MACS["joint"], "stem-distilled": MACS["stem"], "alone-7": MACS["joint"][:1]}
+MACS |= {"alone-2": MACS["joint"][1:2], "alone-0": MACS["joint"][2:], "alone-7-stem": MACS["stem"][:1]}
+
+
+def leave(out: Path, experiment: str, test: list[float], *, seed: int = 0, **facts: Any) -> None:
+    """A summary such as `run_cnsn` writes; the epochs differ by 0.01, the policies by 0.001."""
+    joint = not experiment.startswith("alone")
+    protocols = {
+        name: {"epoch": number, "test": [value + 0.01 * number for value in test]}
+        for number, name in enumerate(("last", "validation", "best_test"))
+    }
+    summary: dict[str, Any] = {"experiment": experiment, "seed": seed, "data": "cifar10", "train_images": 45_000}
+    summary |= {"scale": 0.25, "recipe_name": "short", "epochs": 20, "precision": "bf16", "protocols": protocols}
+    summary |= {"members": ["entry=7", "entry=2", "entry=0"] if joint else ["full"], "macs": MACS[experiment]}
+    if joint:
+        summary["policies"] = {
+            name: {
+                policy: [value + 0.001 * place for value in protocols[name]["test"]]
+                for place, policy in enumerate(("shared", "per-entry", "recalibrated"))
+            }
+            for name in ("validation", "last")
+        }
+    folder = out / (experiment if seed == 0 else f"{experiment}-seed{seed}")
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary | facts))
+
+
+def cells(table: Table) -> list[list[str]]:
+    return [list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)]
+
+
+def by_title(out: Path) -> dict[str, Table]:
+    found = {str(table.title): table for table in cnsn_tables(out)}
+    assert len(found) == len(cnsn_tables(out))
+    return found
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """Two seeds of joint, one of everything else except for `distilled` and `alone-2`."""
+    leave(tmp_path, "joint", [0.7, 0.8, 0.9])
+    leave(tmp_path, "joint", [0.72, 0.82, 0.93], seed=1)
+    leave(tmp_path, "stem-distilled", [0.75, 0.83, 0.91])
+    leave(tmp_path, "stem", [0.76, 0.84, 0.92])
+    leave(tmp_path, "alone-0", [0.94])
+    leave(tmp_path, "alone-7", [0.74])
+    leave(tmp_path, "alone-7-stem", [0.78])
+    return tmp_path
+
+
+def test_several_seeds_of_an_experiment(finished: Path) -> None:
+    leave(finished, "joint", [0.1, 0.1, 0.1], seed=10)
+    leave(finished, "alone-2", [0.2], seed=2)
+    found = runs(finished)
+    assert [run["seed"] for run in found["joint"]] == [0, 1, 10]
+    assert [run["seed"] for run in found["alone-2"]] == [2]
+    assert {name: run["seed"] for name, run in summaries(finished).items()} == {
+        name: 2 if name == "alone-2" else 0 for name in found
+    }
+    assert not runs(finished / "nothing") and not summaries(finished / "nothing")
+
+
+def test_tables_of_nsn_take_the_first_seed(tmp_path: Path) -> None:
+    for seed, accuracy in ((0, 0.9), (1, 0.1)):
+        protocols = {name: {"epoch": 3, "test": [accuracy]} for name in ("best_test", "validation", "last")}
+        (tmp_path / f"ref-model0-{seed}").mkdir()
+        facts = {"experiment": "ref-model0", "seed": seed, "models": ["model0"], "protocols": protocols}
+        (tmp_path / f"ref-model0-{seed}" / "summary.json").write_text(json.dumps(facts))
+    assert cells(nsn_tables(tmp_path)[0])[2][2:] == ["0.9000 (epoch 3)"] * 3
+    assert all(row[2:] == ["–"] * 3 for row in cells(nsn_tables(tmp_path)[0])[:2])
+
+
+def test_table_1_averages_over_seeds(finished: Path) -> None:
+    table = by_title(finished)["Table 1: test accuracy"]
+    rows = cells(table)
+    assert [row[:6] for row in rows] == [
+        ["entry=7", "0.7738", "0.7300", "0.7200", "0.7100", "2"],
+        ["entry=2", "0.9115", "0.8300", "0.8200", "0.8100", "2"],
+        ["base", "0.9267", "0.9350", "0.9250", "0.9150", "2"],
+        ["baseline", "0.9316", "0.9600", "0.9500", "0.9400", "1"],
+    ]
+    assert [row[6] for row in rows] == ["124 M", "275 M", "314 M", "314 M"]
+    assert [row[7] for row in rows] == ["7.90 M", "17.3 M", "20.2 M", "20.2 M"]
+    caption = str(table.caption)
+    assert "45,000 training images, scale 0.25, short recipe, 20 epochs, bf16" in caption
+    assert "Not the paper's setting: cifar10, scale 1, its own recipe, 300 epochs" in caption
+
+
+def test_at_full_width_the_macs_are_those_printed(tmp_path: Path) -> None:
+    leave(tmp_path, "joint", [0.77, 0.91, 0.93], scale=1.0, recipe_name="paper", epochs=300)
+    table = by_title(tmp_path)["Table 1: test accuracy"]
+    assert [row[6] for row in cells(table)] == [row[7] for row in cells(table)]
+    assert "Not the paper's setting" not in str(table.caption) and "300 epochs" in str(table.caption)
+
+
+def test_members_stand_beside_the_same_networks_alone(finished: Path) -> None:
+    found = by_title(finished)
+    assert cells(found["Members, and trained alone: last epoch"]) == [
+        ["7", "step-down", "7.90 M", "0.7400", "0.7100 ±0.0141", "–"],
+        ["7", "stem", "8.40 M", "0.7800", "0.7600", "0.7500"],
+        ["2", "step-down", "17.2 M", "–", "0.8100 ±0.0141", "–"],
+        ["2", "stem", "17.3 M", "–", "0.8400", "0.8300"],
+        ["0", "step-down", "19.9 M", "0.9400", "0.9150 ±0.0212", "–"],
+        ["0", "stem", "19.9 M", "0.9400", "0.9200", "0.9100"],
+    ]
+    validation = found["Members, and trained alone: chosen on validation"]
+    assert cells(validation)[0][3:] == ["0.7500", "0.7200 ±0.0141", "–"]
+    assert "Seeds: joint 2, stem 1, stem-distilled 1, alone-0 1, alone-7 1, alone-7-stem 1; ±" in str(
+        validation.caption
+    )
+
+
+def test_only_what_was_run_has_a_row(tmp_path: Path) -> None:
+    leave(tmp_path, "alone-0", [0.94])
+    found = by_title(tmp_path)
+    assert not [title for title in found if title.startswith("BatchNorm")]
+    rows = cells(found["Members, and trained alone: last epoch"])
+    assert rows == [["0", "step-down", "19.9 M", "0.9400", "–", "–"]]
+    assert "±" not in str(found["Members, and trained alone: last epoch"].caption)
+
+
+def test_policies_for_batchnorm(finished: Path) -> None:
+    leave(finished, "distilled", [0.6, 0.7, 0.8])
+    found = by_title(finished)
+    assert cells(found["BatchNorm's statistics: chosen on validation"]) == [
+        ["joint", "shared", "0.7200 ±0.0141", "0.8200 ±0.0141", "0.9250 ±0.0212"],
+        ["joint", "per-entry", "0.7210 ±0.0141", "0.8210 ±0.0141", "0.9260 ±0.0212"],
+        ["joint", "recalibrated", "0.7220 ±0.0141", "0.8220 ±0.0141", "0.9270 ±0.0212"],
+        ["distilled", "shared", "0.6100", "0.7100", "0.8100"],
+        ["distilled", "per-entry", "0.6110", "0.7110", "0.8110"],
+        ["distilled", "recalibrated", "0.6120", "0.7120", "0.8120"],
+    ]
+    last = found["BatchNorm's statistics: last epoch"]
+    assert cells(last)[5] == ["distilled", "recalibrated", "0.6020", "0.7020", "0.8020"]
+    assert "Seeds: joint 2, distilled 1; ±" in str(last.caption)
+
+
+def test_runs_of_other_settings_are_never_averaged(finished: Path) -> None:
+    leave(finished, "joint", [0.1, 0.1, 0.1], seed=2, epochs=21)
+    leave(finished, "joint", [0.2, 0.2, 0.2], seed=3, scale=1.0)
+    firsts = [table for table in cnsn_tables(finished) if table.title == "Table 1: test accuracy"]
+    assert sorted(cells(table)[0][4] for table in firsts) == ["0.1000", "0.2000", "0.7100"]
+    assert {"21 epochs" in str(table.caption) for table in firsts} == {True, False}
+
+
+def test_a_run_of_another_paper_is_left_out(tmp_path: Path) -> None:
+    leave(tmp_path, "joint", [0.7, 0.8, 0.9])
+    file = tmp_path / "joint" / "summary.json"
+    theirs = json.loads(file.read_text())
+    del theirs["scale"]
+    file.write_text(json.dumps(theirs))
+    assert [cells(table)[0][2:6] for table in cnsn_tables(tmp_path)] == [["–"] * 4]
+
+
+def test_the_tables_fit_80_columns(finished: Path) -> None:
+    leave(finished, "distilled", [0.6, 0.7, 0.8])
+    for experiment in ("distilled", "stem", "stem-distilled", "alone-0", "alone-7"):
+        leave(finished, experiment, [0.5, 0.5, 0.5], seed=1)
+    console = Console(width=80)
+    with console.capture() as captured:
+        for table in cnsn_tables(finished):
+            console.print(table)
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in captured.get()
+    assert "0.7100 ±0.0141" in captured.get()
+
+
+# Running them -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few() -> Dataset:
+    def split(num_images: int) -> Split:
+        generator = torch.Generator().manual_seed(num_images)
+        images = torch.randint(0, 256, (num_images, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return Split(images, torch.arange(num_images) % 4)
+
+    return Dataset("noise", split(40), split(12), split(16), tuple("abcd"), "a generator")
+
+
+def run(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    monkeypatch.setattr(reproduce, "load", lambda *args, **kwargs: few)
+    settings = {"scale": 0.0625, "short": True, "epochs": 2, "progress": False} | options
+    run_cnsn(out, settings.pop("names", ["joint"]), **settings)
+
+
+def test_a_joint_run_measures_every_policy(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, few, monkeypatch)
+    run(tmp_path, few, monkeypatch, seed=3)
+    assert {path.name for path in tmp_path.iterdir()} == {"joint", "joint-seed3"}
+    first, third = runs(tmp_path)["joint"]
+    assert first["members"] == ["entry=7", "entry=2", "entry=0"] and (first["seed"], third["seed"]) == (0, 3)
+    assert (first["scale"], first["recipe_name"], first["epochs"], first["train_images"]) == (0.0625, "short", 2, 40)
+    for protocol in ("validation", "last"):
+        assert list(first["policies"][protocol]) == ["shared", "per-entry", "recalibrated"]
+        assert first["policies"][protocol]["per-entry"] == first["protocols"][protocol]["test"]
+    # The shared statistics are those that the paper's own network would have had.
+    checkpoint = load_file(tmp_path / "joint" / "last.safetensors")
+    state = {name.removeprefix("net/"): tensor for name, tensor in checkpoint.items() if name.startswith("net/")}
+    papers = cnsn.network(scale=0.0625, classes=4)
+    papers.load_state_dict(
+        {
+            name: state[f"shared.{name}" if "running" in name and "stages" in name else name]
+            for name in papers.state_dict()
+        }
+    )
+    accuracies = evaluate(papers, [few.test], Preprocess.fit(few.train))[0].tolist()
+    assert accuracies == first["policies"]["last"]["shared"]
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, few, monkeypatch, names=["alone-7"], epochs=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(reproduce, "fit", lambda *args, **options: pytest.fail("trained again"))
+        run(tmp_path, few, monkeypatch, names=["alone-7"], epochs=1)
+    with pytest.raises(CheckpointError, match=r"is of another network: .* differ in name or shape"):
+        run(tmp_path, few, monkeypatch, names=["alone-7"], epochs=1, scale=0.125)
+    with pytest.raises(ValueError, match="CNSN has no experiment 'model0'; there are joint, distilled"):
+        run(tmp_path, few, monkeypatch, names=["model0"])
