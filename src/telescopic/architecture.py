@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telescopic.layers import Residual
+from telescopic.layers import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, Residual, SharedHead
 from telescopic.nested import Nested
 
 MAX_PARTS = 10_000
@@ -187,10 +187,12 @@ class _Builder:
         if self.parts > MAX_PARTS:
             raise ValueError(f"the network has more than {MAX_PARTS} modules and members")
 
-    def multiplied(self, stages: Any, entries: Any, exits: Any, statistics: Any = None, **_: Any) -> int:
+    def multiplied(
+        self, stages: Any, entries: Any, exits: Any, statistics: Any = None, groups: Any = 1, **_: Any
+    ) -> int:
         """What `Nested` makes of its arguments: members, and with statistics per entry copies of stages for each."""
         places = sorted(entry for entry, _ in entries)
-        parts = len(places) * len(exits)
+        parts = len(places) * len(exits) * (groups if isinstance(groups, int) else 1)
         if statistics == "per-entry":
             sizes = [self.sizes[id(stage)] for stage in stages]
             behind = [*list(accumulate(reversed(sizes)))[::-1], 0]  # stage → parts from there on
@@ -286,3 +288,6 @@ for _classes, _arguments in _STOCK:
         register_layer(_cls, [name for name in _arguments if name in inspect.signature(_cls).parameters])
         _LAYERS[_cls.__name__] = replace(_LAYERS[_cls.__name__], plain=True)
 register_layer(Residual)
+for _cls in (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead):
+    register_layer(_cls)
+    _LAYERS[_name(_cls)] = replace(_LAYERS[_name(_cls)], plain=True)

@@ -5,6 +5,7 @@ import copy
 from torch import nn
 
 from telescopic import folding
+from telescopic.layers.narrowing import narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
 
@@ -13,8 +14,9 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
     """Take one member out of a nested network.
 
     The result is independent of the network (a copy), in eval mode, and computes `net(x, subnet)` of eval mode
-    exactly. Nested `nn.Sequential`s are laid flat and `nn.Identity` is left out, so that the result is what one would
-    have written by hand. With statistics per entry it carries the statistics of its own entry.
+    exactly. Channel-causal layers become ordinary ones of the first channels. Nested `nn.Sequential`s are laid flat and
+    `nn.Identity` is left out, so that the result is what one would have written by hand. With statistics per entry it
+    carries the statistics of its own entry.
 
     Args:
         net: the nested network.
@@ -31,7 +33,12 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
             trace.
     """
     layers: list[nn.Module] = []
-    for _, module in net.path(subnet):
+    member = net.grid.resolve(subnet)
+    adapter, *others = (module for _, module in net.path(member))
+    if net.groups > 1 and member.width is not None:
+        adapter = narrow_outputs(adapter, member.width, net.groups)
+        others = [narrow(module, member.width) for module in others]
+    for module in (adapter, *others):
         layers += _flat(module)
     taken = nn.Sequential(*layers)
     if fold_bn:

@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from telescopic.layers.causal import prefix
+from telescopic.layers.heads import SharedHead
 from telescopic.subnet import Grid, Subnet
 
 Statistics = Literal["shared", "per-entry", "recalibrated"]
@@ -37,6 +40,9 @@ class Nested(nn.Module):
             shared; or `recalibrated`, which is per-entry too, but `fit` computes them anew from training images
             before it evaluates, instead of leaving them as running means (see `recalibrate`). The policy changes no
             weight and no output in training mode, only those in eval mode.
+        groups: number of channel groups, and so of widths. With several, stages are channel-causal: given the first w
+            groups of channels they return the first w groups (see `layers.causal`). An adapter is run whole, and a
+            member narrows what it gives. Heads take any width, as `layers.SharedHead` does.
 
     Attributes:
         grid: all members, smallest first.
@@ -54,6 +60,7 @@ class Nested(nn.Module):
         *,
         dropout: Sequence[float] = (),
         statistics: Statistics = "shared",
+        groups: int = 1,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -70,7 +77,10 @@ class Nested(nn.Module):
             raise ValueError(f"dropout {tuple(dropout)} must hold probabilities of dropping, at least 0 and below 1")
         if statistics not in get_args(Statistics):
             raise ValueError(f"statistics {statistics!r} is none of {', '.join(get_args(Statistics))}")
-        self.grid = Grid(entries, exits)
+        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+            raise ValueError(f"a network has 1 channel group or more, not {groups!r}")
+        self.groups = groups
+        self.grid = Grid(entries, exits, range(1, groups + 1))
         self.entries = nn.ModuleDict({str(i): entries[i] for i in sorted(entries)})
         self.exits = nn.ModuleDict({str(i): exits[i] for i in sorted(exits)})
         self.dropout = tuple(float(p) for p in dropout)
@@ -99,8 +109,9 @@ class Nested(nn.Module):
         Raises:
             ValueError: if the grid has no such member.
         """
-        adapter, *stages, head = (module for _, module in self.path(subnet))
-        x = adapter(x)
+        member = self.grid.resolve(subnet)
+        adapter, *stages, head = (module for _, module in self.path(member))
+        x = self._narrowed(adapter(x), member)
         for step, stage in enumerate(stages):
             x = self._drop(stage(x), step)
         logits: Tensor = head(x)
@@ -125,25 +136,31 @@ class Nested(nn.Module):
         if mix is not None and (len(mix) != len(self.grid) or any(len(row) != len(self.grid) for row in mix)):
             shape = f"{len(mix)} rows of {sorted({len(row) for row in mix})}"
             raise ValueError(f"a gradient mix of this network is {len(self.grid)} × {len(self.grid)}; this has {shape}")
-        paths = [self.path(member) for member in self.grid]
-        scales = self._scales(paths, mix if torch.is_grad_enabled() else None)
-        logits: dict[int, Tensor] = {}
+        lanes = self._lanes(mix if torch.is_grad_enabled() else None)
+        answers: list[Tensor] = []
+        order: list[int] = []
 
-        def branch(x: Tensor, step: int, members: Iterable[int]) -> None:
-            """Run one step of members that agree so far, once for each way in which they now differ."""
-            ways: dict[tuple[nn.Module, float, bool], list[int]] = {}
-            for m in members:
+        def branch(x: Tensor, step: int, running: Iterable[_Lane]) -> None:
+            """Run one step of lanes that agree so far, once for each way in which they now differ."""
+            ways: dict[tuple[nn.Module, float, bool], list[_Lane]] = {}
+            for lane in running:
                 # One module may be the head of a member and a stage of another, say an activation.
-                ways.setdefault((paths[m][step][1], scales[m][step], step == len(paths[m]) - 1), []).append(m)
+                ways.setdefault((lane.path[step], lane.scales[step], step == len(lane.path) - 1), []).append(lane)
             for (module, scale, last), group in ways.items():
-                out = _run(module, x, scale)
                 if last:
-                    logits.update(dict.fromkeys(group, out))
+                    # Wide features hold the narrow ones, so one pass answers for all widths.
+                    rows = _run(module if self.groups == 1 else _EveryWidth(module, self.groups), x, scale)
+                    for lane in group:
+                        answers.append(rows[None] if self.groups == 1 else rows[lane.widths])
+                        order.extend(lane.members)
                 else:
+                    out = _run(module, x, scale)
                     branch(self._drop(out, step - 1) if step else out, step + 1, group)
 
-        branch(x, 0, range(len(paths)))
-        return torch.stack([logits[m] for m in range(len(paths))])
+        branch(x, 0, lanes)
+        logits = torch.cat(answers)
+        place = sorted(range(len(order)), key=order.__getitem__)
+        return logits if place == list(range(len(place))) else logits[place]
 
     def path(self, subnet: Subnet | None = None) -> list[tuple[str, nn.Module]]:
         """What a member runs, in order: its adapter, its stages, its head; each as (name of the part, module).
@@ -170,15 +187,30 @@ class Nested(nn.Module):
     def _seen_by(self, twin: str, part: nn.Module) -> nn.Module:
         return self.twins[twin] if twin in self.twins else part  # noqa: SIM401 (a ModuleDict has no get)
 
-    def _scales(self, paths: list[list[tuple[str, nn.Module]]], mix: Mix | None) -> list[list[float]]:
-        """Member → step → scale of its gradient there; 1 where there is nothing to scale."""
-        if mix is None:
-            return [[1.0] * len(path) for path in paths]
-        owners = self.owners()
-        learns = {name for path in paths for name, module in path if any(p.requires_grad for p in module.parameters())}
-        return [
-            [float(mix[m][owners[name]]) if name in learns else 1.0 for name, _ in path] for m, path in enumerate(paths)
-        ]
+    def _lanes(self, mix: Mix | None) -> list["_Lane"]:
+        """Members that one pass answers for: those that differ in nothing but their width."""
+        owners, lanes = self.owners() if mix is not None else {}, dict[tuple[object, ...], _Lane]()
+        paths: dict[tuple[int | None, int | None], list[tuple[str, nn.Module]]] = {}
+        for m, member in enumerate(self.grid):
+            ends = member.entry, member.exit
+            if ends not in paths:
+                paths[ends] = self.path(member)
+            scales = (1.0,) * len(paths[ends])
+            if mix is not None:
+                scales = tuple(
+                    float(mix[m][owners[name]]) if any(p.requires_grad for p in part.parameters()) else 1.0
+                    for name, part in paths[ends]
+                )
+            lane = lanes.setdefault((ends, scales), _Lane([part for _, part in paths[ends]], scales))
+            lane.members.append(m)
+            lane.widths.append(member.width - 1)  # type: ignore[operator]
+        return list(lanes.values())
+
+    def _narrowed(self, x: Tensor, member: Subnet) -> Tensor:
+        """The channel groups that a member uses of what its adapter gives."""
+        if member.width == self.groups:
+            return x
+        return x[:, : prefix(x.shape[1], self.groups, member.width or 0)]
 
     def _drop(self, x: Tensor, step: int) -> Tensor:
         """Dropout behind the stage that a member runs as number `step` (from 0) of its own path."""
@@ -199,6 +231,33 @@ class Nested(nn.Module):
                         f"{home[parameter]} and {name} share a parameter of shape {tuple(parameter.shape)}: each "
                         "belongs to one stage, adapter or head; put what shares it into one stage, or copy it"
                     )
+
+
+@dataclass
+class _Lane:
+    """Members of one path, with one row of gradient scales: modules, scale at each, positions and widths from 0."""
+
+    path: list[nn.Module]
+    scales: tuple[float, ...]
+    members: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+
+
+class _EveryWidth(nn.Module):
+    """A head that takes features of full width, and gives the logits of every width `[groups, batch, classes]`."""
+
+    def __init__(self, head: nn.Module, groups: int) -> None:
+        super().__init__()
+        self.head, self.groups = head, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self.head) if isinstance(self.head, nn.Sequential) else [self.head]
+        if isinstance(layers[-1], SharedHead):
+            for layer in layers[:-1]:
+                x = layer(x)
+            return layers[-1].every_width(x)
+        each = [self.head(x[:, : prefix(x.shape[1], self.groups, width)]) for width in range(1, self.groups + 1)]
+        return torch.stack(each)
 
 
 def _twin(part: nn.Module) -> nn.Module:

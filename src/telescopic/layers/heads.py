@@ -1,8 +1,13 @@
 """What reads a prediction off a stage's features."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from telescopic.layers.causal import filled, prefix, require_groups, width_of
 
 Head = Callable[[Sequence[int], int], nn.Module]
 """Makes a head from the features' shape, without the batch, and the number of classes."""
@@ -24,3 +29,56 @@ def pooled_head(shape: Sequence[int], classes: int) -> nn.Sequential:
         raise ValueError(f"features of shape {tuple(shape)} have no pooled head: give a head of your own for this exit")
     pool = [_POOLS[len(shape) - 2](1), nn.Flatten()] if len(shape) > 1 else []
     return nn.Sequential(*pool, nn.Linear(shape[0], classes))
+
+
+class SharedHead(nn.Linear):
+    """One linear layer that serves every width (Doubly Nested Network, section 3): each group adds to the logits.
+
+    Logits of width w = bias + Σ over the groups k ≤ w of W_k f_k, where f_k are the features of group k. That is the
+    paper's formula; its text says "averaging", which divides the sum by w and is there to choose.
+
+    Args:
+        in_features: features, such as the mean of each channel.
+        classes: number of classes.
+        width_groups: number of groups of features.
+        average: whether to divide the sum by the number of groups.
+
+    Raises:
+        ValueError: if there are more groups than features.
+    """
+
+    def __init__(self, in_features: int, classes: int, *, width_groups: int, average: bool = False) -> None:
+        require_groups(width_groups, in_features)
+        super().__init__(in_features, classes)
+        self.classes, self.width_groups, self.average = classes, width_groups, average
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The first groups of features `[batch, features]` to logits `[batch, classes]`."""
+        weight = self.of_width(width_of(input.shape[1], self.in_features, self.width_groups))
+        return functional.linear(input, weight, self.bias)
+
+    def every_width(self, input: Tensor) -> Tensor:
+        """All features `[batch, features]` to the logits of every width `[widths, batch, classes]`: a running sum."""
+        groups = self.width_groups
+        ends = [prefix(self.in_features, groups, width) for width in range(groups + 1)]
+        sizes = [end - begin for begin, end in pairwise(ends)]
+        if len(set(sizes)) == 1:
+            grouped = (tensor.view(len(tensor), groups, -1) for tensor in (input, self.weight))
+            each = torch.einsum("bgc,kgc->gbk", *grouped)
+        else:
+            pairs = zip(torch.split(input, sizes, 1), torch.split(self.weight, sizes, 1), strict=True)
+            each = torch.stack([functional.linear(features, weight) for features, weight in pairs])
+        total = each.cumsum(0)
+        if self.average:
+            total = total / torch.arange(1, groups + 1, device=total.device).view(-1, 1, 1)
+        return total + self.bias
+
+    def of_width(self, width: int) -> Tensor:
+        """The weight that the first groups use, `[classes, features]`."""
+        weight = self.weight[:, : prefix(self.in_features, self.width_groups, width)]
+        return weight / width if self.average else weight
+
+    def narrow(self, width: int) -> nn.Linear:
+        """The first groups' part as an ordinary linear layer with a copy of its weights."""
+        weight = self.of_width(width)
+        return filled(nn.Linear(weight.shape[1], self.classes, device="meta"), self, weight, self.bias)

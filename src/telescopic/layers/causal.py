@@ -1,0 +1,261 @@
+"""Channel-causal layers: channel group i reads groups up to i only, so the first w groups never depend on the rest.
+
+(Doubly Nested Network 2018, arXiv 1806.07568, section 3.) Width travels in the data: a layer that is given the first w
+groups returns the first w groups, and computes for them just what the full layer computes there; in training mode too,
+for a channel's mean and variance depend on no other channel.
+
+Of C channels in G groups, the first w groups are the first C·w // G channels, so C need not be a multiple of G.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Module = TypeVar("Module", bound=nn.Module)
+Norm = TypeVar("Norm", nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def prefix(channels: int, groups: int, width: int) -> int:
+    """How many of `channels` channels the first `width` of `groups` groups have."""
+    return channels * width // groups
+
+
+def width_of(given: int, channels: int, groups: int) -> int:
+    """How many groups the first `given` of `channels` channels are.
+
+    Raises:
+        ValueError: if they are no whole number of groups.
+    """
+    width = -(-given * groups // channels)
+    if not 0 < width <= groups or prefix(channels, groups, width) != given:
+        sizes = [prefix(channels, groups, w) for w in range(1, groups + 1)]
+        raise ValueError(
+            f"{given} channels are not the first groups of {channels} channels in {groups} groups; nearest are "
+            f"{min(sizes, key=lambda size: abs(size - given))}"
+        )
+    return width
+
+
+def causal_mask(outputs: int, inputs: int, groups: int, device: torch.device | None = None) -> Tensor:
+    """Which output channel reads which input channel: bool `[outputs, inputs]`, for a kernel with more axes behind."""
+    rows, columns = (
+        torch.bucketize(
+            torch.arange(channels, device=device),
+            torch.arange(1, groups + 1, device=device) * channels // groups,
+            right=True,
+        )
+        for channels in (outputs, inputs)
+    )
+    return rows[:, None] >= columns
+
+
+class CausalConv2d(nn.Conv2d):
+    """A convolution whose output group i reads the input groups up to i.
+
+    The kernel is dense, with zeros where it may not read: of all ways to train one, measured as the fastest. Weights
+    that may not be read are zero at the start and get no gradient, so they stay zero, with weight decay and momentum.
+
+    Args:
+        in_channels: input channels.
+        out_channels: output channels.
+        kernel_size: see `torch.nn.Conv2d`, as for `stride`, `padding`, `dilation` and `bias`.
+        stride: of the kernel.
+        padding: of the image, with zeros.
+        dilation: of the kernel.
+        bias: whether there is one.
+        width_groups: number of channel groups, at both ends.
+        depthwise: whether each channel reads itself alone.
+
+    Raises:
+        ValueError: if there are more groups than channels, or depthwise channels differ in number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        *,
+        width_groups: int,
+        depthwise: bool = False,
+    ) -> None:
+        require_groups(width_groups, in_channels, out_channels)
+        if depthwise and in_channels != out_channels:
+            raise ValueError(
+                f"a depthwise convolution gives as many channels as it takes, not {out_channels} of {in_channels}"
+            )
+        groups = in_channels if depthwise else 1
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.width_groups, self.depthwise = width_groups, depthwise
+        with torch.no_grad():
+            self.weight.copy_(self.of_width(width_groups)[0])
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The first groups of features `[batch, channels, height, width]` to as many groups."""
+        weight, bias = self.of_width(width_of(input.shape[1], self.in_channels, self.width_groups))
+        groups = input.shape[1] if self.depthwise else 1
+        return functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
+
+    def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias that the first groups use; gradients reach only what may be read."""
+        return _of_width(self, self.in_channels, self.out_channels, width, masked=not self.depthwise)
+
+    def narrow(self, width: int) -> nn.Conv2d:
+        """The first groups as an ordinary convolution with a copy of their weights."""
+        weight, bias = self.of_width(width)
+        inputs = prefix(self.in_channels, self.width_groups, width)
+        how = (self.kernel_size, self.stride, self.padding, self.dilation, inputs if self.depthwise else 1)
+        return filled(nn.Conv2d(inputs, len(weight), *how, bias is not None, device="meta"), self, weight, bias)  # type: ignore[arg-type]
+
+
+class CausalLinear(nn.Linear):
+    """A linear layer whose output group i reads the input groups up to i; see `CausalConv2d`.
+
+    Args:
+        in_features: input features.
+        out_features: output features.
+        bias: whether there is one.
+        width_groups: number of groups of features, at both ends.
+
+    Raises:
+        ValueError: if there are more groups than features.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, width_groups: int) -> None:
+        require_groups(width_groups, in_features, out_features)
+        super().__init__(in_features, out_features, bias)
+        self.width_groups = width_groups
+        with torch.no_grad():
+            self.weight.copy_(self.of_width(width_groups)[0])
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The first groups of features `[..., features]` to as many groups."""
+        weight, bias = self.of_width(width_of(input.shape[-1], self.in_features, self.width_groups))
+        return functional.linear(input, weight, bias)
+
+    def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias that the first groups use; gradients reach only what may be read."""
+        return _of_width(self, self.in_features, self.out_features, width)
+
+    def narrow(self, width: int) -> nn.Linear:
+        """The first groups as an ordinary linear layer with a copy of their weights."""
+        weight, bias = self.of_width(width)
+        outputs, inputs = weight.shape
+        return filled(nn.Linear(inputs, outputs, bias is not None, device="meta"), self, weight, bias)
+
+
+class CausalBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm of the first groups of channels that it is given.
+
+    Args:
+        num_features: channels.
+        eps: see `torch.nn.BatchNorm1d`, as for the next three.
+        momentum: of the running statistics.
+        affine: whether there is a weight and a bias.
+        track_running_stats: whether there are running statistics.
+        width_groups: number of channel groups.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        width_groups: int,
+    ) -> None:
+        require_groups(width_groups, num_features)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.width_groups = width_groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features `[batch, channels]` or `[batch, channels, length]` to the same."""
+        return _normalised(self, input)
+
+    def narrow(self, width: int) -> nn.BatchNorm1d:
+        """The first groups as an ordinary BatchNorm with a copy of their parameters and statistics."""
+        return narrow_norm(nn.BatchNorm1d, self, prefix(self.num_features, self.width_groups, width))
+
+
+class CausalBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm of the first groups of channels that it is given; see `CausalBatchNorm1d`."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        width_groups: int,
+    ) -> None:
+        require_groups(width_groups, num_features)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.width_groups = width_groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features `[batch, channels, height, width]` to the same."""
+        return _normalised(self, input)
+
+    def narrow(self, width: int) -> nn.BatchNorm2d:
+        """The first groups as an ordinary BatchNorm with a copy of their parameters and statistics."""
+        return narrow_norm(nn.BatchNorm2d, self, prefix(self.num_features, self.width_groups, width))
+
+
+def narrow_norm(kind: type[Norm], norm: nn.BatchNorm1d | nn.BatchNorm2d, channels: int) -> Norm:
+    """The first channels of a BatchNorm as an ordinary one with a copy of their parameters and statistics."""
+    tracks = norm.running_mean is not None
+    made = kind(channels, norm.eps, norm.momentum, norm.affine, tracks, device="meta")
+    for name in ("running_mean", "running_var", "num_batches_tracked") if tracks else ():
+        tensor = getattr(norm, name)
+        setattr(made, name, (tensor[:channels] if tensor.ndim else tensor).clone())
+    weight, bias = (t if t is None else t[:channels] for t in (norm.weight, norm.bias))
+    return filled(made, norm, weight, bias)
+
+
+def filled(made: Module, source: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Module:
+    """A module made on the meta device, with a copy of these parameters, and otherwise in the state of its source."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            setattr(made, name, nn.Parameter(tensor.detach().clone(), getattr(source, name).requires_grad))
+    return made.train(source.training)
+
+
+def _normalised(norm: CausalBatchNorm1d | CausalBatchNorm2d, x: Tensor) -> Tensor:
+    width_of(x.shape[1], norm.num_features, norm.width_groups)
+    factor = norm.momentum or 0.0
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        factor = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else factor
+    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, variance, weight, bias = (tensor if tensor is None else tensor[: x.shape[1]] for tensor in tensors)
+    return functional.batch_norm(x, mean, variance, weight, bias, norm.training or mean is None, factor, norm.eps)
+
+
+def _of_width(
+    layer: CausalConv2d | CausalLinear, inputs: int, outputs: int, width: int, *, masked: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    weight, groups = layer.weight, layer.width_groups
+    rows = prefix(outputs, groups, width)
+    if masked:  # with a mask made anew each time, which needs no keeping with copies, devices and files
+        mask = causal_mask(outputs, inputs, groups, weight.device)
+        weight = weight * mask.view(*mask.shape, *[1] * (weight.ndim - 2))
+        weight = weight if width == groups else weight[:rows, : prefix(inputs, groups, width)]
+    else:
+        weight = weight[:rows]
+    return weight, None if layer.bias is None else layer.bias[:rows]
+
+
+def require_groups(groups: int, *channels: int) -> None:
+    """Refuse more groups than channels."""
+    if not 1 <= groups <= min(channels):
+        raise ValueError(f"{min(channels)} channels make 1 to {min(channels)} groups, not {groups}")
