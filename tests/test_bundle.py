@@ -468,8 +468,14 @@ MANY_DIMENSIONS = {"class": "Conv2d", "in_channels": 12, "out_channels": 3, "ker
 BATCH_NORM = {"class": "Sequential", "children": [["0", {"class": "BatchNorm1d", "num_features": 1}]]}
 
 
-def nested(stages: int, entries: int, exits: int, stage=LEAF, **options):
+def wide(number: int):
+    return {"class": "Sequential", "children": [[str(i), BATCH_NORM] for i in range(number)]}
+
+
+def nested(stages: int, entries: int, exits: int, stage=LEAF, head=None, **options):
     pairs = [[[i, {"class": "Identity"}] for i in range(number)] for number in (entries, exits)]
+    if head is not None:
+        pairs[1] = [[i, head] for i, _ in pairs[1]]
     return {"class": "Nested", "stages": [stage] * stages, "entries": pairs[0], "exits": pairs[1], **options}
 
 
@@ -484,6 +490,8 @@ def deep(levels: int, inner=LEAF):
     [
         ({"class": "ModuleList", "modules": [LEAF] * 20_000}, "more than 10000 modules"),
         (nested(100, 100, 1, BATCH_NORM, statistics="per-entry"), "more than 10000"),
+        (nested(100, 100, 1, BATCH_NORM, statistics="recalibrated"), "more than 10000"),
+        (nested(1, 90, 1, head=wide(60), statistics="per-entry"), "more than 10000"),
         (nested(90, 2, 1, nested(10, 10, 10, BATCH_NORM, statistics="per-entry"), statistics="per-entry"), "10000"),
         (nested(200, 200, 200), "more than 10000 modules"),
         (deep(60), "more than 100 levels"),

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,23 @@ def test_the_demo_runs_end_to_end(tmp_path: Path) -> None:
     assert accuracy > 93
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
     assert (tmp_path / "demo" / "small.onnx").stat().st_size < 40_000
+
+
+def test_ones_own_network_runs_end_to_end(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "own_network.py"), "--epochs", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = re.search(r"([\d.]+)% of 360 test images;\s+the\s+network\s+itself:\s+([\d.]+)%", result.stdout)
+    assert found, result.stdout
+    file, network = map(float, found.groups())
+    assert file == network  # answers differ by rounding only
+    assert file > 15  # which member is chosen depends on the machine; one in ten is chance
+    assert (tmp_path / "runs" / "own-network" / "member.onnx").stat().st_size > 10_000
 
 
 def test_the_readme_shows_the_results_that_are_here() -> None:

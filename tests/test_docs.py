@@ -9,7 +9,7 @@ import pytest
 import typer
 import typer.main
 
-from telescopic import cli
+from telescopic import architecture, cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -52,6 +52,8 @@ def test_fences_are_of_a_kind_that_is_tested(page: Path) -> None:
 @each_page
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # What a page registers is forgotten with it: other tests look at all the classes known.
+    monkeypatch.setattr(architecture, "_LAYERS", dict(architecture._LAYERS))
     namespace: dict[str, object] = {"__name__": "__main__"}
     for kind, text, line in blocks(page):
         if kind == "python":

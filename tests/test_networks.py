@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from telescopic import Recipe, Subnet, cost, extract
-from telescopic.networks import mlp
+from telescopic import Recipe, Subnet, cost, extract, nest
+from telescopic.networks import mlp, resnet, vgg
 from telescopic.papers import nsn
 from telescopic.train.objective import Objective, parameter_groups
 
@@ -47,6 +47,131 @@ def test_mlps_that_are_none(arguments: tuple[int, ...], message: str) -> None:
     *sizes, entries = arguments if len(arguments) == 4 else (*arguments, None)
     with pytest.raises(ValueError, match=message):
         mlp(*sizes, entries=entries)
+
+
+# vgg ----------------------------------------------------------------------------------------------------------------
+
+# Channels of each convolution and the side of its image, as in Simonyan and Zisserman's table 1.
+VGG = {
+    11: [(64, 32), (128, 16), *[(256, 8)] * 2, *[(512, 4)] * 2, *[(512, 2)] * 2],
+    13: [*[(64, 32)] * 2, *[(128, 16)] * 2, *[(256, 8)] * 2, *[(512, 4)] * 2, *[(512, 2)] * 2],
+    16: [*[(64, 32)] * 2, *[(128, 16)] * 2, *[(256, 8)] * 3, *[(512, 4)] * 3, *[(512, 2)] * 3],
+    19: [*[(64, 32)] * 2, *[(128, 16)] * 2, *[(256, 8)] * 4, *[(512, 4)] * 4, *[(512, 2)] * 4],
+}
+
+
+@pytest.mark.parametrize("depth", VGG)
+def test_vggs_by_the_table(depth: int) -> None:
+    with torch.device("meta"):
+        net = vgg(depth, 7, channels=2)
+    convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == [size for size, _ in VGG[depth]]
+    assert len(net) == depth - 2 == len(convs) + 1
+    params = macs = 0
+    channels = 2
+    for made, side in VGG[depth]:
+        params += 9 * channels * made + made + 2 * made  # kernel, bias, BatchNorm
+        macs += 9 * channels * made * side**2
+        channels = made
+    price = cost(net, (2, 32, 32))
+    assert (price.params, price.macs) == (params + 512 * 7 + 7, macs + 512 * 7)
+
+
+def test_vgg_16_is_that_of_cnsn() -> None:
+    price = cost(vgg(), (3, 32, 32))
+    assert (price.params, price.macs) == (14_728_266, 313_201_664)
+
+
+def test_each_block_of_a_vgg() -> None:
+    net = vgg(13, scale=0.125)
+    last_of_group = (1, 3, 5, 7, 9)
+    for number, block in enumerate(net[:-1]):
+        pool = [nn.MaxPool2d] if number in last_of_group else []
+        assert [type(layer) for layer in block] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, *pool]
+    assert [block[0].out_channels for block in net[:-1:2]] == [8, 16, 32, 64, 64]
+    # 64 × 96 pixels leave 2 × 3, of which the head takes the mean.
+    features = net[:-1].double()(torch.randn(2, 3, 64, 96, dtype=torch.float64))
+    linear = net[-1].double()[-1]
+    by_hand = features.mean((2, 3)) @ linear.weight.T + linear.bias
+    torch.testing.assert_close(net[-1](features), by_hand, rtol=0, atol=1e-12)
+    assert features.shape == (2, 64, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 12}, r"^there is no VGG-12: depth is one of 11, 13, 16, 19$"),
+        ({"classes": 0}, r"^sizes of a network are 1 or more, not \[3, 64, 128, 256, 512, 512, 0\]$"),
+        ({"channels": 0}, r"^sizes of a network are 1 or more, not \[0, 64"),
+        ({"scale": 0.001}, r"^sizes of a network are 1 or more, not \[3, 0, 0, 0, 1, 1, 10\]$"),
+    ],
+)
+def test_vggs_that_are_none(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        vgg(**options)
+
+
+def test_images_too_small_for_a_vgg() -> None:
+    message = r"^block 12 \(Sequential\): this Sequential failed on an input of shape \(2, 8, 1, 1\).*too small"
+    with pytest.raises(ValueError, match=message):
+        nest(vgg(scale=1 / 64), input_shape=(3, 16, 16))
+
+
+# resnet -------------------------------------------------------------------------------------------------------------
+
+
+def test_resnet_20_by_hand() -> None:
+    net = resnet()
+    first = 9 * 3 * 16
+    thirds = [9 * 6 * 16 * 16, 9 * (16 * 32 + 5 * 32 * 32) + 16 * 32, 9 * (32 * 64 + 5 * 64 * 64) + 32 * 64]
+    norms = 2 * (7 * 16 + 7 * 32 + 7 * 64)  # the first, six in a third, and one behind each 1 × 1 convolution
+    price = cost(net, (3, 32, 32))
+    assert price.params == first + sum(thirds) + norms + 64 * 10 + 10 == 272_474
+    macs = 32**2 * (first + thirds[0]) + 16**2 * thirds[1] + 8**2 * thirds[2] + 64 * 10
+    assert price.macs == macs == 40_813_184
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 56, 110])
+def test_resnets_of_any_depth(depth: int) -> None:
+    with torch.device("meta"):
+        net = resnet(depth, 7, channels=1, width=4)
+        number = (depth - 2) // 6
+        features = [torch.empty(2, 1, 32, 32)]
+        for block in net:
+            features.append(block(features[-1]))
+    assert len(net) == (depth - 2) // 2 + 2
+    shapes = [(4, 32, 32)] * (1 + number) + [(8, 16, 16)] * number + [(16, 8, 8)] * number + [(7,)]
+    assert [tuple(x.shape[1:]) for x in features[1:]] == shapes
+    # The layers that give the network its name: all but the 1 × 1 convolutions on the way around.
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    around = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)]
+    assert (len(layers) - len(around), len(around)) == (depth, 2)
+
+
+def test_a_residual_block_by_hand() -> None:
+    torch.manual_seed(0)
+    net = resnet(8, width=3).double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    for block in net[1:3]:  # the second halves the image and doubles the channels
+        conv, norm, _, conv2, norm2 = block.body
+        body = norm2(conv2(norm(conv(x)).clamp(min=0)))
+        around = x if len(list(block.shortcut.children())) == 0 else block.shortcut[1](block.shortcut[0](x))
+        expected = (body + around).clamp(min=0)
+        torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
+        x = block(x)
+    assert x.shape == (2, 6, 3, 3)
+
+
+@pytest.mark.parametrize("depth", [-4, 2, 7, 18, 51])
+def test_depths_that_are_no_resnet(depth: int) -> None:
+    with pytest.raises(ValueError, match=rf"has 6n \+ 2 layers, such as 8, 14, 20, 32, 56; not {depth}$"):
+        resnet(depth)
+
+
+@pytest.mark.parametrize("options", [{"classes": 0}, {"channels": 0}, {"width": 0}])
+def test_resnets_of_no_size(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"^sizes of a network are 1 or more, not \[.*\b0\b"):
+        resnet(8, **options)
 
 
 # NSN ----------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from .cost import cost as cost, Cost as Cost, latency as latency, Latency as Lat
 
 # Taking one out
 from .extract import extract as extract
+from .folding import fold_bn as fold_bn
 from .bundle import save as save, load as load, Bundle as Bundle, BundleError as BundleError
 from .architecture import register_layer as register_layer
 from .export import export as export, ExportError as ExportError

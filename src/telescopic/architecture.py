@@ -193,7 +193,9 @@ class _Builder:
         """What `Nested` makes of its arguments: members, and with statistics per entry copies of stages for each."""
         places = sorted(entry for entry, _ in entries)
         parts = len(places) * len(exits) * (groups if isinstance(groups, int) else 1)
-        if statistics == "per-entry":
+        if statistics not in (None, "shared"):
+            heads = sum(self.sizes[id(head)] for _, head in exits)
+            parts += 3 * heads * max(0, len(places) - 1)
             sizes = [self.sizes[id(stage)] for stage in stages]
             behind = [*list(accumulate(reversed(sizes)))[::-1], 0]  # stage → parts from there on
             parts += 3 * sum(behind[place] for place in places[1:] if 0 <= place < len(behind))

@@ -48,76 +48,101 @@ def nest(
             a block works in place on features that something else reads too.
     """
     blocks = _blocks(network)
-    twins = [on_meta(block) for block in blocks]
+    last = len(blocks) - 1
+    ins, outs = _places("entry", entries, last), _places("exit", exits, last)
     dtype, device = dtype_and_device(nn.ModuleList(blocks))
     x = torch.empty(with_batch(2, input_shape), dtype=dtype, device="meta")
-    for name, places, low, high in (("entry", entries, 0, len(blocks) - 1), ("exit", exits, 0, len(blocks) - 1)):
-        for place in places:
-            if not low <= place <= high:
-                raise ValueError(
-                    f"{name} {place} is outside this network of {len(blocks)} blocks: give {low} to {high}"
-                )
+    shared = {"the raw input, which every member reads": (x, x._version)}
     features = [x]
-    for number, block in enumerate(twins):
-        what, version = f"block {number} ({type(blocks[number]).__name__})", features[-1]._version
-        out = _run(block, features[-1], what)
-        read_by = [f"exit {number - 1}"] if number - 1 in exits else []
-        read_by += [f"entry {e}" for e in entries if e > 0] if number == 0 else []
-        if features[-1]._version != version and read_by:
-            raise ValueError(f"{what} works in place on its input, which {read_by[0]} reads too: use inplace=False")
-        features.append(out)
-    logits = features.pop()
-    if logits.ndim != 2:
+    for number, block in enumerate(blocks):
+        features.append(_run(block, features[-1], f"block {number} ({type(block).__name__})", shared))
+        if number in outs and number != last:
+            name = f"the features of block {number}, which exit {number} and block {number + 1} read"
+            shared[name] = features[-1], features[-1]._version
+    logits = features[-1]
+    if logits.ndim != 2 or len(logits) != len(x):
         raise ValueError(
-            f"the last block gives {_shape(logits)} for one input, which are no logits [classes]: add a block that "
-            "makes them, such as nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes))"
+            f"the last block gives {tuple(logits.shape)} for 2 inputs, which are no logits [batch, classes]: add a "
+            "block that makes them, such as nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
+            "nn.Linear(channels, classes))"
         )
+
+    def fitted(make: Adapter | Head, given: Tensor, wanted: Tensor, size: Any, own: Any, what: str) -> Any:
+        """The user's own adapter or head, or a new one, brought to the network's type; and what it gives."""
+        try:
+            made = make(_shape(given), size) if own is None else own
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
+        if not isinstance(made, nn.Module):
+            raise TypeError(
+                f"{what} is a {type(made).__name__}, and no module: call what makes it, and give the result"
+            )
+        out = _run(made.to(device, dtype), given, what, shared)
+        if out.shape != wanted.shape:
+            raise ValueError(f"{what} gives features of shape {_shape(out)}, where {_shape(wanted)} is expected")
+        return made, out
+
     adapters: dict[int, nn.Module] = {0: nn.Identity()}
-    for place in entries:
-        made = entries[place] if isinstance(entries, Mapping) else None
-        if place == 0 and made is None:
-            continue
-        wanted = features[place]
-        made = adapter(tuple(input_shape), _shape(wanted)).to(device, dtype) if made is None else made
-        _require(_run(on_meta(made), x, f"the adapter of entry {place}"), wanted, f"the adapter of entry {place}")
-        adapters[place] = made
-    heads: dict[int, nn.Module] = {len(blocks) - 1: nn.Identity()}
-    for place in exits:
-        given = [*features[1:], logits][place]
-        made = exits[place] if isinstance(exits, Mapping) else None
-        if place == len(blocks) - 1 and made is None:
-            continue
-        made = head(_shape(given), logits.shape[1]).to(device, dtype) if made is None else made
-        _require(_run(on_meta(made), given, f"the head of exit {place}"), logits, f"the head of exit {place}")
-        heads[place] = made
-    return Nested(blocks, adapters, heads, dropout=dropout, statistics=statistics)
+    for place, own in ins.items():
+        if place != 0 or own is not None:
+            what, wanted = f"the adapter of entry {place}", features[place]
+            adapters[place], out = fitted(adapter, x, wanted, _shape(wanted), own, what)
+            for number in range(place, last + 1):
+                if out.untyped_storage() != x.untyped_storage():
+                    break
+                out = _run(blocks[number], out, f"block {number}, which entry {place} gives the raw input,", shared)
+    heads: dict[int, nn.Module] = {last: nn.Identity()}
+    for place, own in outs.items():
+        if place != last or own is not None:
+            given, what = features[place + 1], f"the head of exit {place}"
+            heads[place], _ = fitted(head, given, logits, logits.shape[1], own, what)
+    net = Nested(blocks, adapters, heads, dropout=dropout, statistics=statistics)
+    return net if any(block.training for block in blocks) else net.eval()
 
 
 def _blocks(network: Any) -> list[nn.Module]:
     remedy = "give an nn.Sequential or a list of the blocks, in the order in which they run"
-    if isinstance(network, nn.Module) and not isinstance(network, nn.Sequential | nn.ModuleList):
+    # A Sequential by inheritance may run its parts in another way.
+    plain = isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward
+    if isinstance(network, nn.Module) and not plain and not isinstance(network, nn.ModuleList):
         raise TypeError(f"it is not known in which order a {type(network).__name__} runs its parts: {remedy}")
-    blocks = list(network)
+    blocks = list(network) if isinstance(network, Iterable) else [network]
     if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
         kinds = ", ".join(sorted({type(block).__name__ for block in blocks})) or "nothing"
         raise TypeError(f"blocks are modules, not {kinds}: {remedy}")
     return blocks
 
 
-def _run(module: nn.Module, x: Tensor, what: str) -> Tensor:
+def _places(name: str, places: Any, last: int) -> dict[int, Any]:
+    """Place → the user's own adapter or head there, None where one is to be made."""
+    if not isinstance(places, Iterable):
+        raise TypeError(f"{name} {places!r} is no list of blocks: give [{places!r}]")
+    found: dict[int, Any] = {}
+    for place in places:
+        if type(place) is not int or not 0 <= place <= last:
+            raise ValueError(f"{name} {place!r} is outside this network of {last + 1} blocks: give 0 to {last}")
+        if place in found:
+            raise ValueError(f"{name} {place} is given twice: each block is named once")
+        found[place] = places[place] if isinstance(places, Mapping) else None
+    return found
+
+
+def _run(part: nn.Module, x: Tensor, what: str, shared: Mapping[str, tuple[Tensor, int]]) -> Tensor:
+    """Run a part by shape alone, and refuse it if it changes features that others read too."""
     try:
-        with torch.no_grad(), torch.device("meta"), explained(module, x):
-            out = module(x)
+        on_paper = on_meta(part)
+        for layer in on_paper.modules():
+            layer.train(getattr(layer, "inplace", False) is True)  # dropout works in place in training only
+        with torch.no_grad(), torch.device("meta"), explained(on_paper, x):
+            out = on_paper(x)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
+    for name, (features, version) in shared.items():
+        if features._version != version:  # which views of them count too
+            raise ValueError(f"{what} works in place on {name}: use inplace=False")
     if not isinstance(out, Tensor):
-        raise ValueError(f"{what} gives a {type(out).__name__}: between blocks exactly one tensor may pass")
+        raise ValueError(f"{what} gives a {type(out).__name__}: exactly one tensor passes from part to part")
     return out
-
-
-def _require(got: Tensor, wanted: Tensor, what: str) -> None:
-    if got.shape != wanted.shape:
-        raise ValueError(f"{what} gives features of shape {_shape(got)}, where {_shape(wanted)} is expected")
 
 
 def _shape(features: Tensor) -> tuple[int, ...]:

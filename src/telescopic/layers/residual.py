@@ -10,7 +10,7 @@ class Residual(nn.Module):
     Args:
         body: the layers of the block.
         shortcut: what its input passes on the way around them; the identity if shapes agree.
-        activation: after the sum.
+        activation: after the sum; by default ReLU, and `nn.Identity()` is none.
     """
 
     def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, activation: nn.Module | None = None) -> None:
