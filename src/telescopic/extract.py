@@ -1,6 +1,7 @@
 """How a member is taken out: as an ordinary module of its own, with no import of ours needed to run it."""
 
 import copy
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -32,18 +33,20 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
         ValueError: if the grid has no such member, or BatchNorms are to be folded in a part that `torch.fx` cannot
             trace.
     """
-    layers: list[nn.Module] = []
     member = net.grid.resolve(subnet)
-    adapter, *others = (module for _, module in net.path(member))
-    if net.groups > 1 and member.width is not None:
-        adapter = narrow_outputs(adapter, member.width, net.groups)
-        others = [narrow(module, member.width) for module in others]
-    for module in (adapter, *others):
-        layers += _flat(module)
-    taken = nn.Sequential(*layers)
+    taken = joined([module for _, module in net.path(member)], member.width or 1, net.groups)
     if fold_bn:
         return nn.Sequential(*_flat(folding.fold_bn(taken))).eval()
     return copy.deepcopy(taken).eval()
+
+
+def joined(path: Sequence[nn.Module], width: int, groups: int) -> nn.Sequential:
+    """An adapter, stages and a head in one, for the first `width` of `groups` groups; not copied where none is cut."""
+    adapter, *others = path
+    if groups > 1:
+        done: dict[nn.Module, nn.Module] = {}  # one activation may stand in several stages
+        adapter, others = narrow_outputs(adapter, width, groups), [narrow(part, width, done) for part in others]
+    return nn.Sequential(*(layer for part in (adapter, *others) for layer in _flat(part)))
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """Saving a network to one file, and loading all of it or one member."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from telescopic.architecture import build, describe, named_tensors
 from telescopic.bundle.header import FORMAT, BundleError, read_facts, read_header, reading
 from telescopic.catalogue import Catalogue
 from telescopic.data import Preprocess
-from telescopic.extract import extract
+from telescopic.extract import joined
 from telescopic.files import replacing
 from telescopic.nested import Nested
 from telescopic.provenance import versions
@@ -83,7 +84,7 @@ class Bundle:
             return _filled(net, [stored[name] for name in named_tensors(net)], file, start)
 
     def member(self, subnet: Subnet | None, into: nn.Module | None = None) -> nn.Module:
-        """One member, as `extract` gives it; only its own bytes are read from disk.
+        """One member, as `extract` gives it; only its own parts' bytes are read from disk.
 
         Args:
             subnet: which one; parts left open take the full network's value.
@@ -99,10 +100,11 @@ class Bundle:
             if not isinstance(net, Nested):
                 return _filled(net, [stored[name] for name in named_tensors(net)], file, start)
             name = {id(tensor): name for name, tensor in named_tensors(net).items()}
-            parts = nn.Sequential(*(module for _, module in net.path(subnet)))
-            member = extract(net, subnet)  # copies nothing if the network was built here, for it has no memory yet
-            # The order of the tensors is that of the parts.
-            return _filled(member, [stored[name[id(t)]] for t in named_tensors(parts).values()], file, start)
+            parts = nn.ModuleList(module for _, module in net.path(subnet))
+            specs = [stored[name[id(tensor)]] for tensor in named_tensors(parts).values()]
+            filled = _filled(parts if into is None else copy.deepcopy(parts), specs, file, start)
+            assert isinstance(filled, nn.ModuleList)
+            return joined(list(filled), subnet.width or 1, net.groups).eval()
 
     def _fitting(self, stored: dict[str, Any], into: nn.Module | None) -> nn.Module:
         """A network that the file's tensors fit, judging by the header alone."""

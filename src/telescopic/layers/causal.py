@@ -40,13 +40,9 @@ def width_of(given: int, channels: int, groups: int) -> int:
 
 def causal_mask(outputs: int, inputs: int, groups: int, device: torch.device | None = None) -> Tensor:
     """Which output channel reads which input channel: bool `[outputs, inputs]`, for a kernel with more axes behind."""
+    # Channel c is in group i if prefix(i) <= c < prefix(i + 1), that is, i is the largest with channels·i < (c + 1)·groups.
     rows, columns = (
-        torch.bucketize(
-            torch.arange(channels, device=device),
-            torch.arange(1, groups + 1, device=device) * channels // groups,
-            right=True,
-        )
-        for channels in (outputs, inputs)
+        (torch.arange(1, channels + 1, device=device) * groups - 1) // channels for channels in (outputs, inputs)
     )
     return rows[:, None] >= columns
 
@@ -98,8 +94,9 @@ class CausalConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The first groups of features `[batch, channels, height, width]` to as many groups."""
-        weight, bias = self.of_width(width_of(input.shape[1], self.in_channels, self.width_groups))
-        groups = input.shape[1] if self.depthwise else 1
+        given = input.shape[-3] if input.ndim > 2 else 0  # an image without a batch is welcome, as in torch
+        weight, bias = self.of_width(width_of(given, self.in_channels, self.width_groups))
+        groups = given if self.depthwise else 1
         return functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
 
     def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
@@ -156,7 +153,8 @@ class CausalBatchNorm1d(nn.BatchNorm1d):
     Args:
         num_features: channels.
         eps: see `torch.nn.BatchNorm1d`, as for the next three.
-        momentum: of the running statistics.
+        momentum: of the running statistics. With None they are means over all batches, which are counted once for all
+            channels: then train with all groups always, as `Nested.all` does.
         affine: whether there is a weight and a bias.
         track_running_stats: whether there are running statistics.
         width_groups: number of channel groups.
@@ -225,12 +223,13 @@ def narrow_norm(kind: type[Norm], norm: nn.BatchNorm1d | nn.BatchNorm2d, channel
 def filled(made: Module, source: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Module:
     """A module made on the meta device, with a copy of these parameters, and otherwise in the state of its source."""
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            setattr(made, name, nn.Parameter(tensor.detach().clone(), getattr(source, name).requires_grad))
+        learns = tensor is not None and getattr(source, name).requires_grad
+        setattr(made, name, None if tensor is None else nn.Parameter(tensor.detach().clone(), learns))
     return made.train(source.training)
 
 
 def _normalised(norm: CausalBatchNorm1d | CausalBatchNorm2d, x: Tensor) -> Tensor:
+    norm._check_input_dim(x)
     width_of(x.shape[1], norm.num_features, norm.width_groups)
     factor = norm.momentum or 0.0
     if norm.training and norm.num_batches_tracked is not None:
@@ -244,18 +243,20 @@ def _normalised(norm: CausalBatchNorm1d | CausalBatchNorm2d, x: Tensor) -> Tenso
 def _of_width(
     layer: CausalConv2d | CausalLinear, inputs: int, outputs: int, width: int, *, masked: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    weight, groups = layer.weight, layer.width_groups
-    rows = prefix(outputs, groups, width)
-    if masked:  # with a mask made anew each time, which needs no keeping with copies, devices and files
-        mask = causal_mask(outputs, inputs, groups, weight.device)
-        weight = weight * mask.view(*mask.shape, *[1] * (weight.ndim - 2))
-        weight = weight if width == groups else weight[:rows, : prefix(inputs, groups, width)]
-    else:
-        weight = weight[:rows]
-    return weight, None if layer.bias is None else layer.bias[:rows]
+    weight, bias, groups = layer.weight, layer.bias, layer.width_groups
+    rows, columns = prefix(outputs, groups, width), prefix(inputs, groups, width)
+    if width < groups:
+        weight, bias = weight[:rows], bias if bias is None else bias[:rows]
+        weight = weight[:, :columns] if masked else weight
+    if masked and not weight.is_meta:  # which has no values; there the mask would take most of the time of counting
+        # Made anew each time, it needs no keeping with copies, devices and files. Not a product: a weight that may not
+        # be read may have any value, infinity too, after a state dict of a dense layer was loaded.
+        mask = causal_mask(outputs, inputs, groups, weight.device)[:rows, :columns]
+        weight = torch.where(mask.view(*mask.shape, *[1] * (weight.ndim - 2)), weight, 0)
+    return weight, bias
 
 
 def require_groups(groups: int, *channels: int) -> None:
     """Refuse more groups than channels."""
-    if not 1 <= groups <= min(channels):
-        raise ValueError(f"{min(channels)} channels make 1 to {min(channels)} groups, not {groups}")
+    if isinstance(groups, bool) or not isinstance(groups, int) or not 1 <= groups <= min(channels):
+        raise ValueError(f"{min(channels)} channels make 1 to {min(channels)} groups, not {groups!r}")

@@ -58,19 +58,24 @@ class SharedHead(nn.Linear):
         return functional.linear(input, weight, self.bias)
 
     def every_width(self, input: Tensor) -> Tensor:
-        """All features `[batch, features]` to the logits of every width `[widths, batch, classes]`: a running sum."""
-        groups = self.width_groups
-        ends = [prefix(self.in_features, groups, width) for width in range(groups + 1)]
+        """The first groups of features `[batch, features]` to the logits of every width up to theirs, by a running sum.
+
+        Returns:
+            Logits `[widths, batch, classes]`.
+        """
+        widths = width_of(input.shape[1], self.in_features, self.width_groups)
+        ends = [prefix(self.in_features, self.width_groups, width) for width in range(widths + 1)]
         sizes = [end - begin for begin, end in pairwise(ends)]
+        weight = self.weight[:, : ends[-1]]
         if len(set(sizes)) == 1:
-            grouped = (tensor.view(len(tensor), groups, -1) for tensor in (input, self.weight))
+            grouped = (tensor.unflatten(1, (widths, sizes[0])) for tensor in (input, weight))
             each = torch.einsum("bgc,kgc->gbk", *grouped)
         else:
-            pairs = zip(torch.split(input, sizes, 1), torch.split(self.weight, sizes, 1), strict=True)
-            each = torch.stack([functional.linear(features, weight) for features, weight in pairs])
+            pairs = zip(torch.split(input, sizes, 1), torch.split(weight, sizes, 1), strict=True)
+            each = torch.stack([functional.linear(features, rows) for features, rows in pairs])
         total = each.cumsum(0)
         if self.average:
-            total = total / torch.arange(1, groups + 1, device=total.device).view(-1, 1, 1)
+            total = total / torch.arange(1, widths + 1, device=total.device).view(-1, 1, 1)
         return total + self.bias
 
     def of_width(self, width: int) -> Tensor:

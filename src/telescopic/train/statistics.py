@@ -43,7 +43,8 @@ def recalibrate(
     made = copy.deepcopy(net)
     if isinstance(made, Nested) and made.statistics == "shared" and len(made.grid.entries) > 1:
         entries, exits = ({int(i): part for i, part in parts.items()} for parts in (made.entries, made.exits))
-        made = Nested(made.stages, entries, exits, dropout=made.dropout, statistics="recalibrated").train(net.training)
+        options = {"dropout": made.dropout, "groups": made.groups}
+        made = Nested(made.stages, entries, exits, statistics="recalibrated", **options).train(net.training)
     recalibrate_(made, split, preprocess, num_images=num_images, batch_size=batch_size, seed=seed)
     return made
 

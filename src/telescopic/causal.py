@@ -1,0 +1,362 @@
+"""How a network that one has is made channel-causal, layer by layer and in place, with its weights."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from telescopic.cost.counting import on_meta, twin, with_batch
+from telescopic.layers.causal import (
+    CausalBatchNorm1d,
+    CausalBatchNorm2d,
+    CausalConv2d,
+    CausalLinear,
+    causal_mask,
+    prefix,
+    require_groups,
+)
+from telescopic.layers.heads import SharedHead
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_OURS = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead)
+_SIZES = (32, 28, 64, 96, 224, 16, 8, 48, 128, 256, 299)  # of images, the likeliest first
+_BATCH = 3  # in a batch of two, BatchNorm of single pixels leaves nothing but signs
+_TOLERANCE = 1e-9
+_OVER_CHANNELS = "it takes statistics over channels of later groups too: use nn.BatchNorm2d in its place"
+_REFUSED: dict[type[nn.Module], str] = {
+    nn.GroupNorm: _OVER_CHANNELS,
+    nn.LayerNorm: _OVER_CHANNELS,
+    nn.RMSNorm: _OVER_CHANNELS,
+    nn.LocalResponseNorm: _OVER_CHANNELS,
+    nn.InstanceNorm1d: "torch's own is made for one number of channels: use nn.BatchNorm1d in its place",
+    nn.InstanceNorm2d: "torch's own is made for one number of channels: use nn.BatchNorm2d in its place",
+    nn.PReLU: "torch's own cannot be made narrower: use nn.ReLU or nn.LeakyReLU in its place",
+    nn.MultiheadAttention: "every feature that it gives reads every feature of its input",
+    nn.ChannelShuffle: "it moves channels of later groups into earlier ones",
+}
+
+
+def causal_(
+    network: Network, groups: int, *, input_shape: Sequence[int] | None = None, first: str | None = None
+) -> Network:
+    """Make a network channel-causal in place: channel group i of each layer reads groups up to i of the one before.
+
+    So the first w groups never depend on the rest, and `nest(network, groups=...)` makes a family of every width of it.
+    Convolutions, linear layers and BatchNorms are exchanged for those of `layers` with the very same parameters, in
+    which weights from a later group to an earlier one are set to zero: an optimizer made before stays valid, type,
+    device and `requires_grad` stay, and the network answers as before up to those weights. Everything else stays.
+
+    The layer that reads the raw input stays an ordinary one, for the raw input has no groups. The last linear layer,
+    which gives the logits, becomes a `layers.SharedHead`; one without a bias gets a zero that is not trained.
+
+    What is allowed in between is what keeps the groups apart, which is not guessed but proven before anything changes:
+    a copy of the network with random weights, in float64, runs at every width, and what each of its modules takes and
+    gives must be the first groups of what it takes and gives at full width.
+
+    Args:
+        network: the module that holds the layers: an `nn.Sequential` of blocks, or one with a forward of your own.
+        groups: number of channel groups; of C channels, the first w groups are the first C·w // groups.
+        input_shape: shape of one input, without the batch. Default: as many channels as the first convolution takes,
+            and the first of the usual sizes of images that the network runs on.
+        first: path of the module, such as `0` or `stem.conv`, that reads the raw input and stays as it is, together
+            with all that runs before it. Default: the first convolution or linear layer that runs.
+
+    Returns:
+        The network given.
+
+    Raises:
+        ValueError: if a layer cannot be made causal, or a group would depend on a later one; the message names the
+            module by its path, and the reason. Nothing has changed then.
+    """
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"a network has 1 channel group or more, not {groups!r}")
+    shape = _usual_shape(network) if input_shape is None else tuple(input_shape)
+    order = _order(_chained(on_meta(network)), torch.empty(with_batch(_BATCH, shape), device="meta"))
+    start, kept, head = _ends(network, order, first)
+    plan = _plan(network, groups, kept, head)
+    generator = torch.Generator().manual_seed(0)
+    trial = twin(network, lambda tensor: _random(tensor, generator))
+    _exchange(trial, plan, head, groups)
+    for part in trial.modules():  # by the statistics of a batch, so that no feature grows until it hides the others
+        part.train(isinstance(part, CausalBatchNorm1d | CausalBatchNorm2d))
+    x = torch.randn(with_batch(_BATCH, shape), generator=generator, dtype=torch.float64)
+    _prove(_chained(trial), x, start, head, groups)
+    _exchange(network, plan, head, groups)
+    return network
+
+
+def _usual_shape(network: nn.Module) -> tuple[int, ...]:
+    """The shape of an input, from the first layer and by trying."""
+    layer = next((part for part in network.modules() if isinstance(part, nn.Conv2d | nn.Linear)), None)
+    if isinstance(layer, nn.Linear):
+        return (layer.in_features,)
+    paper = _chained(on_meta(network))
+    for size in _SIZES if layer is not None else ():
+        try:
+            _order(paper, torch.empty(_BATCH, layer.in_channels, size, size, device="meta"))  # type: ignore[union-attr]
+        except ValueError:
+            continue
+        return layer.in_channels, size, size  # type: ignore[union-attr]
+    raise ValueError(
+        f"what this {type(network).__name__} takes was not found by trying: give input_shape=(channels, height, width)"
+    )
+
+
+def _chained(network: nn.Module) -> nn.Module:
+    """Something to call, in which modules have the same paths."""
+    return nn.Sequential(*network) if type(network) is nn.ModuleList else network
+
+
+def _order(paper: nn.Module, x: Tensor) -> list[str]:
+    """Paths of the modules with parameters of their own, in the order in which they first run."""
+    order: dict[str, None] = {}
+    hooks = [
+        part.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path))  # type: ignore[misc]
+        for path, part in paper.named_modules()
+        if any(True for _ in part.parameters(recurse=False))
+    ]
+    dtype = next((p.dtype for p in paper.parameters() if p.is_floating_point()), x.dtype)
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            paper(x.to(dtype))
+    except Exception as error:
+        raise ValueError(
+            f"this {type(paper).__name__} failed on an input of shape {tuple(x.shape)}, batch first: {error}. Is "
+            "input_shape right?"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(order)
+
+
+def _ends(network: nn.Module, order: list[str], first: str | None) -> tuple[str, set[str], str]:
+    """What reads the raw input; all modules that stay as they are for it; and what gives the logits; by their paths."""
+    parts = dict(network.named_modules())
+    if first is None:
+        weighted = [path for path in order if any(p.ndim > 1 for p in parts[path].parameters(recurse=False))]
+        start = weighted[0] if weighted else ""
+    else:
+        start = first
+        if start not in parts:
+            raise ValueError(f"the network has no module {start!r}: give one of its paths, such as {order[0]!r}")
+    inside = [path for path in order if _within(path, start)]
+    if start == "" or not inside:
+        raise ValueError(
+            f"{_named(start, parts[start])} cannot be the first layer: give the path of a convolution or linear layer "
+            "that reads the raw input, in the module that holds it"
+        )
+    before = set(order[: order.index(inside[0])])
+    head = order[-1]
+    if type(parts[head]) is not nn.Linear or head in inside:
+        raise ValueError(
+            f"{_named(head, parts[head])} is the last layer with parameters, and logits of every width are read off by "
+            "an nn.Linear: end the network in one, behind the first layer"
+        )
+    return start, before | {path for path in parts if _within(path, start)}, head
+
+
+def _within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(f"{outer}.")
+
+
+def _named(path: str, part: nn.Module) -> str:
+    return f"{path or 'the network'} ({type(part).__name__})"
+
+
+def _plan(network: nn.Module, groups: int, kept: set[str], head: str) -> list[str]:
+    """Paths of all that is to be exchanged; refuses what cannot be."""
+    plan: list[str] = []
+    for path, part in network.named_modules():
+        if path in kept:
+            if any(p.ndim > 1 for p in part.parameters(recurse=False)) and isinstance(part, _OURS):
+                raise ValueError(f"{_named(path, part)} is causal, and the layer that reads the raw input is ordinary")
+            continue
+        why = _refusal(part, groups, is_head=path == head)
+        if why:
+            raise ValueError(f"{_named(path, part)} cannot be made channel-causal: {why}")
+        if type(part) in _EXCHANGED:
+            plan.append(path)
+    return plan
+
+
+def _refusal(part: nn.Module, groups: int, *, is_head: bool) -> str | None:
+    """Why a module cannot be in a causal network, if its type or its arguments say so."""
+    if isinstance(part, _OURS):
+        return "it is already; give a network of ordinary layers"
+    if type(part) in _REFUSED:
+        return _REFUSED[type(part)]
+    if type(part) not in _EXCHANGED:
+        own = [name for name, _ in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))]
+        if own and not callable(getattr(part, "narrow", None)):
+            return (
+                f"it is none of nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, and has tensors of its own "
+                f"({', '.join(own)}); use these, or give the class a method narrow(width) that returns what it is for "
+                "the first groups"
+            )
+        return None
+    if any(hooks for name, hooks in vars(part).items() if name.endswith("_hooks") and isinstance(hooks, dict)):
+        return "it has hooks, which its successor would not have: remove them first, and add them again"
+    if isinstance(part, nn.Conv2d):
+        if part.groups > 1 and not part.groups == part.in_channels == part.out_channels:
+            return f"its {part.groups} groups are its own; a convolution is in 1 group, or depthwise with one output each"
+        if part.padding_mode != "zeros":
+            return f"it pads with {part.padding_mode!r}, and causal convolutions with zeros"
+    if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and (part.weight is None) != (part.bias is None):
+        return "it has a weight and no bias: use one with both or neither"
+    sizes = [getattr(part, name) for name in ("in_channels", "out_channels", "in_features", "num_features")[:4] if name in vars(part)]
+    if isinstance(part, nn.Linear) and not is_head:
+        sizes.append(part.out_features)
+    try:
+        require_groups(groups, *sizes)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _conv(conv: nn.Conv2d, groups: int) -> nn.Module:
+    how: Any = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.bias is not None)
+    return CausalConv2d(conv.in_channels, conv.out_channels, *how, width_groups=groups, depthwise=conv.groups > 1)
+
+
+def _linear(linear: nn.Linear, groups: int) -> nn.Module:
+    return CausalLinear(linear.in_features, linear.out_features, linear.bias is not None, width_groups=groups)
+
+
+def _norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, groups: int) -> nn.Module:
+    made = CausalBatchNorm1d if type(norm) is nn.BatchNorm1d else CausalBatchNorm2d
+    how = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    return made(norm.num_features, *how, width_groups=groups)
+
+
+_EXCHANGED: dict[type[nn.Module], Callable[[Any, int], nn.Module]] = {
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _norm,
+    nn.BatchNorm2d: _norm,
+}
+
+
+@torch.no_grad()
+def _exchange(network: nn.Module, plan: Iterable[str], head: str, groups: int) -> None:
+    """Put causal layers in place of ordinary ones wherever these stand."""
+    made: dict[nn.Module, nn.Module] = {}
+    for path in plan:
+        old = network.get_submodule(path)
+        with torch.device("meta"):
+            if path == head:
+                new: nn.Module = SharedHead(old.in_features, old.out_features, width_groups=groups)  # type: ignore[arg-type]
+            else:
+                new = _EXCHANGED[type(old)](old, groups)
+        new._parameters.update(old._parameters)
+        new._buffers.update(old._buffers)
+        weight = new._parameters["weight"]
+        if path == head:
+            if new._parameters["bias"] is None:
+                assert weight is not None
+                new._parameters["bias"] = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
+        elif weight is not None and weight.ndim > 1 and not getattr(new, "depthwise", False):
+            mask = causal_mask(*weight.shape[:2], groups, weight.device)
+            weight.masked_fill_(~mask.view(*mask.shape, *[1] * (weight.ndim - 2)), 0)
+        made[old] = new.train(old.training)
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if child in made:
+                parent._modules[name] = made[child]
+
+
+def _random(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers for a copy of a tensor, above 0 where it may be a variance."""
+    if not tensor.is_floating_point():
+        return tensor.detach().cpu().clone()
+    if tensor.ndim < 2:
+        return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / tensor[0].numel() ** 0.5
+
+
+@dataclass
+class _Trace:
+    """What modules took and gave in one run, between the first layer and the head.
+
+    Attributes:
+        steps: (path of the module to blame, what it does, features).
+        inside: paths of the modules that are running.
+        failure: what the run raised.
+    """
+
+    steps: list[tuple[str, str, Tensor]] = field(default_factory=list)
+    inside: list[str] = field(default_factory=list)
+    failure: Exception | None = None
+
+
+def _prove(network: nn.Module, x: Tensor, start: str, head: str, groups: int) -> None:
+    """Refuse a network of which the first groups depend on others."""
+    parts = dict(network.named_modules())
+    full = _trace(network, x, start, head)
+    if full.failure is not None:
+        raise ValueError(f"the causal network fails on an input of shape {tuple(x.shape)}: {full.failure}")
+    for width in range(1, groups):
+        trace = _trace(network, x, start, head, lambda given, w=width: prefix(given, groups, w))  # type: ignore[misc]
+        some = f"the first {width} of {groups} groups of channels"
+        for (path, does, got), (other, _, whole) in zip(trace.steps, full.steps, strict=False):
+            blamed = f"{_named(path, parts[path])} breaks causality:"
+            wanted = prefix(whole.shape[1], groups, width)
+            if path != other:
+                raise ValueError(f"{blamed} given {some}, it runs other modules than given all")
+            if got.shape != (whole.shape[0], wanted, *whole.shape[2:]):
+                raise ValueError(
+                    f"{blamed} given {some}, it {does} features of shape {tuple(got.shape[1:])}, and these groups of "
+                    f"{tuple(whole.shape[1:])} are the first {wanted}. "
+                    + (
+                        f"Have a multiple of {groups} channels in front of it, or pool them to one pixel"
+                        if isinstance(parts[path], nn.Flatten)
+                        else "It mixes channels of different groups, or is not made for fewer channels"
+                    )
+                )
+            if not (got - whole[:, :wanted]).abs().max() <= _TOLERANCE * max(1.0, float(whole.abs().max())):
+                raise ValueError(f"{blamed} {some} that it {does} depend on channels of later groups")
+        if trace.failure is not None:
+            path = trace.inside[-1] if trace.inside else ""
+            raise ValueError(f"{_named(path, parts[path])} breaks causality: it fails on {some}: {trace.failure}")
+
+
+@torch.no_grad()
+def _trace(
+    network: nn.Module, x: Tensor, start: str, head: str, narrowed: Callable[[int], int] | None = None
+) -> _Trace:
+    """Run a network, with so many of the channels that its first layer gives."""
+    trace, between = _Trace(), [False]
+
+    def note(path: str, does: str, features: Any) -> None:
+        if between[0] and isinstance(features, Tensor) and features.ndim > 1:
+            trace.steps.append((path, does, features.clone()))
+
+    def enter(path: str, given: tuple[Any, ...]) -> None:
+        note(trace.inside[-1] if trace.inside else "", f"passes on to {path}", given[0] if given else None)
+        trace.inside.append(path)
+        between[0] &= path != head
+
+    def leave(path: str, made: Any) -> Any:
+        trace.inside.pop()
+        note(path, "gives", made)
+        if path == start:
+            between[0] = True
+            return made[:, : narrowed(made.shape[1])] if narrowed is not None else made
+        return made
+
+    hooks: list[RemovableHandle] = []
+    for path, part in network.named_modules():
+        hooks.append(part.register_forward_pre_hook(lambda _, given, path=path: enter(path, given)))  # type: ignore[misc]
+        hooks.append(part.register_forward_hook(lambda _, __, made, path=path: leave(path, made)))  # type: ignore[misc]
+    try:
+        network(x.clone())
+    except Exception as error:
+        trace.failure = error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return trace

@@ -1,0 +1,282 @@
+"""What a part of a network computes for new channel groups alone, when those before them are known.
+
+A channel-causal layer's output group i reads input groups up to i, so the groups that a wider member adds need the rows
+of the weight that give them, and as input the channels known so far and the new ones. What treats each channel alone
+needs the new channels only. A part is taken apart by `torch.fx` once; then each step of it is a function of tensors.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, prefix
+from telescopic.layers.heads import SharedHead
+
+Kept = dict[str, Tensor]
+"""What later groups need of those before: the input of layers that mix channels, the sum of a shared head."""
+
+Op = Callable[..., Tensor]
+"""`op(kept, *values)`: the new channels of a value from those of others."""
+
+_MIXING = (CausalConv2d, CausalLinear, CausalBatchNorm1d, CausalBatchNorm2d, SharedHead)
+_ALONE: tuple[type[nn.Module], ...] = (
+    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
+    *(nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Threshold),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.LPPool1d, nn.LPPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+)
+_INNER = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid")
+_INNER += ("hardtanh", "softplus", "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
+_FUNCTIONS: dict[Any, Any] = {getattr(functional, name): getattr(functional, name) for name in _INNER}
+_FUNCTIONS |= {f: f for f in (torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul)}
+_FUNCTIONS |= {f: f for f in (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)}
+# Out of place, for a value may be kept for later groups.
+_FUNCTIONS |= {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+_FUNCTIONS |= {functional.relu_: torch.relu, torch.relu_: torch.relu}
+_METHODS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "add": torch.add, "mul": torch.mul}
+_METHODS |= {"sub": torch.sub, "relu_": torch.relu, "add_": torch.add, "mul_": torch.mul, "sub_": torch.sub}
+_METHODS |= {"contiguous": Tensor.contiguous}
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, functional.relu_, torch.relu_}
+_IN_PLACE |= {"relu_", "add_", "mul_", "sub_"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which groups a step adds.
+
+    Attributes:
+        groups: of the network.
+        have: number of groups known before.
+        width: number of groups known after.
+        keep: whether more will follow.
+    """
+
+    groups: int
+    have: int
+    width: int
+    keep: bool
+
+    def of(self, channels: int) -> slice:
+        """The channels of the new groups."""
+        return slice(prefix(channels, self.groups, self.have), prefix(channels, self.groups, self.width))
+
+
+class Part:
+    """A stage or a head, taken apart, so that the channels of new groups can be computed alone.
+
+    Args:
+        name: as errors call it, such as `stages.3`.
+        module: the stage or head, in eval mode. It is read again whenever groups are bound, and not changed.
+        groups: of the network.
+
+    Raises:
+        ValueError: if `torch.fx` cannot take it apart, or it does something that is not known to treat each channel
+            alone.
+    """
+
+    def __init__(self, name: str, module: nn.Module, groups: int) -> None:
+        self.name, self.groups = name, groups
+        self.root = nn.Sequential(module)  # a leaf itself may be the whole part
+        try:
+            self.graph = _Tracer().trace(self.root)
+        except Exception as error:
+            raise ValueError(
+                f"{name} cannot be made wider step by step, because torch.fx cannot follow its forward pass: {error}"
+            ) from error
+        self.bind(0, groups, keep=True)  # refuses what is unknown now, and not in the middle of an answer
+
+    def bind(self, have: int, width: int, *, keep: bool) -> Callable[[Tensor, Kept], Tensor]:
+        """What computes groups `have + 1` to `width` of the part's output from those of its input.
+
+        Args:
+            have: number of groups computed before; 0 for none, and then the input has all groups up to `width`.
+            width: number of groups after it.
+            keep: whether a wider step will follow, for which the inputs of layers that mix channels are kept.
+
+        Returns:
+            A function of the new channels and of what was kept.
+        """
+        span = Span(self.groups, have, width, keep)
+        places: dict[fx.Node, int] = {}
+        steps: list[tuple[Op, tuple[int, ...]]] = []
+        result = 0
+        for node in self.graph.nodes:
+            if node.op == "output":
+                result = self._place(places, node.args[0])
+                continue
+            if node.op != "placeholder":
+                op, sources = self._op(node, span)
+                steps.append((op, tuple(places[source] for source in sources)))
+            elif places:
+                raise self._refusal(node, "a second input")
+            places[node] = len(places)
+
+        def run(x: Tensor, kept: Kept) -> Tensor:
+            values = [x]
+            for op, sources in steps:
+                values.append(op(kept, *[values[i] for i in sources]))
+            return values[result]
+
+        return run
+
+    def _place(self, places: Mapping[fx.Node, int], node: Any) -> int:
+        if not isinstance(node, fx.Node):
+            raise ValueError(f"{self.name} cannot be made wider step by step: it returns {type(node).__name__}")
+        return places[node]
+
+    def _op(self, node: fx.Node, span: Span) -> tuple[Op, list[fx.Node]]:
+        """A node as a function of new channels, and the nodes it reads."""
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            key = f"{self.name}/{node.name}"  # a module that is called twice has two inputs
+            if getattr(module, "inplace", False):
+                self._refuse_overwriting(node)
+            return _of_module(module, key, span) or self._refuse(node, module), node.all_input_nodes
+        if node.op == "call_function" or node.op == "call_method":
+            in_place = node.target in _IN_PLACE or node.kwargs.get("inplace") or True in node.args[1:2]
+            if in_place:
+                self._refuse_overwriting(node)
+            return self._of_call(node)
+        raise self._refusal(node, f"the tensor {node.target}, which is read in its forward pass")
+
+    def _of_call(self, node: fx.Node) -> tuple[Op, list[fx.Node]]:
+        args, kwargs = list(node.args), {k: v for k, v in node.kwargs.items() if k != "inplace"}
+        known: Any = (_FUNCTIONS if node.op == "call_function" else _METHODS).get(node.target)  # type: ignore[call-overload]
+        flattens = node.target in (torch.flatten, "flatten") and (args[1:] or [kwargs.get("start_dim", 0)])[0] == 1
+        if flattens and len(args) < 3 and "end_dim" not in kwargs:
+            return lambda kept, x: torch.flatten(x, 1), node.all_input_nodes
+        nested = any(isinstance(value, tuple | list) and _has_nodes(value) for value in (*args, *kwargs.values()))
+        if known is None or nested or any(isinstance(value, fx.Node) for value in kwargs.values()):
+            raise self._refusal(node, f"a call of {getattr(node.target, '__name__', node.target)}")
+        if known in (functional.dropout,):
+            return lambda kept, x: x, node.all_input_nodes[:1]
+        sources = [arg for arg in args if isinstance(arg, fx.Node)]
+
+        def call(kept: Kept, *values: Tensor) -> Tensor:
+            given = iter(values)
+            out: Tensor = known(*[next(given) if isinstance(arg, fx.Node) else arg for arg in args], **kwargs)
+            return out
+
+        plain = len(sources) == len(args) and not kwargs
+        return (lambda kept, *values: known(*values)) if plain else call, sources
+
+    def _refuse(self, node: fx.Node, module: nn.Module) -> Op:
+        raise self._refusal(node, f"{str(node.target).removeprefix('0.')}, a {type(module).__name__},")
+
+    def _refusal(self, node: fx.Node, what: str) -> ValueError:
+        return ValueError(
+            f"{self.name} cannot be made wider step by step: {what} is not known to treat each channel alone. Known "
+            "are the channel-causal layers of telescopic.layers, activations, pooling, flatten, sums and products; "
+            "give a module of yours a method new_groups(x, have, width), or a path that only goes deeper"
+        )
+
+    def _refuse_overwriting(self, node: fx.Node) -> None:
+        """In place is as good as not, unless another one reads what is overwritten."""
+        if len(node.all_input_nodes[0].users) > 1:
+            raise self._refusal(node, f"{node.name}, which overwrites what others read,")
+
+
+class _Tracer(fx.Tracer):
+    """Stops at the layers that are known, and at those that say themselves what new groups are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _MIXING) or hasattr(m, "new_groups") or super().is_leaf_module(m, module_qualified_name)
+
+
+def _has_nodes(value: Any) -> bool:
+    return isinstance(value, fx.Node) or (isinstance(value, tuple | list) and any(map(_has_nodes, value)))
+
+
+def _of_module(module: Any, key: str, span: Span) -> Op | None:
+    """A layer as a function of the new channels of its input; None if it is not known."""
+    if hasattr(module, "new_groups"):
+        return lambda kept, x: module.new_groups(x, span.have, span.width)
+    if isinstance(module, _MIXING) and module.width_groups != span.groups:
+        return None
+    if isinstance(module, CausalConv2d):
+        return _convolution(module, key, span)
+    if isinstance(module, CausalLinear):
+        return _linear(module, key, span)
+    if isinstance(module, CausalBatchNorm1d | CausalBatchNorm2d):
+        return _norm(module, span)
+    if isinstance(module, SharedHead):
+        return _head(module, key, span)
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return lambda kept, x: torch.flatten(x, 1)
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return lambda kept, x: module(x)
+    if type(module) in (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout):
+        return lambda kept, x: x
+    if type(module) in (nn.ReLU, nn.ReLU6) and module.inplace:
+        function = torch.relu if type(module) is nn.ReLU else functional.relu6
+        return lambda kept, x: function(x)
+    if type(module) in _ALONE and not getattr(module, "inplace", False):
+        return lambda kept, x: module(x)
+    return None
+
+
+def _known(kept: Kept, key: str, new: Tensor, span: Span) -> Tensor:
+    """All channels so far, of which the new ones are given."""
+    known = torch.cat((kept[key], new), 1) if span.have else new
+    if span.keep:
+        kept[key] = known
+    return known
+
+
+def _rows(layer: CausalConv2d | CausalLinear, span: Span) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias that give the new channels; as views of the network's own, where its mask changes nothing."""
+    masked, bias = layer.of_width(span.width)
+    rows = span.of(len(layer.weight))
+    wanted, weight = masked.detach()[rows], layer.weight.detach()[rows, : masked.shape[1]]
+    return weight if torch.equal(weight, wanted) else wanted, None if bias is None else bias.detach()[rows]
+
+
+def _convolution(layer: CausalConv2d, key: str, span: Span) -> Op:
+    weight, bias = _rows(layer, span)
+    how = layer.stride, layer.padding, layer.dilation
+    if layer.depthwise:
+        return lambda kept, x: functional.conv2d(x, weight, bias, *how, x.shape[1])
+    return lambda kept, x: functional.conv2d(_known(kept, key, x, span), weight, bias, *how)
+
+
+def _linear(layer: CausalLinear, key: str, span: Span) -> Op:
+    weight, bias = _rows(layer, span)
+
+    def linear(kept: Kept, x: Tensor) -> Tensor:
+        if x.ndim != 2:
+            raise ValueError(f"a CausalLinear is made wider on features [batch, features], not on {list(x.shape)}")
+        return functional.linear(_known(kept, key, x, span), weight, bias)
+
+    return linear
+
+
+def _norm(layer: CausalBatchNorm1d | CausalBatchNorm2d, span: Span) -> Op | None:
+    channels = span.of(layer.num_features)
+    tensors = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    mean, variance, weight, bias = (None if tensor is None else tensor.detach()[channels] for tensor in tensors)
+    if mean is None:  # it normalises by the batch, which is another one when examples leave
+        return None
+    return lambda kept, x: functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, layer.eps)
+
+
+def _head(layer: SharedHead, key: str, span: Span) -> Op:
+    columns = layer.weight.detach()[:, span.of(layer.in_features)]
+    bias, divided = layer.bias.detach(), 1 / span.width if layer.average else 1.0
+
+    def head(kept: Kept, x: Tensor) -> Tensor:
+        if not span.have and not layer.average and not span.keep:
+            return functional.linear(x, columns, bias)
+        total = functional.linear(x, columns)
+        if span.have:
+            total = total + kept[key]
+        if span.keep:
+            kept[key] = total
+        return torch.add(bias, total, alpha=divided)
+
+    return head
