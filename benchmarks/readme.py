@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from telescopic.papers import nsn
 from telescopic.papers.reproduce import summaries
+from telescopic.papers.tables import cnsn_tables
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python benchmarks/readme.py -->\n", "<!-- end of results -->\n"
@@ -19,7 +22,8 @@ BEGIN, END = "<!-- results: python benchmarks/readme.py -->\n", "<!-- end of res
 def tables() -> str:
     """All tables as Markdown."""
     found = summaries(ROOT / "results" / "nsn")
-    text = "NSN on MNIST, test accuracy; *validation* is the honest choice of the epoch, *best test* the paper's:\n\n"
+    text = "### NSN on MNIST and Fashion-MNIST\n\n"
+    text += "Test accuracy; *validation* is the honest choice of the epoch, *best test* the paper's:\n\n"
     rows = []
     for row in nsn.ROWS:
         if (run := found.get(row.experiment)) is not None:
@@ -40,7 +44,18 @@ def tables() -> str:
     text += _more(
         "mixes", "Ways to share the gradients, on MNIST, model0 / model1 / model2; the references stand below them:"
     )
-    return text + _speed()
+    for name in ("cnsn", "cnsn-small"):
+        if (ROOT / "results" / name).is_dir():
+            some = [t for t in cnsn_tables(ROOT / "results" / name) if "last epoch" not in str(t.title)]
+            text += "\n### CNSN on CIFAR-10\n" + "".join(map(_markdown, some))
+    return text + "\n### Speed and survival\n" + _speed()
+
+
+def _markdown(table: Table) -> str:
+    """A table as the command prints it."""
+    head = [" ".join(str(column.header).split()) for column in table.columns]
+    rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
+    return f"\n{table.title}\n\n{_table(head, rows)}" + (f"\n{table.caption}\n" if table.caption else "")
 
 
 def _more(name: str, title: str) -> str:
@@ -78,9 +93,15 @@ def _speed() -> str:
         loads = ", ".join(f"{number} {what}" for what, number in fuzz["loads"].items())
         rows.append([f"{fuzz['config']['cases']} mutated bundles, loads: {loads}", f"{len(fuzz['failures'])} failures"])
     where = "" if speed is None else f" ({speed['machine']})"
-    return f"\nSpeed and survival{where}, each by the program of its name in `benchmarks/`:\n\n" + _table(
-        ("what", "measured"), rows
-    )
+    cnsn = _read("speed-cnsn")
+    for case, figures in cnsn["figures"].items() if cnsn is not None else ():
+        for name, value in figures.items():
+            if isinstance(value, dict) and "identical output" in value:
+                same = "identical output" if value["identical output"] else "OUTPUT DIFFERS"
+                rows.append([f"CNSN, {case}: extracted / by hand, {name}", f"{value['extracted / by hand']}, {same}"])
+            elif not isinstance(value, dict):
+                rows.append([f"CNSN, {case}, {cnsn['config']['threads']} threads: {name}", str(value)])
+    return f"\nEach by the program of its name in `benchmarks/`{where}:\n\n" + _table(("what", "measured"), rows)
 
 
 def _read(name: str) -> Any:

@@ -101,6 +101,13 @@ def test_summary() -> None:
     assert summary(one) == "One size: 96 MACs, 25.00 % of the test images right."
 
 
+def test_page_says_which_statistics_were_measured(tmp_path: Path) -> None:
+    net, catalogue = family()
+    found = Page(page(tmp_path, net, replace(catalogue, statistics="per-entry")))
+    assert found.texts["dt"][-1] == "BatchNorm statistics" and found.texts["dd"][-1] == "per-entry"
+    assert "BatchNorm statistics" not in page(tmp_path, net, catalogue)
+
+
 def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     net, catalogue = family(machine="A machine")
     facts = {"seed": "7", "data": "mnist"}

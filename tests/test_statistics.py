@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.catalogue import measure
-from telescopic.data import Dataset, Preprocess, Split
+from telescopic.data import Augment, Dataset, Preprocess, Split
 from telescopic.extract import extract
 from telescopic.nested import Nested, Statistics
 from telescopic.papers.policies import by_policy, keep_shared
@@ -131,10 +131,14 @@ def test_recalibration_counts_images_and_leaves_modes_and_other_networks_alone(d
 
 
 def test_fit_recalibrates_before_it_evaluates(data: Dataset) -> None:
-    net = network("recalibrated")
-    history = fit(net, data, RECIPE, keep="last", progress=False)
-    again = copy.deepcopy(net)
-    recalibrate_(again, data.train, PREPROCESS)
+    """On images changed as those that it trains on are."""
+    net, augment = network("recalibrated"), Augment(pad=2)
+    history = fit(net, data, replace(RECIPE, augment=augment), keep="last", progress=False)
+    plain, again = copy.deepcopy(net), copy.deepcopy(net)
+    recalibrate_(plain, data.train, PREPROCESS)
+    first = "stages.0.1.running_mean"
+    assert (remembered(plain)[first] - remembered(net)[first]).abs().max() > 0.1
+    recalibrate_(again, data.train, PREPROCESS, augment=augment)
     for name, value in remembered(again).items():  # not equal in the last bit: it was trained in another layout
         torch.testing.assert_close(remembered(net)[name], value)
     assert evaluate(net, [data.test], PREPROCESS)[0].tolist() == list(history[-1].test)
@@ -164,7 +168,7 @@ def test_one_run_answers_for_all_policies(data: Dataset) -> None:
         fit(net, data, RECIPE, keep="last", progress=False)
     for name, value in remembered(runs["shared"]).items():
         torch.testing.assert_close(dict(shared.named_buffers())[name], value, rtol=1e-4, atol=1e-5)
-    found = by_policy(runs["per-entry"], data, PREPROCESS)
+    found = by_policy(runs["per-entry"], data, RECIPE)
     for policy, net in runs.items():
         assert found[policy] == pytest.approx(evaluate(net, [data.test], PREPROCESS)[0].tolist(), abs=0.04)
 

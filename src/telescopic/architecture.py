@@ -268,7 +268,7 @@ _STOCK: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
     ((nn.AvgPool2d, nn.AvgPool3d), (*_AVG_POOL, "divisor_override")),
     ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), ("output_size",)),
     ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), ("output_size", "return_indices")),
-    ((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), ("padding",)),
+    ((nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad2d, nn.ReplicationPad2d), ("padding",)),
     ((nn.Upsample,), ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")),
     ((nn.PixelShuffle,), ("upscale_factor",)),
     ((nn.Flatten,), ("start_dim", "end_dim")),

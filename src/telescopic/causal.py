@@ -208,11 +208,12 @@ def _refusal(part: nn.Module, groups: int, *, is_head: bool) -> str | None:
             return f"it pads with {part.padding_mode!r}, and causal convolutions with zeros"
     if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and (part.weight is None) != (part.bias is None):
         return "it has a weight and no bias: use one with both or neither"
-    sizes = [getattr(part, name) for name in ("in_channels", "out_channels", "in_features", "num_features")[:4] if name in vars(part)]
-    if isinstance(part, nn.Linear) and not is_head:
-        sizes.append(part.out_features)
+    sizes = {
+        nn.Conv2d: ("in_channels", "out_channels"),
+        nn.Linear: ("in_features",) if is_head else ("in_features", "out_features"),
+    }.get(type(part), ("num_features",))
     try:
-        require_groups(groups, *sizes)
+        require_groups(groups, *(getattr(part, size) for size in sizes))
     except ValueError as error:
         return str(error)
     return None
@@ -296,11 +297,11 @@ class _Trace:
 def _prove(network: nn.Module, x: Tensor, start: str, head: str, groups: int) -> None:
     """Refuse a network of which the first groups depend on others."""
     parts = dict(network.named_modules())
-    full = _trace(network, x, start, head)
+    full = _trace(network, x, start, head, groups, groups)
     if full.failure is not None:
         raise ValueError(f"the causal network fails on an input of shape {tuple(x.shape)}: {full.failure}")
     for width in range(1, groups):
-        trace = _trace(network, x, start, head, lambda given, w=width: prefix(given, groups, w))  # type: ignore[misc]
+        trace = _trace(network, x, start, head, groups, width)
         some = f"the first {width} of {groups} groups of channels"
         for (path, does, got), (other, _, whole) in zip(trace.steps, full.steps, strict=False):
             blamed = f"{_named(path, parts[path])} breaks causality:"
@@ -325,10 +326,8 @@ def _prove(network: nn.Module, x: Tensor, start: str, head: str, groups: int) ->
 
 
 @torch.no_grad()
-def _trace(
-    network: nn.Module, x: Tensor, start: str, head: str, narrowed: Callable[[int], int] | None = None
-) -> _Trace:
-    """Run a network, with so many of the channels that its first layer gives."""
+def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, width: int) -> _Trace:
+    """Run a network behind its first layer with the first groups of channels only."""
     trace, between = _Trace(), [False]
 
     def note(path: str, does: str, features: Any) -> None:
@@ -345,7 +344,7 @@ def _trace(
         note(path, "gives", made)
         if path == start:
             between[0] = True
-            return made[:, : narrowed(made.shape[1])] if narrowed is not None else made
+            return made[:, : prefix(made.shape[1], groups, width)]
         return made
 
     hooks: list[RemovableHandle] = []

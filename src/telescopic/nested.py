@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -110,12 +110,11 @@ class Nested(nn.Module):
             ValueError: if the grid has no such member.
         """
         member = self.grid.resolve(subnet)
-        adapter, *stages, head = (module for _, module in self.path(member))
+        (_, adapter), *stages, head = self.path(member)
         x = self._narrowed(adapter(x), member)
         for step, stage in enumerate(stages):
-            x = self._drop(stage(x), step)
-        logits: Tensor = head(x)
-        return logits
+            x = self._drop(self._narrow_run(*stage, x, member), step)
+        return self._narrow_run(*head, x, member)
 
     def all(self, x: Tensor, mix: Mix | None = None) -> Tensor:
         """Logits of every member in one pass that computes what members share once.
@@ -139,6 +138,7 @@ class Nested(nn.Module):
         lanes = self._lanes(mix if torch.is_grad_enabled() else None)
         answers: list[Tensor] = []
         order: list[int] = []
+        every = list(range(self.groups))
 
         def branch(x: Tensor, step: int, running: Iterable[_Lane]) -> None:
             """Run one step of lanes that agree so far, once for each way in which they now differ."""
@@ -149,9 +149,10 @@ class Nested(nn.Module):
             for (module, scale, last), group in ways.items():
                 if last:
                     # Wide features hold the narrow ones, so one pass answers for all widths.
-                    rows = _run(module if self.groups == 1 else _EveryWidth(module, self.groups), x, scale)
+                    rows = _run(_EveryWidth(module, self.groups), x, scale) if self.groups > 1 else None
+                    rows = _run(module, x, scale)[None] if rows is None else rows
                     for lane in group:
-                        answers.append(rows[None] if self.groups == 1 else rows[lane.widths])
+                        answers.append(rows if lane.widths == every else rows[lane.widths])
                         order.extend(lane.members)
                 else:
                     out = _run(module, x, scale)
@@ -179,9 +180,9 @@ class Nested(nn.Module):
     def owners(self) -> dict[str, int]:
         """Part → position in the grid of its owner, the smallest member that runs it."""
         owners: dict[str, int] = {}
-        for position, member in enumerate(self.grid):
-            for name, _ in self.path(member):
-                owners.setdefault(name, position)
+        for members in self._by_path().values():
+            for name, _ in self.path(self.grid[members[0]]):
+                owners[name] = min(members[0], owners.get(name, members[0]))
         return owners
 
     def _seen_by(self, twin: str, part: nn.Module) -> nn.Module:
@@ -189,22 +190,41 @@ class Nested(nn.Module):
 
     def _lanes(self, mix: Mix | None) -> list["_Lane"]:
         """Members that one pass answers for: those that differ in nothing but their width."""
-        owners, lanes = self.owners() if mix is not None else {}, dict[tuple[object, ...], _Lane]()
-        paths: dict[tuple[int | None, int | None], list[tuple[str, nn.Module]]] = {}
-        for m, member in enumerate(self.grid):
-            ends = member.entry, member.exit
-            if ends not in paths:
-                paths[ends] = self.path(member)
-            scales = (1.0,) * len(paths[ends])
+        owners, lanes = self.owners() if mix is not None else {}, list[_Lane]()
+        learning = {name: any(p.requires_grad for p in self.get_submodule(name).parameters()) for name in owners}
+        for members in self._by_path().values():
+            names, parts = zip(*self.path(self.grid[members[0]]), strict=True)
+            alike = {(1.0,) * len(parts): members}
             if mix is not None:
-                scales = tuple(
-                    float(mix[m][owners[name]]) if any(p.requires_grad for p in part.parameters()) else 1.0
-                    for name, part in paths[ends]
-                )
-            lane = lanes.setdefault((ends, scales), _Lane([part for _, part in paths[ends]], scales))
-            lane.members.append(m)
-            lane.widths.append(member.width - 1)  # type: ignore[operator]
-        return list(lanes.values())
+                alike, owned = {}, [owners[name] if learning[name] else None for name in names]
+                for m in members:
+                    row = mix[m]
+                    alike.setdefault(tuple(1.0 if o is None else float(row[o]) for o in owned), []).append(m)
+            for scales, same in alike.items():
+                widths = [self.grid[m].width - 1 for m in same]  # type: ignore[operator]
+                lanes.append(_Lane(parts, scales, same, widths))
+        return lanes
+
+    def _by_path(self) -> dict[tuple[int | None, int | None], list[int]]:
+        """Entry and exit → positions of the members that have these, which differ in nothing but their width."""
+        found: dict[tuple[int | None, int | None], list[int]] = {}
+        for m, member in enumerate(self.grid):
+            found.setdefault((member.entry, member.exit), []).append(m)
+        return found
+
+    def _narrow_run(self, name: str, part: nn.Module, x: Tensor, member: Subnet) -> Tensor:
+        """Run a stage or head on the groups that a member has; an error says what they must be able to do."""
+        try:
+            out: Tensor = part(x)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if member.width == self.groups:
+                raise
+            raise ValueError(
+                f"{name} does not run on the first {member.width} of {self.groups} channel groups, features "
+                f"{tuple(x.shape)}: {error}. In a network with several widths stages are made of channel-causal layers "
+                "(telescopic.layers.Causal...), heads end in a SharedHead, and no shortcut appends channels at the end"
+            ) from error
+        return out
 
     def _narrowed(self, x: Tensor, member: Subnet) -> Tensor:
         """The channel groups that a member uses of what its adapter gives."""
@@ -237,10 +257,10 @@ class Nested(nn.Module):
 class _Lane:
     """Members of one path, with one row of gradient scales: modules, scale at each, positions and widths from 0."""
 
-    path: list[nn.Module]
+    path: tuple[nn.Module, ...]
     scales: tuple[float, ...]
-    members: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
+    members: list[int]
+    widths: list[int]
 
 
 class _EveryWidth(nn.Module):
@@ -251,7 +271,7 @@ class _EveryWidth(nn.Module):
         self.head, self.groups = head, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self.head) if isinstance(self.head, nn.Sequential) else [self.head]
+        layers = list(self.head) if type(self.head) is nn.Sequential and len(self.head) else [self.head]
         if isinstance(layers[-1], SharedHead):
             for layer in layers[:-1]:
                 x = layer(x)

@@ -187,6 +187,8 @@ def _facts(catalogue: Catalogue, history: History | None, facts: Mapping[str, st
         minutes = sum(epoch.seconds for epoch in history) / 60
         time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.1f} min"
         rows["training took"] = f"{len(history)} epochs, {time}"
+    if catalogue.statistics is not None:
+        rows["BatchNorm statistics"] = catalogue.statistics
     if catalogue.machine is not None:
         rows["latency measured on"] = f"{catalogue.machine}; threads {catalogue.threads}, batch {catalogue.batch}"
     html = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in rows.items())

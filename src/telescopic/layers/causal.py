@@ -94,7 +94,7 @@ class CausalConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The first groups of features `[batch, channels, height, width]` to as many groups."""
-        given = input.shape[-3] if input.ndim > 2 else 0  # an image without a batch is welcome, as in torch
+        given = input.shape[-3] if input.ndim > 2 else self.in_channels  # torch takes an image without a batch too
         weight, bias = self.of_width(width_of(given, self.in_channels, self.width_groups))
         groups = given if self.depthwise else 1
         return functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)

@@ -15,20 +15,51 @@ Head = Callable[[Sequence[int], int], nn.Module]
 _POOLS: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
-def pooled_head(shape: Sequence[int], classes: int) -> nn.Sequential:
+def pooled_head(shape: Sequence[int], classes: int, *, width_groups: int = 1) -> nn.Sequential:
     """The mean of each channel, and a linear layer to the logits; for plain features the linear layer alone.
 
     Args:
         shape: the features' shape without the batch: channels, and up to three sizes.
         classes: number of classes.
+        width_groups: number of channel groups; with several, the linear layer is a `SharedHead` for every width.
 
     Raises:
-        ValueError: if the features have more than three sizes.
+        ValueError: if the features have more than three sizes, or fewer channels than groups.
     """
     if not 1 <= len(shape) <= 1 + len(_POOLS):
         raise ValueError(f"features of shape {tuple(shape)} have no pooled head: give a head of your own for this exit")
     pool = [_POOLS[len(shape) - 2](1), nn.Flatten()] if len(shape) > 1 else []
+    if width_groups > 1:
+        return nn.Sequential(*pool, SharedHead(shape[0], classes, width_groups=width_groups))
     return nn.Sequential(*pool, nn.Linear(shape[0], classes))
+
+
+class GradientScale(nn.Module):
+    """Lets features through, and scales the gradient that comes back.
+
+    At the start of a head it says how much the stages before it listen to that exit.
+
+    Args:
+        scale: factor; 0 lets the head learn without changing what it reads.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features of any shape to the same."""
+        if self.scale == 1 or not input.requires_grad:
+            return input
+        if self.scale == 0:
+            return input.detach()
+        view = input.view_as(input)
+        view.register_hook(lambda grad: grad * self.scale)  # type: ignore[no-untyped-call]
+        return view
+
+    def narrow(self, width: int) -> nn.Identity:
+        """Nothing is left of it outside training."""
+        return nn.Identity()
 
 
 class SharedHead(nn.Linear):

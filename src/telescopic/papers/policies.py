@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from telescopic.data import Dataset, Preprocess
+from telescopic.data import Dataset
 from telescopic.nested import Nested
-from telescopic.train import evaluate, recalibrate
+from telescopic.train import Recipe, evaluate, recalibrate
 
 
 def keep_shared(net: Nested) -> Nested:
@@ -37,12 +37,13 @@ def keep_shared(net: Nested) -> Nested:
     return shared
 
 
-def by_policy(net: Nested, data: Dataset, preprocess: Preprocess) -> dict[str, list[float]]:
-    """Policy → test accuracy of every member, for a network on which `keep_shared` was called."""
+def by_policy(net: Nested, data: Dataset, recipe: Recipe) -> dict[str, list[float]]:
+    """Policy → test accuracy of every member, for a network on which `keep_shared` was called before it was trained."""
     shared = net.get_submodule("shared")
-    policies = {"shared": shared, "per-entry": net, "recalibrated": recalibrate(shared, data.train, preprocess)}
+    again = recalibrate(shared, data.train, recipe.preprocess, augment=recipe.augment)
+    policies = {"shared": shared, "per-entry": net, "recalibrated": again}
     return {
-        name: evaluate(one, [data.test], preprocess)[0].tolist()
+        name: evaluate(one, [data.test], recipe.preprocess)[0].tolist()
         for name, one in policies.items()
         if isinstance(one, Nested)
     }

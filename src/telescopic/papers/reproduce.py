@@ -46,7 +46,7 @@ def run_nsn(
     wanted = {"data": data, "seed": seed, "epochs": epochs, "precision": precision}
     inputs = images.train.images[0].numel()
 
-    def more(net: Nested, history: History, folder: Path) -> dict[str, Any]:
+    def more(net: Nested, history: History, folder: Path, recipe: Recipe) -> dict[str, Any]:
         return {
             "models": [f"model{member.exit - member.entry + 1}" for member in net.grid],  # type: ignore[operator]
             "curve": {epoch.epoch: epoch.test for epoch in history if epoch.epoch in nsn.AUTHORS_RUN},
@@ -99,14 +99,14 @@ def run_cnsn(
             keep_shared(net)
         return net, recipe
 
-    def more(net: Nested, history: History, folder: Path) -> dict[str, Any]:
+    def more(net: Nested, history: History, folder: Path, recipe: Recipe) -> dict[str, Any]:
         facts: dict[str, Any] = {"members": [net.grid.label(member) for member in net.grid]}
         facts["macs"] = [cost(extract(net, member), shape).macs for member in net.grid]
         facts["params"] = [cost(extract(net, member), shape).params for member in net.grid]
         if len(net.grid) > 1:
-            facts["policies"] = {"validation": by_policy(net, images, preprocess)}
+            facts["policies"] = {"validation": by_policy(net, images, recipe)}
             load_checkpoint(folder / LAST, net)
-            facts["policies"]["last"] = by_policy(net, images, preprocess)
+            facts["policies"]["last"] = by_policy(net, images, recipe)
         return facts
 
     for name in names:
@@ -120,7 +120,7 @@ def _experiment(
     wanted: dict[str, Any],
     build: Callable[[], tuple[Nested, Recipe]],
     images: Dataset,
-    more: Callable[[Nested, History, Path], dict[str, Any]],
+    more: Callable[[Nested, History, Path, Recipe], dict[str, Any]],
     progress: bool | None,
 ) -> None:
     """Train one experiment, or go on with it, and write its summary; nothing is left to do if that is there."""
@@ -143,7 +143,7 @@ def _experiment(
         "commit": commit(),
         "recipe": recipe.to_dict(),
         "protocols": protocols(history),
-        **more(net, history, folder),
+        **more(net, history, folder, recipe),
     }
     with replacing(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary, indent=1))

@@ -169,7 +169,7 @@ def fit(
             totals = accelerator.reduce(sums, "sum").cpu() / len(train)
             require_finite(totals, num_batches)
             if net.statistics == "recalibrated":
-                recalibrate_(net, train, recipe.preprocess, seed=seed)
+                recalibrate_(net, train, recipe.preprocess, augment=recipe.augment, seed=seed)
             accuracy = []
             for mine, whole in zip(held, (data.validation, data.test), strict=True):
                 correct = accelerator.reduce(count_correct(net, mine, recipe.preprocess).to(device), "sum")

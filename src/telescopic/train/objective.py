@@ -80,7 +80,18 @@ class Objective(nn.Module):
         losses = losses.view(members, batch).sum(1)
         if self.recipe.distillation:
             losses = torch.lerp(losses, self._distillation(logits, losses), self.recipe.distillation)
-        return (self.weights * losses).sum(), losses.detach()
+        return (self._weights_of_this_step() * losses).sum(), losses.detach()
+
+    def _weights_of_this_step(self) -> Tensor:
+        """The weights, or those of the members drawn, which add up to the same."""
+        drawn, members = self.recipe.drawn, len(self.weights)
+        if drawn is None or drawn >= members - 2:
+            return self.weights
+        chosen = torch.zeros_like(self.weights)
+        others = [m for m in range(1, members) if m != self.full]
+        for m in (0, self.full, *(others[i] for i in torch.randperm(len(others))[:drawn].tolist())):
+            chosen[m] = self.weights[m]
+        return chosen * (self.weights.sum() / chosen.sum())
 
     def _distillation(self, logits: Tensor, losses: Tensor) -> Tensor:
         """T²·KL(full ‖ member) `[members]`; the full network itself keeps its own loss."""

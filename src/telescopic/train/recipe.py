@@ -30,6 +30,8 @@ class Recipe:
         weight_decay: torch's weight decay, of every parameter alike; one half of it is the λ of a penalty on the sum of
             all losses, which no gradient mix scales.
         weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members.
+        drawn: None takes all members' losses at each step; a number takes the full network's, the smallest member's
+            and as many others, drawn anew (the sandwich rule of Yu and Huang 2019), with weights of the same sum.
         mix: gradient mix `[members, members]`, see `Nested.all`; None leaves gradients as they are.
         distillation: share α of each smaller member's loss that is learned from the full network's softened logits:
             (1 − α)·cross-entropy + α·T²·KL(full ‖ member). 0 is none.
@@ -54,6 +56,7 @@ class Recipe:
     l2: float = 0.0
     weight_decay: float = 0.0
     weights: tuple[float, ...] | None = None
+    drawn: int | None = None
     mix: Mix | None = None
     distillation: float = 0.0
     temperature: float = 2.0
@@ -76,6 +79,8 @@ class Recipe:
             raise ValueError(f"schedule of a recipe is {' or '.join(get_args(Schedule))}, not {self.schedule!r}")
         if self.schedule == "one-cycle" and self.milestones:
             raise ValueError("a one-cycle schedule has no milestones: leave them out, or use schedule='steps'")
+        if self.drawn is not None and self.drawn < 0:
+            raise ValueError(f"drawn is a number of members, 0 or more, not {self.drawn}")
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"warmup lies in 0 to the number of epochs, {self.epochs}, not {self.warmup}")
 

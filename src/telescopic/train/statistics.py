@@ -4,12 +4,13 @@ import copy
 import warnings
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from telescopic.data import Preprocess, Split, batches
+from telescopic.data import Augment, Preprocess, Split, batches
 from telescopic.nested import Nested
 
 
@@ -18,6 +19,7 @@ def recalibrate(
     split: Split,
     preprocess: Preprocess | None = None,
     *,
+    augment: Augment | None = None,
     num_images: int = 5120,
     batch_size: int = 512,
     seed: int = 0,
@@ -33,6 +35,8 @@ def recalibrate(
             `recalibrated`.
         split: training images.
         preprocess: turns uint8 images into what the network sees; by default into fractions of 255.
+        augment: how the images are changed at random. Give what the network was trained with: it expects the
+            statistics of such images, and those of unchanged ones cost 1 % of accuracy in CNSN on CIFAR-10.
         num_images: how many images to use, drawn at random.
         batch_size: images in a batch; the more, the better.
         seed: which images are drawn.
@@ -43,9 +47,10 @@ def recalibrate(
     made = copy.deepcopy(net)
     if isinstance(made, Nested) and made.statistics == "shared" and len(made.grid.entries) > 1:
         entries, exits = ({int(i): part for i, part in parts.items()} for parts in (made.entries, made.exits))
-        options = {"dropout": made.dropout, "groups": made.groups}
-        made = Nested(made.stages, entries, exits, statistics="recalibrated", **options).train(net.training)
-    recalibrate_(made, split, preprocess, num_images=num_images, batch_size=batch_size, seed=seed)
+        kept: dict[str, Any] = {"dropout": made.dropout, "groups": made.groups}
+        made = Nested(made.stages, entries, exits, statistics="recalibrated", **kept).train(net.training)
+    options: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "seed": seed}
+    recalibrate_(made, split, preprocess, augment=augment, **options)
     return made
 
 
@@ -55,6 +60,7 @@ def recalibrate_(
     split: Split,
     preprocess: Preprocess | None = None,
     *,
+    augment: Augment | None = None,
     num_images: int = 5120,
     batch_size: int = 512,
     seed: int = 0,
@@ -76,7 +82,9 @@ def recalibrate_(
             norm.momentum = None  # the mean over all batches
         # A last batch of one image has no variance.
         size = min(batch_size, num_images, len(split))
+        generator = torch.Generator().manual_seed(seed)
         for images, _ in islice(batches(split, size, seed=seed), min(num_images, len(split)) // size):
+            images = images if augment is None else augment(images, generator)
             x = preprocess(images.to(first.device)).to(first.dtype)
             net.all(x) if isinstance(net, Nested) else net(x)
     finally:
