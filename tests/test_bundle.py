@@ -17,7 +17,7 @@ from torch import nn
 from telescopic import architecture, layers
 from telescopic.architecture import build, describe, register_layer
 from telescopic.bundle import Bundle, BundleError, header, load, save, store
-from telescopic.catalogue import Catalogue, measure
+from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
 from telescopic.nested import Nested
@@ -79,12 +79,37 @@ def residuals() -> Nested:
     )
 
 
+def widths(statistics="per-entry") -> Nested:
+    """Three widths, two entries, three exits; channels that are no multiple of the groups."""
+
+    def block(given: int, made: int, stride: int) -> nn.Sequential:
+        conv = layers.CausalConv2d(given, made, 3, stride, 1, bias=False, width_groups=3)
+        return nn.Sequential(conv, layers.CausalBatchNorm2d(made, width_groups=3), nn.ReLU())
+
+    def head(channels: int, average: bool = False) -> nn.Sequential:
+        shared = layers.SharedHead(channels, 3, width_groups=3, average=average)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), layers.GradientScale(0.5), shared)
+
+    net = Nested(
+        [block(5, 7, 2), layers.Residual(block(7, 7, 1))],
+        entries={0: nn.Conv2d(1, 5, 1), 1: layers.step_down((1, 4, 4), (7, 2, 2))},
+        exits={-1: head(5), 0: head(7), 1: head(7, average=True)},
+        statistics=statistics,
+        groups=3,
+    )
+    net.train()
+    for _ in range(3):
+        net.all(torch.randn(8, 1, 4, 4))
+    return net
+
+
 NETWORKS = {
     "mlp": perceptron,
     "one member": lambda: mlp(16, (5,), 3, entries=(0,)),
     "convolutions": convolutions,
     "statistics per entry": lambda: convolutions("per-entry"),
     "registered blocks": residuals,
+    "widths": widths,
 }
 
 
@@ -134,8 +159,12 @@ def test_what_is_loaded_equals_what_was_saved(name, dtype, tmp_path, residual) -
     assert torch.equal(loaded.all(x), net.all(x))
     for subnet in net.grid:
         member = load(path, subnet)
+        assert {id(t) for t in architecture.named_tensors(member).values()}.isdisjoint(map(id, net.parameters()))
         assert not member.training and repr(member) == repr(extract(net, subnet))
-        assert same_tensors(member, extract(net, subnet)) and torch.equal(member(x), net(x, subnet))
+        assert same_tensors(member, extract(net, subnet)) and torch.equal(member(x), extract(net, subnet)(x))
+        if net.groups == 1:  # slices of wider features are summed in another order
+            assert torch.equal(member(x), net(x, subnet))
+        torch.testing.assert_close(member(x), net(x, subnet))
 
 
 def test_statistics_per_entry_stay_apart_and_parameters_one(tmp_path) -> None:
@@ -195,6 +224,48 @@ def test_a_member_is_read_alone(tmp_path, monkeypatch) -> None:
     assert torch.equal(load(path, Subnet(entry=2))(x), net(x, Subnet(entry=2)))
     assert load(path)(x).isnan().all()  # the rest was damaged indeed
     assert torch.equal(member(x), net(x, Subnet(entry=2)))  # and what was loaded before does not hang on the file
+
+
+def test_a_member_of_some_width_is_read_from_its_own_parts(tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    net = widths("shared").eval()
+    path, member = save(net, tmp_path / "net.safetensors"), Subnet(exit=0, width=2)
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    for name, spec in json.loads(data[8:start]).items():
+        if name != "__metadata__" and not name.startswith(("entries.0.", "stages.0.", "exits.0.")):
+            first, last = spec["data_offsets"]
+            data[start + first : start + last] = b"\xff" * (last - first)
+    path.write_bytes(data)
+    x = torch.randn(4, 1, 4, 4)
+    taken = load(path, member)
+    assert torch.equal(taken(x), net(x, member)) and load(path)(x).isnan().all()
+    assert [type(layer) for layer in taken] == [type(layer) for layer in extract(net, member)]
+    assert taken[1].weight.shape == (4, 3, 3, 3)  # 2 of 3 groups of 7 and of 5 channels
+    other = widths("shared")
+    before = {name: tensor.clone() for name, tensor in architecture.named_tensors(other).items()}
+    assert torch.equal(load(path, member, into=other)(x), net(x, member))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in architecture.named_tensors(other).items())
+    for width in (0, 4):
+        with pytest.raises(BundleError, match=rf"there is no member width={width}: .* nearest is entry=0,exit=1,width"):
+            load(path, Subnet(width=width))
+
+
+def test_a_catalogue_of_hundreds_of_members_fits(tmp_path) -> None:
+    stages = [layers.CausalLinear(22, 22, width_groups=22) for _ in range(15)]
+    heads = {i: layers.SharedHead(22, 10, width_groups=22) for i in range(-1, 15)}
+    net = Nested(stages, {0: nn.Linear(9, 22)}, heads, groups=22)
+    numbers = {"macs": 68_216_832, "params": 456_789, "bytes": 1_827_156, "peak_activation": 1_081_344}
+    numbers |= {"largest_feature_map": 360_448}
+    numbers |= {"accuracy": 0.9245999999999999, "test_accuracy": 0.9172345678901235}
+    members = [Member(subnet=member, label=net.grid.label(member), **numbers) for member in net.grid]
+    catalogue = Catalogue(tuple(members), (9,))
+    assert len(catalogue) == 352
+    path = save(net, tmp_path / "net.safetensors", catalogue, input_shape=(9,))
+    tensors = sum(parameter.nbytes for parameter in net.parameters())
+    assert path.stat().st_size <= tensors + 64_000 + 300 * len(catalogue) < header.MAX_HEADER
+    assert Bundle.open(path).catalogue == catalogue
+    assert same_tensors(load(path, Subnet(exit=3, width=7)), extract(net, Subnet(exit=3, width=7)))
 
 
 def test_header_tells_everything(tmp_path) -> None:
@@ -431,7 +502,21 @@ EXAMPLES = [
     nn.Sequential(nn.ReLU()),
     nn.ModuleList([nn.ReLU(), nn.Linear(2, 2)]),
     nn.ModuleDict({"b": nn.ReLU(), "a": nn.Tanh()}),
+    nn.ZeroPad3d((0, 0, 0, 0, 0, 2)),
+    layers.CausalConv2d(4, 6, (3, 1), 2, (1, 0), 2, bias=False, width_groups=2),
+    layers.CausalConv2d(4, 4, 3, padding="same", width_groups=3, depthwise=True),
+    layers.CausalLinear(4, 3, bias=False, width_groups=3),
+    layers.CausalBatchNorm1d(4, momentum=None, width_groups=4),
+    layers.CausalBatchNorm2d(4, 1e-3, affine=False, track_running_stats=False, width_groups=2),
+    layers.GradientScale(0.25),
+    layers.SharedHead(4, 3, width_groups=2, average=True),
     Nested([nn.Flatten()], exits={0: nn.Linear(2, 2)}),
+    Nested(
+        [layers.CausalLinear(4, 4, width_groups=2)],
+        {0: nn.Linear(3, 4)},
+        {0: layers.SharedHead(4, 2, width_groups=2)},
+        groups=2,
+    ),
 ]
 
 
@@ -479,6 +564,13 @@ def nested(stages: int, entries: int, exits: int, stage=LEAF, head=None, **optio
     return {"class": "Nested", "stages": [stage] * stages, "entries": pairs[0], "exits": pairs[1], **options}
 
 
+def causal(name: str, **arguments):
+    sizes = {"CausalConv2d": {"in_channels": 4, "out_channels": 4, "kernel_size": 1}, "CausalBatchNorm2d": {}}
+    sizes |= {"CausalBatchNorm1d": {}, "CausalLinear": {"in_features": 4, "out_features": 4}}
+    own = sizes.get(name, {"in_features": 4, "classes": 3}) or {"num_features": 4}
+    return {"class": f"layers.{name}", **own, **arguments}
+
+
 def deep(levels: int, inner=LEAF):
     for _ in range(levels):
         inner = {"class": "Sequential", "children": [["0", inner]]}
@@ -514,6 +606,22 @@ def deep(levels: int, inner=LEAF):
         (nested(2, 2, 2, statistics="none"), "none of shared, per-entry, recalibrated"),
         (nested(1, 3, 1), "entry 2 is outside this network"),
         (nested(2, 2, 2, dropout=["high"]), "Nested refuses"),
+        (nested(1, 1, 1, groups=10**9), "more than 10000 modules and members"),
+        (nested(1, 1, 1, groups=10**300), "more than 10000 modules and members"),
+        (nested(50, 50, 50, groups=5), "more than 10000 modules and members"),
+        (nested(1, 2, 1, nested(1, 1, 1, groups=4000), groups=4000), "more than 10000 modules and members"),
+        *((nested(1, 1, 1, groups=groups), r"Nested refuses .*: a network has 1 channel group or more, not ")
+          for groups in (0, -(10**9), True, "3", 2.0, None, [2])),
+        (nested(1, 1, 1, groups=LEAF), "Nested refuses"),
+        (nested(1, 1, 1, causal("CausalLinear", width_groups=4), groups=2), "of 4 channel groups in a network of 2"),
+        *((causal(name, width_groups=groups), f"layers.{name} refuses .*: 4 channels make 1 to 4 groups, not ")
+          for name in ("CausalConv2d", "CausalLinear", "CausalBatchNorm1d", "CausalBatchNorm2d", "SharedHead")
+          for groups in (5, 10**300, 0, -1, True, "2", 2.0, None, [2])),
+        (causal("CausalConv2d"), "missing 1 required keyword-only argument: 'width_groups'"),
+        (causal("CausalConv2d", width_groups=LEAF), "layers.CausalConv2d takes no modules"),
+        (causal("CausalConv2d", in_channels="4", width_groups=2), "layers.CausalConv2d refuses"),
+        (causal("CausalConv2d", in_channels=10**12, out_channels=10**12, width_groups=10**12), "CausalConv2d refuses"),
+        (causal("CausalConv2d", out_channels=8, width_groups=2, depthwise=True), "as many channels as it takes"),
     ],
 )  # fmt: skip
 def test_hostile_description_is_refused(description, message) -> None:
@@ -614,6 +722,11 @@ def test_one_tensor_too_many_or_too_few(tmp_path) -> None:
         (lambda d: d.update(catalogue={"members": []}), "a catalogue is a mapping with"),
         (lambda d: d["grid"].update(entries=[0, 1]), "its grid is .*, but the network's is"),
         (lambda d: d["grid"].update(entries=[]), "at least one value in entries"),
+        (lambda d: d["grid"].update(widths=[1, 2]), "its grid is .*, but the network's is"),
+        (lambda d: d["grid"].update(widths=[True]), "its widths is no list of int"),
+        (lambda d: d["architecture"].update(groups=2), "its grid is .*, but the network's is"),
+        (lambda d: d["architecture"].update(groups=10**9), "more than 10000 modules and members"),
+        (lambda d: d["architecture"].update(groups="2"), "a network has 1 channel group or more, not '2'"),
         (lambda d: d["grid"].update(entries=[*range(5000)], exits=[*range(5000)]), "more than 10000 members"),
         (lambda d: d.update(architecture=nested(2, 1, 2)), "its grid is|is only in the file"),
         (lambda d: d["architecture"].update(entries=[[0, {"class": "Residual"}]]), "a class unknown here"),

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic import Nested, Subnet, extract
+from telescopic.layers import CausalBatchNorm2d, CausalConv2d, Residual, SharedHead, step_down
 from telescopic.networks import mlp
 
 
@@ -92,6 +93,66 @@ def test_it_has_the_statistics_of_its_own_entry() -> None:
     for member in net.grid:
         x = torch.randn(4, 3)
         assert torch.equal(extract(net, member)(x), net.eval()(x, member))
+
+
+def wide() -> Nested:
+    """Widths of 2, 4 and 7 channels; two entries, two exits; statistics that have seen data."""
+    torch.manual_seed(0)
+
+    def block(given: int, made: int, stride: int = 1) -> nn.Sequential:
+        conv = CausalConv2d(given, made, 3, stride, 1, width_groups=3)
+        return nn.Sequential(conv, CausalBatchNorm2d(made, width_groups=3), nn.ReLU())
+
+    def head(average: bool) -> nn.Sequential:
+        shared = SharedHead(7, 4, width_groups=3, average=average)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), shared)
+
+    stages = [Residual(block(7, 7)), block(7, 7, 2)]
+    entries = {0: nn.Conv2d(2, 7, 1), 1: step_down((2, 6, 6), (7, 6, 6))}
+    net = Nested(stages, entries, {0: head(False), 1: head(True)}, statistics="per-entry", groups=3)
+    for _ in range(3):
+        net.train().all(torch.randn(8, 2, 6, 6))
+    return net.double().eval()
+
+
+def test_a_width_is_taken_out_as_stock_layers_of_the_first_channels() -> None:
+    net, x = wide(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    net.stages[1].requires_grad_(False)
+    taken = extract(net, Subnet(entry=1, width=2))
+    first = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert kinds(taken) == [*first, *first, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
+    adapter, conv, norm = taken[0], taken[3], taken[4]
+    assert torch.equal(adapter.weight, net.entries["1"][0].weight[:4])
+    assert torch.equal(conv.weight, net.stages[1][0].weight[:4, :4]) and (conv.in_channels, conv.stride) == (4, (2, 2))
+    assert not conv.weight[:2, 2:].any() and conv.weight[2:, 2:].all()  # groups of 2 channels each
+    assert torch.equal(norm.running_var, net.twins["1-1"][1].running_var[:4])
+    assert torch.equal(taken[-1].weight, net.exits["1"][-1].weight[:, :4] / 2)  # an average of two groups
+    learn = {"0", "1", "8"}  # adapter and head
+    assert {name.split(".")[0] for name, p in taken.named_parameters() if p.requires_grad} == learn
+    before = copy.deepcopy(net.state_dict())
+    torch.testing.assert_close(taken(x), net(x, Subnet(entry=1, width=2)), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        for tensor in taken.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_norms_are_folded_in_every_width() -> None:
+    net, x = wide(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    for member in net.grid:
+        folded = extract(net, member, fold_bn=True)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        torch.testing.assert_close(folded(x), net(x, member), rtol=0, atol=1e-10)
+
+
+def test_what_cannot_be_made_narrower() -> None:
+    net = wide()
+    net.stages[1] = nn.Conv2d(7, 7, 1)
+    with pytest.raises(ValueError, match=r"^a Conv2d cannot be made narrower: use the Causal layers"):
+        extract(net, Subnet(width=1))
+    raw = Nested([CausalConv2d(3, 3, 1, width_groups=3)], groups=3)
+    with pytest.raises(ValueError, match=r"^the adapter of a network with several widths ends in a convolution"):
+        extract(raw)
 
 
 def test_no_such_member() -> None:

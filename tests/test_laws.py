@@ -15,6 +15,15 @@ from torch import Tensor, nn
 
 from telescopic import Grid, Nested, Subnet, architecture, extract, load, measure, register_layer
 from telescopic import nested as nested_module
+from telescopic.layers import (
+    CausalBatchNorm1d,
+    CausalBatchNorm2d,
+    CausalConv2d,
+    CausalLinear,
+    GradientScale,
+    SharedHead,
+    step_down,
+)
 from telescopic.networks import mlp
 from telescopic.papers import nsn
 from telescopic.testing import check, check_nested, laws
@@ -57,12 +66,30 @@ class Calls(nn.Module):
         return self.function(self, x)
 
 
+class Gain(nn.Module):
+    """A factor for each channel, which says itself how it is made narrower."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.channels, self.groups = channels, groups
+        self.factor = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor[: x.shape[1]].view(-1, *[1] * (x.ndim - 2))
+
+    def narrow(self, width: int) -> "Gain":
+        made = Gain(self.channels * width // self.groups, 1)
+        made.factor = nn.Parameter(self.factor.detach()[: made.channels].clone())
+        return made
+
+
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes above can be kept in bundles, in this test."""
     monkeypatch.setattr(architecture, "_LAYERS", dict(architecture._LAYERS))
     register_layer(Around)
     register_layer(Reader)
+    register_layer(Gain)
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -81,6 +108,36 @@ def convolutional(**options: Any) -> Nested:
     entries = {0: nn.Identity(), 1: nn.Conv2d(2, 5, 1), 2: nn.Sequential(nn.Conv2d(2, 3, 2, 2), nn.BatchNorm2d(3))}
     exits = {0: pooled(5), 1: nn.Sequential(nn.BatchNorm2d(3), pooled(3)), 2: pooled(8)}
     return Nested(stages, entries, exits, **options)
+
+
+def causal(inputs: int, outputs: int, groups: int, stride: int = 1) -> nn.Sequential:
+    layer = CausalConv2d(inputs, outputs, 3, stride, padding=1, bias=False, width_groups=groups)
+    return nn.Sequential(layer, CausalBatchNorm2d(outputs, width_groups=groups), nn.ReLU(inplace=True))
+
+
+def wide_head(channels: int, groups: int, *first: nn.Module, **options: Any) -> nn.Sequential:
+    head = SharedHead(channels, 3, width_groups=groups, **options)
+    return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def every_coordinate(**options: Any) -> Nested:
+    """Two entries, four exits, three widths; channels that are no multiple of the groups."""
+    torch.manual_seed(0)
+    stages = [causal(5, 3, 3, stride=2), causal(3, 7, 3), causal(7, 7, 3)]
+    first = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1, bias=False), CausalBatchNorm2d(5, width_groups=3), nn.ReLU())
+    heads = {-1: wide_head(5, 3), 0: wide_head(3, 3, GradientScale(0.3)), 2: wide_head(7, 3, average=True)}
+    heads[1] = wide_head(7, 3, nn.Sequential(CausalBatchNorm2d(7, width_groups=3)))
+    return Nested(stages, {0: first, 2: step_down((2, 4, 4), (7, 2, 2))}, heads, groups=3, **options)
+
+
+def wide_mlp() -> Nested:
+    torch.manual_seed(0)
+    norm, linear = CausalBatchNorm1d(4, width_groups=4), CausalLinear(5, 4, width_groups=4)
+    depthwise = nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), CausalConv2d(4, 4, 1, width_groups=4, depthwise=True))
+    stages = [nn.Sequential(nn.Tanh(), linear, norm), nn.Sequential(depthwise, nn.Flatten(), Gain(4, 4))]
+    linear.bias.requires_grad_(False)
+    adapter = nn.Sequential(nn.Flatten(), nn.Linear(6, 5))
+    return Nested(stages, {0: adapter}, {1: SharedHead(4, 2, width_groups=4)}, groups=4, dropout=(0.5,))
 
 
 def residual() -> Nested:
@@ -119,6 +176,11 @@ FAMILIES: dict[str, tuple[Callable[[], Nested], tuple[int, ...]]] = {
     "convolutional": (convolutional, (2, 4, 4)),
     "statistics per entry": (lambda: convolutional(statistics="per-entry"), (2, 4, 4)),
     "residual": (residual, (1, 4, 4)),
+    "widths of an mlp": (wide_mlp, (2, 3)),
+    "all coordinates": (every_coordinate, (2, 4, 4)),
+    "all coordinates, statistics per entry": (
+        lambda: every_coordinate(statistics="per-entry", dropout=(0.2, 0.5)), (2, 4, 4)
+    ),
     "exit before all": (
         lambda: Nested([nn.Linear(4, 4)] * 1, exits={-1: nn.Linear(4, 2), 0: nn.Linear(4, 2)}, dropout=(0.3,)),
         (4,),
@@ -205,6 +267,18 @@ def test_members_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         check_nested(net, (2,), members=[Subnet(entry=7)])
 
 
+def test_hundreds_of_members_are_checked_by_a_sample() -> None:
+    torch.manual_seed(0)
+    stages = [causal(22, 22, 22) for _ in range(15)]
+    heads = {i: wide_head(22, 22) for i in range(-1, 15)}
+    net = Nested(stages, {0: nn.Conv2d(2, 22, 1)}, heads, groups=22)
+    assert len(net.grid) == 352
+    check_nested(net, (2, 4, 4), members=6)
+    net.exits["14"].insert(0, nn.GroupNorm(1, 22, affine=False))
+    with pytest.raises(AssertionError, match=r"^Extraction is exact.* member exit=14,width=1, its row of net\.all"):
+        check_nested(net, (2, 4, 4), members=[Subnet(width=1), Subnet(exit=14, width=1)])
+
+
 @pytest.mark.parametrize(("shape", "message"), [((5,), r"shape \(3, 5\).*Is input_shape right"), ((0,), "above 0")])
 def test_inputs_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -222,6 +296,17 @@ def plain(
     usual = [nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(3)]
     heads = {1: nn.Linear(3, 2), 2: nn.Linear(3, 2) if head is None else head}
     return cls([(stages or {}).get(i, usual[i]) for i in range(3)], {0: nn.Identity(), 1: nn.Linear(3, 3)}, heads)
+
+
+def wide(stage: nn.Module | None = None, head: nn.Module | None = None, cls: type[Nested] = Nested) -> Nested:
+    """Four members: exits 0 and 1, widths 1 and 2. The last stage, and the last head, may be others."""
+    torch.manual_seed(0)
+    stages = [causal(4, 4, 2), causal(4, 4, 2) if stage is None else stage]
+    heads = {
+        0: wide_head(4, 2),
+        1: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head or SharedHead(4, 3, width_groups=2)),
+    }
+    return cls(stages, {0: nn.Conv2d(2, 4, 1)}, heads, groups=2)
 
 
 Patch = pytest.MonkeyPatch
@@ -455,6 +540,13 @@ def reads_a_buffer_outside(_: Patch) -> Nested:
     return peeking(lambda other: other.running_mean, nn.BatchNorm1d(3, affine=False))
 
 
+@breaks("independence", r"member entry=1, net\(x, member\) before and after a change outside it")
+def reads_the_statistics_of_another_entry(_: Patch) -> Nested:
+    norm = nn.BatchNorm1d(3)
+    reader = Calls(lambda self, x: x + self.other[0].running_mean, other=[norm])
+    return Nested([nn.Linear(3, 3), norm], {0: nn.Identity(), 1: reader}, statistics="per-entry")
+
+
 @breaks("independence", r"stages\.2\.weight is outside member entry=1,exit=1, but gets a gradient from its net\(x, m")
 def teaches_a_weight_outside(_: Patch) -> Nested:
     return peeking(lambda other: (other.weight - other.weight.detach()).sum(), nn.Linear(3, 3))
@@ -637,6 +729,152 @@ def loads_another_member(patch: Patch) -> Nested:
     return plain()
 
 
+# Of several widths
+
+
+@breaks(
+    "no_memory", r"stages\.1 does not run on the first 1 of 2 channel groups, features \(3, 2, 4, 4\): .*layers\.Causal"
+)
+def has_a_layer_of_one_width(_: Patch) -> Nested:
+    return wide(nn.Conv2d(4, 4, 3, padding=1))
+
+
+@breaks("no_memory", r"stages\.1 does not run on the first 1 of 2 channel groups")
+def has_a_group_norm(_: Patch) -> Nested:
+    return wide(nn.GroupNorm(2, 4))
+
+
+@breaks(
+    "no_memory", "a Own cannot be made narrower: use the Causal layers and SharedHead of telescopic.layers, or give"
+)
+def cannot_be_extracted(_: Patch) -> Nested:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.factor[: x.shape[1]]
+
+    return wide(Own())
+
+
+@breaks("extraction", r"member exit=1,width=1, its row of net\.all\(x\) and net\(x, member\): they differ by up to \d")
+def reads_later_groups(_: Patch) -> Nested:
+    class Careless(CausalConv2d):
+        def of_width(self, width: int) -> tuple[Tensor, None]:
+            return self.weight[: 2 * width, : 2 * width], None
+
+    return wide(Careless(4, 4, 3, padding=1, width_groups=2))
+
+
+@breaks("extraction", r"member exit=1,width=1, its row of net\.all")
+def normalises_over_all_channels(_: Patch) -> Nested:
+    return wide(nn.GroupNorm(1, 4, affine=False))
+
+
+@breaks("extraction", r"member exit=1,width=1, its row of net\.all")
+def appends_zeros_behind_all_channels(_: Patch) -> Nested:
+    padded = Calls(lambda self, x: nn.functional.pad(x, (0, 0, 0, 0, 0, x.shape[1])))
+    return wide(nn.Sequential(padded, CausalConv2d(8, 4, 1, width_groups=2)))
+
+
+@breaks("extraction", r"member exit=1,width=1, its row of net\.all")
+def has_a_head_that_reads_all(_: Patch) -> Nested:
+    class Whole(SharedHead):
+        def every_width(self, input: Tensor) -> Tensor:
+            return self(input).expand(2, -1, -1)
+
+    return wide(head=Whole(4, 3, width_groups=2))
+
+
+@breaks("extraction", "member exit=1,width=1 is extracted with CausalConv2d, which its parts have not")
+def stays_causal_when_extracted(patch: Patch) -> Nested:
+    class Kept(CausalConv2d):
+        def narrow(self, width: int) -> nn.Module:
+            made = CausalConv2d(2 * width, 2 * width, 1, bias=False, width_groups=width)
+            made.weight.data = super().narrow(width).weight.data
+            return made
+
+    return wide(Kept(4, 4, 1, bias=False, width_groups=2))
+
+
+@breaks(
+    "nesting",
+    r"member exit=1,width=1 is extracted with \d elements of exits\.1\.2\.\w+, not the \d of its first groups",
+)
+def mixes_weights_when_extracted(_: Patch) -> Nested:
+    class Summed(SharedHead):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + self.weight[:, -1]
+
+        def every_width(self, input: Tensor) -> Tensor:
+            return super().every_width(input) + self.weight[:, -1]
+
+        def narrow(self, width: int) -> nn.Linear:
+            made = super().narrow(width)
+            made.bias.data += self.weight.data[:, -1]
+            return made
+
+    return wide(head=Summed(4, 3, width_groups=2))
+
+
+@breaks(
+    "independence", r"a part of stages\.1\.weight is outside member exit=1,width=1, but gets a gradient from its net\(x"
+)
+def teaches_weights_that_are_masked(_: Patch) -> Nested:
+    class Leaking(CausalConv2d):
+        def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
+            weight, bias = super().of_width(width)
+            return weight + (self.weight.sum() - self.weight.sum().detach()), bias
+
+    return wide(Leaking(4, 4, 1, width_groups=2))
+
+
+@breaks(
+    "independence", r"a part of stages\.0\.0\.weight is outside member exit=0,width=1, .* net\.all\(x\), of up to \d"
+)
+def teaches_later_groups_with_all(_: Patch) -> Nested:
+    class Leaking(Nested):
+        def all(self, x: Tensor, mix: Any = None) -> Tensor:
+            weight = self.stages[0][0].weight[-1]
+            return super().all(x, mix) + (weight - weight.detach()).sum()
+
+    return wide(cls=Leaking)
+
+
+@breaks("independence", r"member exit=0,width=1, net\(x, member\) before and after a change outside it")
+def reads_statistics_of_later_groups(_: Patch) -> Nested:
+    net = wide()
+    net.stages[0].append(Calls(lambda self, x: x + self.norm[0].running_mean[-1], norm=[net.stages[0][1]]))
+    return net
+
+
+@breaks("gradient_mix", r"the gradient of exits\.1\.2\.weight, owned by member exit=1,width=1, without a mix")
+def learns_less_from_every_width(_: Patch) -> Nested:
+    class Half(SharedHead):
+        def every_width(self, input: Tensor) -> Tensor:
+            half = (self.weight + self.weight.detach()) / 2
+            return torch.stack([nn.functional.linear(input[:, :n], half[:, :n], self.bias) for n in (2, 4)])
+
+    return wide(head=Half(4, 3, width_groups=2))
+
+
+@breaks("cost", r"member exit=0,width=1 has 55 parameters, and the catalogue says 56")
+def has_a_width_listed_with_other_numbers(patch: Patch) -> Nested:
+    is_listed_with_other_numbers(patch)
+    return wide()
+
+
+@breaks("round_trip", "member exit=0,width=1, loaded alone and saved")
+def loads_another_width(patch: Patch) -> Nested:
+    def wrong(path: Path, member: Subnet | None = None, into: Nested | None = None) -> nn.Module:
+        return load(path, member and replace(member, width=2), into=into)
+
+    patch.setattr(laws, "load", wrong)
+    return wide()
+
+
 @pytest.mark.parametrize(("law", "says", "build"), [pytest.param(*row, id=row[2].__name__) for row in BROKEN])
 def test_what_is_broken_is_found(
     law: str, says: str, build: Callable[[Patch], Nested], monkeypatch: pytest.MonkeyPatch
@@ -646,6 +884,12 @@ def test_what_is_broken_is_found(
     sentence = getattr(laws, law).__doc__.splitlines()[0]
     with pytest.raises(AssertionError, match=f"^{re.escape(sentence)} But .*{says}"):
         check_nested(net, shape)
+
+
+def test_a_head_of_one_width_is_found_before_all_laws() -> None:
+    says = r"^a head does not run on the first 1 of 2 channel groups, features \(3, 2, 4, 4\): .* end in a SharedHead"
+    with pytest.raises(ValueError, match=says):
+        check_nested(wide(head=nn.Linear(4, 3)), (2, 4, 4))
 
 
 def test_loading_into_a_copy_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic import Nested, Subnet
+from telescopic.layers import CausalBatchNorm1d, CausalLinear, SharedHead
 from telescopic.networks import mlp
 
 
@@ -127,6 +128,114 @@ def test_entries_share_no_computation() -> None:
         **{"entries.0": 1, "entries.1": 1, "entries.2": 1},
         **{"stages.0": 1, "stages.1": 2, "exits.1": 3},
     }
+
+
+# Widths -------------------------------------------------------------------------------------------------------------
+
+
+def wide(groups: int = 2, **options: object) -> Nested:
+    """Entries 0 and 1, exits -1, 0 and 1, groups of two features; float64."""
+    torch.manual_seed(0)
+    size = 2 * groups
+    stages = [
+        nn.Sequential(CausalLinear(size, size, width_groups=groups), CausalBatchNorm1d(size, width_groups=groups))
+        for _ in range(2)
+    ]
+    heads = {i: SharedHead(size, 2, width_groups=groups) for i in (-1, 0, 1)}
+    return Nested(stages, {0: nn.Linear(3, size), 1: nn.Linear(3, size)}, heads, groups=groups, **options).double()
+
+
+def test_members_of_some_width_by_hand() -> None:
+    net, x = wide().eval(), inputs()
+    conv, norm = net.stages[1]
+    for norm_ in (net.stages[0][1], norm):
+        nn.init.normal_(norm_.running_mean), nn.init.uniform_(norm_.running_var, 1, 2)
+    assert [net.grid.label(member) for member in net.grid][:4] == [
+        "entry=0,exit=-1,width=1", "entry=1,exit=0,width=1", "entry=0,exit=-1,width=2", "entry=1,exit=0,width=2",
+    ]  # fmt: skip
+    features = (x @ net.entries["1"].weight.T + net.entries["1"].bias)[:, :2]
+    features = features @ conv.weight[:2, :2].T + conv.bias[:2]
+    features = (features - norm.running_mean[:2]) / (norm.running_var[:2] + norm.eps).sqrt()
+    head = net.exits["1"]
+    logits = features @ head.weight[:, :2].T + head.bias
+    torch.testing.assert_close(net(x, Subnet(entry=1, width=1)), logits, rtol=0, atol=1e-12)
+    each = torch.stack([net(x, member) for member in net.grid])
+    torch.testing.assert_close(net.all(x), each, rtol=0, atol=1e-12)
+
+
+def test_all_widths_take_one_pass() -> None:
+    net, x = wide(groups=3).eval(), inputs()
+    assert len(net.grid) == 15
+    runs = {"entries.0": 1, "entries.1": 1, "stages.0": 1, "stages.1": 2}  # heads are asked for every width
+    assert counted(net, lambda: net.all(x)) == runs
+    wider = {member: (0.5 if member.width == 1 else 1.0) for member in net.grid}
+    mix = tuple((factor,) * 15 for factor in wider.values())
+    assert counted(net, lambda: net.all(x, mix)) == {name: 2 * number for name, number in runs.items()}
+    assert torch.equal(net.all(x, mix), net.all(x))
+
+
+def test_a_mix_scales_what_widths_send() -> None:
+    net, x = wide(), inputs()
+    weights = torch.randn(len(net.grid), 4, 2, dtype=torch.float64)
+    mix = tuple(tuple(row) for row in torch.rand(len(net.grid), len(net.grid)).tolist())
+    net.eval()
+    alone = [gradients(net, (net(x, member) * weights[m]).sum()) for m, member in enumerate(net.grid)]
+    found, owners = gradients(net, (net.all(x, mix) * weights).sum()), net.owners()
+    assert owners == {
+        "entries.0": 0,
+        "exits.-1": 0,
+        "entries.1": 1,
+        "exits.0": 1,
+        "stages.0": 4,
+        "stages.1": 5,
+        "exits.1": 5,
+    }
+    for name, gradient in found.items():
+        owner = owners[".".join(name.split(".")[:2])]
+        want = sum(mix[m][owner] * theirs[name] for m, theirs in enumerate(alone))
+        torch.testing.assert_close(gradient, want, rtol=0, atol=1e-11)
+
+
+def test_widths_share_what_was_dropped() -> None:
+    size = 400
+    heads = {0: SharedHead(size, size, width_groups=2)}
+    net = Nested([nn.Identity()], {0: nn.Linear(1, size)}, heads, dropout=(0.5,), groups=2)
+    nn.init.ones_(net.entries["0"].weight), nn.init.zeros_(net.entries["0"].bias)
+    net.exits["0"].weight.data, net.exits["0"].bias.data = torch.eye(size), torch.zeros(size)
+    narrow, full = net.all(torch.ones(3, 1))
+    assert torch.equal(narrow[:, :200], full[:, :200]) and not narrow[:, 200:].any()
+    assert set(full.unique().tolist()) == {0, 2}
+    assert net(torch.ones(3, 1), Subnet(width=1))[:, :200].count_nonzero() == pytest.approx(300, abs=60)
+
+
+def test_statistics_of_widths_are_those_of_their_entry() -> None:
+    net, x = wide(statistics="per-entry"), inputs(8)
+    net(x, Subnet(entry=1, width=1))
+    twin = net.twins["1-1"][1]
+    assert not net.stages[1][1].running_mean.any() and not twin.running_mean[2:].any() and twin.running_mean[:2].all()
+    before = twin.running_mean.clone()
+    net.all(x)
+    assert net.stages[1][1].running_mean.all() and not torch.equal(twin.running_mean, before)
+    assert [int(norm.num_batches_tracked) for norm in (net.stages[0][1], net.stages[1][1], twin)] == [1, 1, 2]
+
+
+def test_a_stage_or_head_of_one_width_is_named_when_it_is_asked_for_another() -> None:
+    broken, x = wide(), inputs()
+    broken.stages[1] = nn.Linear(4, 4).double()
+    assert broken(x).shape == (4, 2)
+    says = (
+        r"^stages\.1 does not run on the first 1 of 2 channel groups, features \(4, 2\): .*\(telescopic\.layers\.Causal"
+    )
+    with pytest.raises(ValueError, match=says):
+        broken(x, Subnet(width=1))
+    headless = wide()
+    headless.exits["1"] = nn.Linear(4, 2).double()
+    with pytest.raises(ValueError, match=r"^exits\.1 does not run on the first 1 of 2 .* heads end in a SharedHead"):
+        headless(x, Subnet(width=1))
+    with pytest.raises(ValueError, match=r"^a head does not run on the first 1 of 2 channel groups"):
+        headless.all(x)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # at full width it is no matter of widths
+        broken(x[:, :2])
 
 
 # The gradient mix ---------------------------------------------------------------------------------------------------
@@ -333,6 +442,10 @@ def test_statistics_travel_in_the_state() -> None:
         ({"dropout": (0.5, 1)}, r"^dropout \(0\.5, 1\) must hold probabilities of dropping, at least 0 and below 1$"),
         ({"dropout": (-0.1,)}, "at least 0 and below 1"),
         ({"dropout": (float("nan"),)}, "at least 0 and below 1"),
+        *(
+            ({"groups": groups}, rf"^a network has 1 channel group or more, not {groups!r}$")
+            for groups in (0, -1, True, 2.0, "2")
+        ),
         ({"statistics": "own"}, r"^statistics 'own' is none of shared, per-entry, recalibrated$"),
     ],
 )
@@ -352,6 +465,17 @@ def test_parts_that_share_a_parameter_are_refused() -> None:
         Nested([nn.ReLU()], entries={0: layer, 1: layer})
     relu = nn.ReLU()
     assert len(Nested([relu, layer, relu], {0: relu, 1: relu}).grid) == 2  # nothing to own
+
+
+@pytest.mark.parametrize("place", ["stages", "entries", "exits"])
+def test_layers_of_other_groups_are_refused(place: str) -> None:
+    other = CausalLinear(4, 4, width_groups=4)
+    parts: dict[str, object] = {"stages": [nn.Tanh()], "entries": {0: nn.Linear(4, 4)}, "exits": {0: nn.Identity()}}
+    parts[place] = [nn.Sequential(other)] if place == "stages" else {0: nn.Sequential(nn.Linear(4, 4), other)}
+    says = rf"^{place}\.0 has a CausalLinear of 4 channel groups in a network of 2: give it width_groups=2$"
+    with pytest.raises(ValueError, match=says):
+        Nested(**parts, groups=2)
+    assert len(Nested(**parts).grid) == 1  # at full width alone it is no matter
 
 
 def test_a_member_that_is_not_there() -> None:

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from telescopic import Recipe, Subnet, cost, extract, nest
-from telescopic.networks import mlp, resnet, vgg
+from telescopic.layers import CausalConv2d
+from telescopic.networks import causal_resnet, mlp, resnet, vgg
 from telescopic.papers import nsn
+from telescopic.testing import check_nested
 from telescopic.train.objective import Objective, parameter_groups
 
 # mlp ----------------------------------------------------------------------------------------------------------------
@@ -172,6 +174,123 @@ def test_depths_that_are_no_resnet(depth: int) -> None:
 def test_resnets_of_no_size(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"^sizes of a network are 1 or more, not \[.*\b0\b"):
         resnet(8, **options)
+
+
+def test_the_shortcut_of_zeros() -> None:
+    torch.manual_seed(0)
+    net = resnet(8, width=3, shortcut="pad").double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    shortcut = net[2].shortcut
+    assert torch.equal(shortcut(x), torch.cat([x[:, :, ::2, ::2], torch.zeros_like(x)[:, :, ::2, ::2]], 1))
+    assert net(x).shape == (2, 10)
+    plain = cost(resnet(20, shortcut="pad"), (3, 32, 32))
+    assert plain.params == 272_474 - (16 * 32 + 32 * 64) - 2 * (32 + 64) == 269_722  # He et al.: 0.27 M
+    with pytest.raises(ValueError, match=r"^shortcut 'zeros' is none of pad, projection$"):
+        resnet(8, shortcut="zeros")  # type: ignore[arg-type]
+
+
+# causal_resnet ------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_of_the_paper() -> None:
+    with torch.device("meta"):
+        net = causal_resnet()
+        features, x = [], net.entries["0"](torch.empty(1, 3, 32, 32))
+        for stage in net.stages:
+            x = stage(x)
+            features.append(tuple(x.shape[1:]))
+    assert (net.grid.entries, net.grid.exits, net.grid.widths) == ((0,), tuple(range(-1, 15)), tuple(range(1, 23)))
+    assert features == [(22, 32, 32)] * 5 + [(44, 16, 16)] * 5 + [(88, 8, 8)] * 5
+    convs = [module for module in net.modules() if isinstance(module, CausalConv2d)]
+    # With the first convolution and a head there are 32 layers on the longest path.
+    assert len(convs) == 30
+    assert {(conv.kernel_size, conv.bias is None) for conv in convs} == {((3, 3), True)}
+    assert [head[-1].in_features for head in net.exits.values()] == [22] * 6 + [44] * 5 + [88] * 5
+
+
+@pytest.mark.parametrize("shortcut", ["pad", "projection"])
+@pytest.mark.parametrize("average", [False, True])
+def test_a_small_one_keeps_the_laws(shortcut: str, average: bool) -> None:
+    torch.manual_seed(0)
+    net = causal_resnet(3, (1, 2, 2), blocks=1, classes=4, shortcut=shortcut, average=average)  # type: ignore[arg-type]
+    check_nested(net, (3, 8, 8))
+
+
+@pytest.mark.parametrize("shortcut", ["pad", "projection"])
+def test_the_first_groups_depend_on_no_other(shortcut: str) -> None:
+    """Bit by bit, whatever the weights of the other groups are, in training mode too."""
+    torch.manual_seed(0)
+    net = causal_resnet(4, (2, 3, 5), blocks=1, shortcut=shortcut)  # type: ignore[arg-type]
+    x = torch.randn(4, 3, 8, 8)
+
+    def features() -> list[torch.Tensor]:
+        found = [net.entries["0"](x)]
+        for stage in net.stages:
+            found.append(stage(found[-1]))
+        return found
+
+    before = features()
+    for width in (3, 2, 1):
+        with torch.no_grad():
+            for parameter in (p for part in (net.entries, net.stages) for p in part.parameters()):
+                if len(parameter) % 4 == 0:
+                    parameter[width * len(parameter) // 4 :] = torch.randn(()) * 100
+        for one, other in zip(before, features(), strict=True):
+            channels = width * one.shape[1] // 4
+            assert torch.equal(one[:, :channels], other[:, :channels])
+            assert not torch.equal(one[:, channels:], other[:, channels:])
+
+
+def test_zeros_are_padded_group_by_group() -> None:
+    net = causal_resnet(3, (2, 3), blocks=1).double()
+    x = torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    around = net.stages[1].shortcut
+    zero = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    small = x[:, :, ::2, ::2]
+    by_hand = torch.cat([small[:, :2], zero, small[:, 2:4], zero, small[:, 4:], zero], 1)
+    assert torch.equal(around(x), by_hand)
+    assert torch.equal(around(x[:, :4]), by_hand[:, :6])
+    assert type(net.stages[0].shortcut) is nn.Identity
+    # Parts of as many channels need no zeros, but half of the image.
+    same = causal_resnet(3, (2, 2), blocks=1).stages[1].shortcut
+    assert torch.equal(same(x), small)
+
+
+def test_a_causal_projection_by_hand() -> None:
+    net = causal_resnet(2, (1, 2), blocks=1, shortcut="projection").double().eval()
+    conv, norm = net.stages[1].shortcut
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    weight = conv.weight[:, :, 0, 0]
+    assert (weight == 0).tolist() == [[False, True], [False, True], [False, False], [False, False]]
+    by_hand = torch.einsum("oi,bihw->bohw", weight, x[:, :, ::2, ::2]) / (1 + norm.eps) ** 0.5
+    torch.testing.assert_close(net.stages[1].shortcut(x), by_hand, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(16, (1, 2, 4)), (4, (4, 8, 16)), (1, (16, 32, 64))])
+def test_networks_with_the_channels_of_resnet_32(groups: int, channels: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        net, plain = causal_resnet(groups, channels), resnet(32, shortcut="pad")
+    full, dense = cost(extract(net), (3, 32, 32)), cost(plain, (3, 32, 32))
+    assert (full.macs, full.params) == (dense.macs, dense.params)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 0}, r"^sizes of a network are 1 or more, not channels=\(1, 2, 4\) and \[0, 5, 10, 3\]$"),
+        ({"channels": ()}, r"^sizes of a network are 1 or more, not channels=\(\) and"),
+        ({"channels": (1, 0)}, r"^sizes of a network are 1 or more"),
+        ({"blocks": 0}, r"^sizes of a network are 1 or more"),
+        ({"shortcut": "zeros"}, r"^shortcut 'zeros' is none of pad, projection$"),
+        (
+            {"channels": (4, 2)},
+            r"^groups of \(4, 2\) channels cannot be padded to fewer: use shortcut='projection'$",
+        ),
+    ],
+)
+def test_causal_resnets_that_are_none(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        causal_resnet(**options)  # type: ignore[arg-type]
 
 
 # NSN ----------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from telescopic.layers import CausalBatchNorm1d, CausalLinear, SharedHead
 from telescopic.nested import Mix, Nested
 from telescopic.networks import mlp
 from telescopic.papers import nsn
@@ -117,6 +118,57 @@ def test_weights_that_do_not_fit_are_refused(weights: tuple[float, ...]) -> None
 def test_a_mix_that_does_not_fit_is_refused(mix: Mix) -> None:
     with pytest.raises(ValueError, match="this network has 3 members: its gradient mix is 3 × 3 numbers"):
         Objective(network(), Recipe(epochs=1, mix=mix))
+
+
+def wide() -> Nested:
+    """Nine members: exits -1, 0 and 1, widths of 1, 2 and 4 features."""
+    torch.manual_seed(3)
+    stages = [nn.Sequential(CausalLinear(4, 4, width_groups=3), CausalBatchNorm1d(4, width_groups=3)) for _ in "12"]
+    heads = {i: SharedHead(4, 3, width_groups=3) for i in (-1, 0, 1)}
+    return Nested(stages, {0: nn.Linear(4, 4)}, heads, groups=3).double()
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_widths_and_depths_have_weights_of_their_own(distillation: float) -> None:
+    net, (x, y) = wide().eval(), batch()
+    weights = tuple((member.exit + 2) * member.width**2 for member in net.grid)
+    recipe = Recipe(epochs=1, weights=weights, distillation=distillation, temperature=1.0)
+    loss, losses = Objective(net, recipe)(x, y)
+    logs = log_probabilities(net, x)
+    wanted = -logs[:, range(6), y].sum(1)
+    if distillation:
+        teacher = logs[-1].detach()
+        divergence = (teacher.exp() * (teacher - logs)).sum((1, 2))
+        wanted = torch.cat([(wanted + divergence)[:-1] / 2, wanted[-1:]])
+    close(losses, wanted)
+    close(loss, torch.dot(torch.tensor(weights, dtype=torch.float64), wanted))
+    found = torch.autograd.grad(loss, list(net.parameters()))
+    alone = [torch.zeros_like(p) for p in net.parameters()]
+    for m, weight in enumerate(weights):
+        theirs = torch.autograd.grad(weight * wanted[m], list(net.parameters()), allow_unused=True, retain_graph=True)
+        alone = [a if g is None else a + g for a, g in zip(alone, theirs, strict=True)]
+    for one, other in zip(found, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_members_drawn_anew_each_step_weigh_as_much_as_all() -> None:
+    net, (x, y) = wide().eval(), batch()
+    weights = tuple(float(m + 1) for m in range(9))
+    objective, seen = Objective(net, Recipe(epochs=1, weights=weights, drawn=2)), set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        loss, losses = objective(x, y)
+        torch.manual_seed(seed)
+        chosen = objective._weights_of_this_step()
+        close(loss, torch.dot(chosen, losses))
+        close(chosen.sum(), sum(weights))
+        places = chosen.nonzero().flatten().tolist()
+        assert len(places) == 4 and {0, 8} <= set(places)
+        close(chosen[places] / chosen[0], torch.tensor(weights, dtype=torch.float64)[places] / weights[0])
+        seen |= set(places)
+    assert seen == set(range(9))
+    assert torch.equal(Objective(net, Recipe(epochs=1, weights=weights, drawn=7))(x, y)[0],
+                       Objective(net, Recipe(epochs=1, weights=weights))(x, y)[0])  # fmt: skip
 
 
 def test_pairwise_tables() -> None:

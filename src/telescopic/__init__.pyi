@@ -4,6 +4,7 @@
 from .subnet import Subnet as Subnet, Grid as Grid
 from .nested import Nested as Nested
 from .nest import nest as nest
+from .causal import causal_ as causal_
 from . import layers as layers
 from . import networks as networks
 
@@ -27,6 +28,10 @@ from .bundle import save as save, load as load, Bundle as Bundle, BundleError as
 from .architecture import register_layer as register_layer
 from .export import export as export, ExportError as ExportError
 from .report import write_report as write_report
+
+# Running it: better and better answers
+from .runtime import anytime as anytime, Answer as Answer, best_path as best_path, deepening as deepening
+from .runtime import confidence_for as confidence_for, step_costs as step_costs
 
 # The methods, and the laws that every network obeys
 from . import papers as papers

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telescopic.layers import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, Residual, SharedHead
+from telescopic.layers import (
+    CausalBatchNorm1d,
+    CausalBatchNorm2d,
+    CausalConv2d,
+    CausalLinear,
+    GradientScale,
+    Residual,
+    SharedHead,
+)
 from telescopic.nested import Nested
 
 MAX_PARTS = 10_000
@@ -192,7 +200,7 @@ class _Builder:
     ) -> int:
         """What `Nested` makes of its arguments: members, and with statistics per entry copies of stages for each."""
         places = sorted(entry for entry, _ in entries)
-        parts = len(places) * len(exits) * (groups if isinstance(groups, int) else 1)
+        parts = len(places) * len(exits) * (max(groups, 1) if isinstance(groups, int) else 1)
         if statistics not in (None, "shared"):
             heads = sum(self.sizes[id(head)] for _, head in exits)
             parts += 3 * heads * max(0, len(places) - 1)
@@ -290,6 +298,6 @@ for _classes, _arguments in _STOCK:
         register_layer(_cls, [name for name in _arguments if name in inspect.signature(_cls).parameters])
         _LAYERS[_cls.__name__] = replace(_LAYERS[_cls.__name__], plain=True)
 register_layer(Residual)
-for _cls in (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead):
+for _cls in (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, GradientScale, SharedHead):
     register_layer(_cls)
     _LAYERS[_name(_cls)] = replace(_LAYERS[_name(_cls)], plain=True)

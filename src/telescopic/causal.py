@@ -1,12 +1,10 @@
 """How a network that one has is made channel-causal, layer by layer and in place, with its weights."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from telescopic.cost.counting import on_meta, twin, with_batch
 from telescopic.layers.causal import (
@@ -18,14 +16,16 @@ from telescopic.layers.causal import (
     prefix,
     require_groups,
 )
+from telescopic.layers.causality import named, prove_causal
 from telescopic.layers.heads import SharedHead
+from telescopic.layers.narrowing import narrow, narrow_outputs
+from telescopic.nested import Nested
 
 Network = TypeVar("Network", bound=nn.Module)
 
 _OURS = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead)
 _SIZES = (32, 28, 64, 96, 224, 16, 8, 48, 128, 256, 299)  # of images, the likeliest first
 _BATCH = 3  # in a batch of two, BatchNorm of single pixels leaves nothing but signs
-_TOLERANCE = 1e-9
 _OVER_CHANNELS = "it takes statistics over channels of later groups too: use nn.BatchNorm2d in its place"
 _REFUSED: dict[type[nn.Module], str] = {
     nn.GroupNorm: _OVER_CHANNELS,
@@ -61,7 +61,7 @@ def causal_(
         network: the module that holds the layers: an `nn.Sequential` of blocks, or one with a forward of your own.
         groups: number of channel groups; of C channels, the first w groups are the first C·w // groups.
         input_shape: shape of one input, without the batch. Default: as many channels as the first convolution takes,
-            and the first of the usual sizes of images that the network runs on.
+            and the first of the usual sizes of images that the network runs on; or the features that it takes.
         first: path of the module, such as `0` or `stem.conv`, that reads the raw input and stays as it is, together
             with all that runs before it. Default: the first convolution or linear layer that runs.
 
@@ -69,38 +69,48 @@ def causal_(
         The network given.
 
     Raises:
+        TypeError: if what is given is no module, or nested already.
         ValueError: if a layer cannot be made causal, or a group would depend on a later one; the message names the
             module by its path, and the reason. Nothing has changed then.
     """
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
         raise ValueError(f"a network has 1 channel group or more, not {groups!r}")
-    shape = _usual_shape(network) if input_shape is None else tuple(input_shape)
-    order = _order(_chained(on_meta(network)), torch.empty(with_batch(_BATCH, shape), device="meta"))
+    if not isinstance(network, nn.Module) or isinstance(network, Nested):
+        raise TypeError(
+            f"layers of a {type(network).__name__} cannot be exchanged: give an nn.Sequential, an nn.ModuleList of "
+            "blocks or a module of your own, and what comes back to nest"
+        )
+    for path, part in network.named_modules():
+        if isinstance(part, _OURS):
+            raise ValueError(f"{named(path, part)} is channel-causal already: give a network of ordinary layers")
+    shape = with_batch(_BATCH, _usual_shape(network) if input_shape is None else input_shape)
+    order = _order(_chained(on_meta(network)), torch.empty(shape, device="meta"))
     start, kept, head = _ends(network, order, first)
     plan = _plan(network, groups, kept, head)
     generator = torch.Generator().manual_seed(0)
-    trial = twin(network, lambda tensor: _random(tensor, generator))
-    _exchange(trial, plan, head, groups)
-    for part in trial.modules():  # by the statistics of a batch, so that no feature grows until it hides the others
-        part.train(isinstance(part, CausalBatchNorm1d | CausalBatchNorm2d))
-    x = torch.randn(with_batch(_BATCH, shape), generator=generator, dtype=torch.float64)
-    _prove(_chained(trial), x, start, head, groups)
+    for scale in (1.0, 1e-3):  # what saturates at large features, such as a sigmoid, hides nothing at small ones
+        trial = twin(network, lambda tensor, scale=scale: _random(tensor, scale, generator))  # type: ignore[misc]
+        _exchange(trial, plan, head, groups)
+        for part in trial.modules():  # by a batch's own statistics, so that features keep their size
+            part.train(isinstance(part, CausalBatchNorm1d | CausalBatchNorm2d))
+        x = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        prove_causal(_chained(trial), x, start, head, groups)
     _exchange(network, plan, head, groups)
     return network
 
 
 def _usual_shape(network: nn.Module) -> tuple[int, ...]:
-    """The shape of an input, from the first layer and by trying."""
-    layer = next((part for part in network.modules() if isinstance(part, nn.Conv2d | nn.Linear)), None)
-    if isinstance(layer, nn.Linear):
-        return (layer.in_features,)
+    """The shape of an input, by trying."""
+    parts = list(network.modules())
+    channels = dict.fromkeys(part.in_channels for part in parts if isinstance(part, nn.Conv2d))
+    features = dict.fromkeys(part.in_features for part in parts if isinstance(part, nn.Linear))
     paper = _chained(on_meta(network))
-    for size in _SIZES if layer is not None else ():
+    for shape in [(c, size, size) for c in channels for size in _SIZES] + [(f,) for f in features]:
         try:
-            _order(paper, torch.empty(_BATCH, layer.in_channels, size, size, device="meta"))  # type: ignore[union-attr]
+            _order(paper, torch.empty(with_batch(_BATCH, shape), device="meta"))
         except ValueError:
             continue
-        return layer.in_channels, size, size  # type: ignore[union-attr]
+        return shape
     raise ValueError(
         f"what this {type(network).__name__} takes was not found by trying: give input_shape=(channels, height, width)"
     )
@@ -115,7 +125,7 @@ def _order(paper: nn.Module, x: Tensor) -> list[str]:
     """Paths of the modules with parameters of their own, in the order in which they first run."""
     order: dict[str, None] = {}
     hooks = [
-        part.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path))  # type: ignore[misc]
+        part.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path))
         for path, part in paper.named_modules()
         if any(True for _ in part.parameters(recurse=False))
     ]
@@ -147,14 +157,14 @@ def _ends(network: nn.Module, order: list[str], first: str | None) -> tuple[str,
     inside = [path for path in order if _within(path, start)]
     if start == "" or not inside:
         raise ValueError(
-            f"{_named(start, parts[start])} cannot be the first layer: give the path of a convolution or linear layer "
+            f"{named(start, parts[start])} cannot be the first layer: give the path of a convolution or linear layer "
             "that reads the raw input, in the module that holds it"
         )
     before = set(order[: order.index(inside[0])])
     head = order[-1]
     if type(parts[head]) is not nn.Linear or head in inside:
         raise ValueError(
-            f"{_named(head, parts[head])} is the last layer with parameters, and logits of every width are read off by "
+            f"{named(head, parts[head])} is the last layer with parameters, and logits of every width are read off by "
             "an nn.Linear: end the network in one, behind the first layer"
         )
     return start, before | {path for path in parts if _within(path, start)}, head
@@ -164,21 +174,15 @@ def _within(path: str, outer: str) -> bool:
     return path == outer or path.startswith(f"{outer}.")
 
 
-def _named(path: str, part: nn.Module) -> str:
-    return f"{path or 'the network'} ({type(part).__name__})"
-
-
 def _plan(network: nn.Module, groups: int, kept: set[str], head: str) -> list[str]:
     """Paths of all that is to be exchanged; refuses what cannot be."""
     plan: list[str] = []
     for path, part in network.named_modules():
         if path in kept:
-            if any(p.ndim > 1 for p in part.parameters(recurse=False)) and isinstance(part, _OURS):
-                raise ValueError(f"{_named(path, part)} is causal, and the layer that reads the raw input is ordinary")
             continue
         why = _refusal(part, groups, is_head=path == head)
         if why:
-            raise ValueError(f"{_named(path, part)} cannot be made channel-causal: {why}")
+            raise ValueError(f"{named(path, part)} cannot be made channel-causal: {why}")
         if type(part) in _EXCHANGED:
             plan.append(path)
     return plan
@@ -186,8 +190,6 @@ def _plan(network: nn.Module, groups: int, kept: set[str], head: str) -> list[st
 
 def _refusal(part: nn.Module, groups: int, *, is_head: bool) -> str | None:
     """Why a module cannot be in a causal network, if its type or its arguments say so."""
-    if isinstance(part, _OURS):
-        return "it is already; give a network of ordinary layers"
     if type(part) in _REFUSED:
         return _REFUSED[type(part)]
     if type(part) not in _EXCHANGED:
@@ -203,7 +205,9 @@ def _refusal(part: nn.Module, groups: int, *, is_head: bool) -> str | None:
         return "it has hooks, which its successor would not have: remove them first, and add them again"
     if isinstance(part, nn.Conv2d):
         if part.groups > 1 and not part.groups == part.in_channels == part.out_channels:
-            return f"its {part.groups} groups are its own; a convolution is in 1 group, or depthwise with one output each"
+            return (
+                f"its {part.groups} groups are its own; a convolution is in 1 group, or depthwise with one output each"
+            )
         if part.padding_mode != "zeros":
             return f"it pads with {part.padding_mode!r}, and causal convolutions with zeros"
     if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and (part.weight is None) != (part.bias is None):
@@ -261,7 +265,8 @@ def _exchange(network: nn.Module, plan: Iterable[str], head: str, groups: int) -
                 assert weight is not None
                 new._parameters["bias"] = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
         elif weight is not None and weight.ndim > 1 and not getattr(new, "depthwise", False):
-            mask = causal_mask(*weight.shape[:2], groups, weight.device)
+            outputs, inputs = weight.shape[:2]
+            mask = causal_mask(outputs, inputs, groups, weight.device)
             weight.masked_fill_(~mask.view(*mask.shape, *[1] * (weight.ndim - 2)), 0)
         made[old] = new.train(old.training)
     for parent in list(network.modules()):
@@ -270,92 +275,82 @@ def _exchange(network: nn.Module, plan: Iterable[str], head: str, groups: int) -
                 parent._modules[name] = made[child]
 
 
-def _random(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers for a copy of a tensor, above 0 where it may be a variance."""
+def _random(tensor: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Numbers for a copy of a tensor: weights that keep the size of features, and biases and factors of some size."""
     if not tensor.is_floating_point():
-        return tensor.detach().cpu().clone()
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach().cpu().clone()
     if tensor.ndim < 2:
-        return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / tensor[0].numel() ** 0.5
+        return torch.rand(tensor.shape, generator=generator, dtype=torch.float64).add_(0.5).mul_(scale)
+    fan_in = tensor[0].numel()
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).div_(fan_in**0.5)
 
 
-@dataclass
-class _Trace:
-    """What modules took and gave in one run, between the first layer and the head.
+def with_widths(
+    blocks: Sequence[nn.Module],
+    adapters: dict[int, nn.Module],
+    heads: dict[int, nn.Module],
+    features: Sequence[Tensor],
+    groups: int,
+) -> list[nn.Module]:
+    """The stages of a network with several widths, each under the number of its block.
 
-    Attributes:
-        steps: (path of the module to blame, what it does, features).
-        inside: paths of the modules that are running.
-        failure: what the run raised.
+    Only what lies between the first block and the last has channel groups at both ends. So block 0 becomes the end of
+    the adapter of entry 0, and the last block the start of the head behind it; their stages do nothing.
+
+    Args:
+        blocks: of the network, channel-causal but for what reads the raw input.
+        adapters: block → adapter; that of entry 0 is changed.
+        heads: block → head; that of the last exit is changed.
+        features: what each block takes, and what the last one gives, at full width on the meta device.
+        groups: number of channel groups.
+
+    Raises:
+        ValueError: if a part does not take, or give, the first groups of channels.
     """
-
-    steps: list[tuple[str, str, Tensor]] = field(default_factory=list)
-    inside: list[str] = field(default_factory=list)
-    failure: Exception | None = None
-
-
-def _prove(network: nn.Module, x: Tensor, start: str, head: str, groups: int) -> None:
-    """Refuse a network of which the first groups depend on others."""
-    parts = dict(network.named_modules())
-    full = _trace(network, x, start, head, groups, groups)
-    if full.failure is not None:
-        raise ValueError(f"the causal network fails on an input of shape {tuple(x.shape)}: {full.failure}")
-    for width in range(1, groups):
-        trace = _trace(network, x, start, head, groups, width)
-        some = f"the first {width} of {groups} groups of channels"
-        for (path, does, got), (other, _, whole) in zip(trace.steps, full.steps, strict=False):
-            blamed = f"{_named(path, parts[path])} breaks causality:"
-            wanted = prefix(whole.shape[1], groups, width)
-            if path != other:
-                raise ValueError(f"{blamed} given {some}, it runs other modules than given all")
-            if got.shape != (whole.shape[0], wanted, *whole.shape[2:]):
-                raise ValueError(
-                    f"{blamed} given {some}, it {does} features of shape {tuple(got.shape[1:])}, and these groups of "
-                    f"{tuple(whole.shape[1:])} are the first {wanted}. "
-                    + (
-                        f"Have a multiple of {groups} channels in front of it, or pool them to one pixel"
-                        if isinstance(parts[path], nn.Flatten)
-                        else "It mixes channels of different groups, or is not made for fewer channels"
-                    )
-                )
-            if not (got - whole[:, :wanted]).abs().max() <= _TOLERANCE * max(1.0, float(whole.abs().max())):
-                raise ValueError(f"{blamed} {some} that it {does} depend on channels of later groups")
-        if trace.failure is not None:
-            path = trace.inside[-1] if trace.inside else ""
-            raise ValueError(f"{_named(path, parts[path])} breaks causality: it fails on {some}: {trace.failure}")
+    last = len(blocks) - 1
+    if not isinstance(groups, int):
+        raise ValueError(f"a network has 1 channel group or more, not {groups!r}")
+    if last < 1:
+        raise ValueError("a network with several widths has two blocks or more: the first layer, and the logits")
+    adapters[0] = _chain(adapters[0], blocks[0])
+    heads[last] = _chain(blocks[last], heads[last])
+    for place, adapter in adapters.items():
+        try:
+            narrow_outputs(on_meta(adapter), 1, groups)
+        except ValueError as error:
+            also = "" if place else ". Block 0 is the end of it: have all up to the network's first layer there"
+            raise ValueError(f"the adapter of entry {place}: {error}{also}") from error
+    first = [x[:, : prefix(x.shape[1], groups, 1)] for x in features]
+    parts = [(f"block {i}", blocks[i], first[i], first[i + 1].shape) for i in range(1, last)]
+    parts += [(f"the head of exit {i}", head, first[min(i + 1, last)], features[-1].shape) for i, head in heads.items()]
+    for what, part, given, wanted in parts:
+        why = _no_first_group(part, given, wanted, groups)
+        if why:
+            raise ValueError(
+                f"{what} does not do with the first of {groups} groups of channels: {why}. Make the network "
+                f"channel-causal with telescopic.causal_(network, groups={groups}), with all up to its first layer in "
+                "block 0 and all from its last linear layer on in the last block; heads of your own end in a SharedHead"
+            )
+    return [nn.Identity(), *blocks[1:last], nn.Identity()]
 
 
-@torch.no_grad()
-def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, width: int) -> _Trace:
-    """Run a network behind its first layer with the first groups of channels only."""
-    trace, between = _Trace(), [False]
+def _chain(one: nn.Module, other: nn.Module) -> nn.Module:
+    """Both, without what does nothing."""
+    kept = [part for part in (one, other) if type(part) is not nn.Identity]
+    return kept[0] if len(kept) == 1 else nn.Sequential(*kept)
 
-    def note(path: str, does: str, features: Any) -> None:
-        if between[0] and isinstance(features, Tensor) and features.ndim > 1:
-            trace.steps.append((path, does, features.clone()))
 
-    def enter(path: str, given: tuple[Any, ...]) -> None:
-        note(trace.inside[-1] if trace.inside else "", f"passes on to {path}", given[0] if given else None)
-        trace.inside.append(path)
-        between[0] &= path != head
-
-    def leave(path: str, made: Any) -> Any:
-        trace.inside.pop()
-        note(path, "gives", made)
-        if path == start:
-            between[0] = True
-            return made[:, : prefix(made.shape[1], groups, width)]
-        return made
-
-    hooks: list[RemovableHandle] = []
-    for path, part in network.named_modules():
-        hooks.append(part.register_forward_pre_hook(lambda _, given, path=path: enter(path, given)))  # type: ignore[misc]
-        hooks.append(part.register_forward_hook(lambda _, __, made, path=path: leave(path, made)))  # type: ignore[misc]
+def _no_first_group(part: nn.Module, given: Tensor, wanted: torch.Size, groups: int) -> str | None:
+    """Why a part does not make the first group of what it gives, of the first group of what it takes."""
+    for layer in part.modules():
+        made_for = getattr(layer, "width_groups", groups)
+        if made_for != groups:
+            return f"its {type(layer).__name__} has {made_for} groups"
     try:
-        network(x.clone())
-    except Exception as error:
-        trace.failure = error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return trace
+        paper = on_meta(part)
+        with torch.no_grad(), torch.device("meta"):
+            out = paper(given)
+        narrow(paper, 1)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None if out.shape == wanted else f"it gives {tuple(out.shape[1:])}, and not {tuple(wanted[1:])}"

@@ -30,8 +30,8 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
         A module from the raw input `[batch, ...]` to logits `[batch, classes]`.
 
     Raises:
-        ValueError: if the grid has no such member, or BatchNorms are to be folded in a part that `torch.fx` cannot
-            trace.
+        ValueError: if the grid has no such member, a part cannot be made narrower, or BatchNorms are to be folded in a
+            part that `torch.fx` cannot trace.
     """
     member = net.grid.resolve(subnet)
     taken = joined([module for _, module in net.path(member)], member.width or 1, net.groups)

@@ -1,11 +1,13 @@
 """How a family is made of a network that one has: its blocks as they are, more places to enter and to leave."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from telescopic.causal import with_widths
 from telescopic.cost.counting import dtype_and_device, explained, on_meta, with_batch
 from telescopic.layers.adapters import Adapter, step_down
 from telescopic.layers.heads import Head, pooled_head
@@ -22,6 +24,7 @@ def nest(
     head: Head = pooled_head,
     statistics: Statistics = "per-entry",
     dropout: Sequence[float] = (),
+    groups: int = 1,
 ) -> Nested:
     """Turn a network into a nested one: every block stays as it is, with its weights, and becomes a stage.
 
@@ -40,14 +43,18 @@ def nest(
         head: makes the heads.
         statistics: see `Nested`.
         dropout: see `Nested`.
+        groups: number of channel groups, and so of widths, of a network that `causal_` has made channel-causal. Then
+            block 0 is run as the adapter of entry 0 and the last block as a head; numbers stay those of the blocks.
 
     Raises:
         TypeError: if what is given is no sequence of modules.
         ValueError: if a block's number lies outside the network; if something else than one tensor passes between
             blocks, or they do not fit; if blocks share parameters; if an adapter or a head gives the wrong shape; or if
-            a block works in place on features that something else reads too.
+            a block works in place on features that something else reads too; or if there are several groups, and a
+            part does not take the first of them.
     """
     blocks = _blocks(network)
+    head = partial(pooled_head, width_groups=groups) if head is pooled_head else head
     last = len(blocks) - 1
     ins, outs = _places("entry", entries, last), _places("exit", exits, last)
     dtype, device = dtype_and_device(nn.ModuleList(blocks))
@@ -96,7 +103,8 @@ def nest(
         if place != last or own is not None:
             given, what = features[place + 1], f"the head of exit {place}"
             heads[place], _ = fitted(head, given, logits, logits.shape[1], own, what)
-    net = Nested(blocks, adapters, heads, dropout=dropout, statistics=statistics)
+    stages = with_widths(blocks, adapters, heads, features, groups) if groups > 1 else blocks
+    net = Nested(stages, adapters, heads, dropout=dropout, statistics=statistics, groups=groups)
     return net if any(block.training for block in blocks) else net.eval()
 
 

@@ -48,8 +48,8 @@ class Nested(nn.Module):
         grid: all members, smallest first.
 
     Raises:
-        ValueError: if an index lies outside the network, a dropout is no probability, stages share a parameter, or
-            the policy for statistics is unknown.
+        ValueError: if an index lies outside the network, a dropout is no probability, stages share a parameter, the
+            policy for statistics is unknown, or the layers' groups differ from the network's.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Nested(nn.Module):
         self.dropout = tuple(float(p) for p in dropout)
         self.statistics = statistics
         self._refuse_shared_parameters()
+        self._refuse_other_groups()
         # Parts as the streams of the later entries see them, where that differs: "<entry>-<part>" → module.
         self.twins = nn.ModuleDict()
         if statistics != "shared":
@@ -107,7 +108,7 @@ class Nested(nn.Module):
             Logits `[batch, classes]`.
 
         Raises:
-            ValueError: if the grid has no such member.
+            ValueError: if the grid has no such member, or what it runs cannot be as narrow.
         """
         member = self.grid.resolve(subnet)
         (_, adapter), *stages, head = self.path(member)
@@ -149,8 +150,7 @@ class Nested(nn.Module):
             for (module, scale, last), group in ways.items():
                 if last:
                     # Wide features hold the narrow ones, so one pass answers for all widths.
-                    rows = _run(_EveryWidth(module, self.groups), x, scale) if self.groups > 1 else None
-                    rows = _run(module, x, scale)[None] if rows is None else rows
+                    rows = _run_head(module, x, scale, self.groups)
                     for lane in group:
                         answers.append(rows if lane.widths == every else rows[lane.widths])
                         order.extend(lane.members)
@@ -172,58 +172,61 @@ class Nested(nn.Module):
         member = self.grid.resolve(subnet)
         assert member.entry is not None and member.exit is not None
         path = [(f"entries.{member.entry}", self.entries[str(member.entry)])]
-        for i in range(member.entry, member.exit + 1):
-            path.append((f"stages.{i}", self._seen_by(f"{member.entry}-{i}", self.stages[i])))
-        head = self._seen_by(f"{member.entry}-exit{member.exit}", self.exits[str(member.exit)])
+        for i, stage in list(enumerate(self.stages))[member.entry : member.exit + 1]:
+            path.append((f"stages.{i}", self._seen_by(member, str(i), stage)))
+        head = self._seen_by(member, f"exit{member.exit}", self.exits[str(member.exit)])
         return [*path, (f"exits.{member.exit}", head)]
 
     def owners(self) -> dict[str, int]:
         """Part → position in the grid of its owner, the smallest member that runs it."""
         owners: dict[str, int] = {}
-        for members in self._by_path().values():
-            for name, _ in self.path(self.grid[members[0]]):
-                owners[name] = min(members[0], owners.get(name, members[0]))
+        for (first, *_), _ in self._by_path():
+            for name, _ in self.path(self.grid[first]):
+                owners[name] = min(first, owners.get(name, first))
         return owners
 
-    def _seen_by(self, twin: str, part: nn.Module) -> nn.Module:
+    def _seen_by(self, member: Subnet, name: str, part: nn.Module) -> nn.Module:
+        if self.statistics == "shared":
+            return part
+        twin = f"{member.entry}-{name}"
         return self.twins[twin] if twin in self.twins else part  # noqa: SIM401 (a ModuleDict has no get)
 
     def _lanes(self, mix: Mix | None) -> list["_Lane"]:
         """Members that one pass answers for: those that differ in nothing but their width."""
         owners, lanes = self.owners() if mix is not None else {}, list[_Lane]()
         learning = {name: any(p.requires_grad for p in self.get_submodule(name).parameters()) for name in owners}
-        for members in self._by_path().values():
-            names, parts = zip(*self.path(self.grid[members[0]]), strict=True)
-            alike = {(1.0,) * len(parts): members}
-            if mix is not None:
-                alike, owned = {}, [owners[name] if learning[name] else None for name in names]
-                for m in members:
-                    row = mix[m]
-                    alike.setdefault(tuple(1.0 if o is None else float(row[o]) for o in owned), []).append(m)
-            for scales, same in alike.items():
-                widths = [self.grid[m].width - 1 for m in same]  # type: ignore[operator]
-                lanes.append(_Lane(parts, scales, same, widths))
+        for members, widths in self._by_path():
+            names, path = zip(*self.path(self.grid[members[0]]), strict=True)
+            if mix is None:
+                lanes.append(_Lane(path, (1.0,) * len(path), members, widths))
+                continue
+            owned = [owners[name] if learning[name] else None for name in names]
+            alike: dict[tuple[float, ...], _Lane] = {}
+            for m, width in zip(members, widths, strict=True):
+                scales = tuple(1.0 if owner is None else float(mix[m][owner]) for owner in owned)
+                lane = alike.setdefault(scales, _Lane(path, scales, [], []))
+                lane.members.append(m)
+                lane.widths.append(width)
+            lanes += alike.values()
         return lanes
 
-    def _by_path(self) -> dict[tuple[int | None, int | None], list[int]]:
-        """Entry and exit → positions of the members that have these, which differ in nothing but their width."""
-        found: dict[tuple[int | None, int | None], list[int]] = {}
+    def _by_path(self) -> Iterable[tuple[list[int], list[int]]]:
+        """Members that differ in nothing but their width, for each entry and exit: positions, and widths from 0."""
+        found: dict[tuple[int | None, int | None], tuple[list[int], list[int]]] = {}
         for m, member in enumerate(self.grid):
-            found.setdefault((member.entry, member.exit), []).append(m)
-        return found
+            members, widths = found.setdefault((member.entry, member.exit), ([], []))
+            members.append(m)
+            widths.append((member.width or 1) - 1)
+        return found.values()
 
     def _narrow_run(self, name: str, part: nn.Module, x: Tensor, member: Subnet) -> Tensor:
-        """Run a stage or head on the groups that a member has; an error says what they must be able to do."""
+        """Run a stage or head on the groups that a member has; an error says what it must be able to do."""
         try:
             out: Tensor = part(x)
         except (RuntimeError, ValueError, IndexError) as error:
             if member.width == self.groups:
                 raise
-            raise ValueError(
-                f"{name} does not run on the first {member.width} of {self.groups} channel groups, features "
-                f"{tuple(x.shape)}: {error}. In a network with several widths stages are made of channel-causal layers "
-                "(telescopic.layers.Causal...), heads end in a SharedHead, and no shortcut appends channels at the end"
-            ) from error
+            raise _not_causal(name, member.width, self.groups, x, error) from error
         return out
 
     def _narrowed(self, x: Tensor, member: Subnet) -> Tensor:
@@ -241,16 +244,29 @@ class Nested(nn.Module):
     def _refuse_shared_parameters(self) -> None:
         """A part has one owner, so a parameter belongs to one part only."""
         home: dict[nn.Parameter, str] = {}
-        parts = [(f"stages.{i}", stage) for i, stage in enumerate(self.stages)]
-        parts += [(f"entries.{i}", adapter) for i, adapter in self.entries.items()]
-        parts += [(f"exits.{i}", head) for i, head in self.exits.items()]
-        for name, module in parts:
+        for name, module in self._parts():
             for parameter in module.parameters():
                 if home.setdefault(parameter, name) != name:
                     raise ValueError(
                         f"{home[parameter]} and {name} share a parameter of shape {tuple(parameter.shape)}: each "
                         "belongs to one stage, adapter or head; put what shares it into one stage, or copy it"
                     )
+
+    def _refuse_other_groups(self) -> None:
+        """All layers of a network with several widths know how many there are."""
+        for name, part in self._parts() if self.groups > 1 else ():
+            for layer in part.modules():
+                groups = getattr(layer, "width_groups", self.groups)
+                if groups != self.groups:
+                    raise ValueError(
+                        f"{name} has a {type(layer).__name__} of {groups} channel groups in a network of "
+                        f"{self.groups}: give it width_groups={self.groups}"
+                    )
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        parts = [(f"stages.{i}", stage) for i, stage in enumerate(self.stages)]
+        parts += [(f"entries.{i}", adapter) for i, adapter in self.entries.items()]
+        return parts + [(f"exits.{i}", head) for i, head in self.exits.items()]
 
 
 @dataclass
@@ -264,20 +280,39 @@ class _Lane:
 
 
 class _EveryWidth(nn.Module):
-    """A head that takes features of full width, and gives the logits of every width `[groups, batch, classes]`."""
+    """A head that takes features of full width, and gives the logits of every width."""
 
     def __init__(self, head: nn.Module, groups: int) -> None:
         super().__init__()
         self.head, self.groups = head, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self.head) if type(self.head) is nn.Sequential and len(self.head) else [self.head]
-        if isinstance(layers[-1], SharedHead):
-            for layer in layers[:-1]:
-                x = layer(x)
-            return layers[-1].every_width(x)
-        each = [self.head(x[:, : prefix(x.shape[1], self.groups, width)]) for width in range(1, self.groups + 1)]
-        return torch.stack(each)
+        return _every_width(self.head, x, self.groups)
+
+
+def _every_width(head: nn.Module, x: Tensor, groups: int) -> Tensor:
+    """Logits of every width `[groups, batch, classes]` from features of full width."""
+    layers = list(head) if type(head) is nn.Sequential and len(head) else [head]
+    if isinstance(layers[-1], SharedHead):
+        for layer in layers[:-1]:
+            x = layer(x)
+        return layers[-1].every_width(x)
+    each: list[Tensor] = []
+    for width in range(1, groups + 1):
+        features = x[:, : prefix(x.shape[1], groups, width)]
+        try:
+            each.append(head(features))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise _not_causal("a head", width, groups, features, error) from error
+    return torch.stack(each)
+
+
+def _not_causal(name: str, width: int | None, groups: int, x: Tensor, error: Exception) -> ValueError:
+    return ValueError(
+        f"{name} does not run on the first {width} of {groups} channel groups, features {tuple(x.shape)}: {error}. In "
+        "a network with several widths stages are made of channel-causal layers (telescopic.layers.Causal...), heads "
+        "end in a SharedHead, and no shortcut appends channels at the end"
+    )
 
 
 def _twin(part: nn.Module) -> nn.Module:
@@ -311,6 +346,14 @@ def _run(module: nn.Module, x: Tensor, scale: float) -> Tensor:
     }
     out = functional_call(module, places, (x,), tie_weights=False)
     return out
+
+
+def _run_head(head: nn.Module, x: Tensor, scale: float, groups: int) -> Tensor:
+    """Logits of every width `[groups, batch, classes]`, with the head's gradients scaled."""
+    if groups == 1:
+        return _run(head, x, scale)[None]
+    # A module made at each step is dear: it has many parts to be collected again.
+    return _every_width(head, x, groups) if scale == 1 else _run(_EveryWidth(head, groups), x, scale)
 
 
 def _scaled(parameter: Tensor, scale: float) -> Tensor:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from telescopic.cli import data, families, reproduce, train
+from telescopic.cli import anytime, data, families, reproduce, train
 
 # Everything heavy is imported inside the commands, so that --help answers at once.
 
@@ -19,6 +19,7 @@ app.command()(families.catalogue)
 app.command(epilog="Example:  telescopic choose nsn-mnist --max-macs 700k")(families.choose)
 app.command(epilog="Example:  telescopic extract nsn-mnist --max-macs 700k --to small.onnx")(families.extract)
 app.command()(families.report)
+app.command(epilog="Example:  telescopic anytime runs/dnn --deadline-ms 2 --deadline-ms 5")(anytime.anytime)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(reproduce.app, name="reproduce")

@@ -40,7 +40,7 @@ def width_of(given: int, channels: int, groups: int) -> int:
 
 def causal_mask(outputs: int, inputs: int, groups: int, device: torch.device | None = None) -> Tensor:
     """Which output channel reads which input channel: bool `[outputs, inputs]`, for a kernel with more axes behind."""
-    # Channel c is in group i if prefix(i) <= c < prefix(i + 1), that is, i is the largest with channels·i < (c + 1)·groups.
+    # Channel c is in group i if prefix(i) <= c < prefix(i + 1): i is the largest with channels·i < (c + 1)·groups.
     rows, columns = (
         (torch.arange(1, channels + 1, device=device) * groups - 1) // channels for channels in (outputs, inputs)
     )

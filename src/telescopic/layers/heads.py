@@ -95,13 +95,14 @@ class SharedHead(nn.Linear):
             Logits `[widths, batch, classes]`.
         """
         widths = width_of(input.shape[1], self.in_features, self.width_groups)
-        ends = [prefix(self.in_features, self.width_groups, width) for width in range(widths + 1)]
-        sizes = [end - begin for begin, end in pairwise(ends)]
-        weight = self.weight[:, : ends[-1]]
-        if len(set(sizes)) == 1:
-            grouped = (tensor.unflatten(1, (widths, sizes[0])) for tensor in (input, weight))
+        weight = self.weight[:, : input.shape[1]]
+        if self.in_features % self.width_groups == 0:
+            size = self.in_features // self.width_groups
+            grouped = (tensor.reshape(len(tensor), widths, size) for tensor in (input, weight))
             each = torch.einsum("bgc,kgc->gbk", *grouped)
         else:
+            ends = [prefix(self.in_features, self.width_groups, width) for width in range(widths + 1)]
+            sizes = [end - begin for begin, end in pairwise(ends)]
             pairs = zip(torch.split(input, sizes, 1), torch.split(weight, sizes, 1), strict=True)
             each = torch.stack([functional.linear(features, rows) for features, rows in pairs])
         total = each.cumsum(0)

@@ -47,7 +47,8 @@ def resnet(
             body = nn.Sequential(
                 _conv(given, made, stride), nn.BatchNorm2d(made), nn.ReLU(), _conv(made, made), nn.BatchNorm2d(made)
             )
-            blocks.append(Residual(body, _around(shortcut, given, made) if stride > 1 else None))
+            around = _around(shortcut, given, made)
+            blocks.append(Residual(body, around if stride > 1 else nn.Identity()))
             given = made
     return nn.Sequential(*blocks, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(given, classes)))
 

@@ -5,6 +5,8 @@ of the weight that give them, and as input the channels known so far and the new
 needs the new channels only. A part is taken apart by `torch.fx` once; then each step of it is a function of tensors.
 """
 
+import copy
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, prefix
-from telescopic.layers.heads import SharedHead
+from telescopic.layers.heads import GradientScale, SharedHead
 
 Kept = dict[str, Tensor]
 """What later groups need of those before: the input of layers that mix channels, the sum of a shared head."""
@@ -24,26 +26,27 @@ Op = Callable[..., Tensor]
 """`op(kept, *values)`: the new channels of a value from those of others."""
 
 _MIXING = (CausalConv2d, CausalLinear, CausalBatchNorm1d, CausalBatchNorm2d, SharedHead)
-_ALONE: tuple[type[nn.Module], ...] = (
-    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
-    *(nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Threshold),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.LPPool1d, nn.LPPool2d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+_NOTHING = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, GradientScale}  # in eval mode
+_ALONE: set[type[nn.Module]] = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU}
+_ALONE |= {nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid}
+_ALONE |= {nn.Hardtanh, nn.Threshold, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.MaxPool1d, nn.MaxPool2d}
+_ALONE |= {nn.AvgPool1d, nn.AvgPool2d, nn.LPPool1d, nn.LPPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d}
+_ALONE |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d}
+_INNER = (
+    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus dropout "
+    "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d"
 )
-_INNER = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid")
-_INNER += ("hardtanh", "softplus", "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
-_FUNCTIONS: dict[Any, Any] = {getattr(functional, name): getattr(functional, name) for name in _INNER}
+_FUNCTIONS: dict[Any, Any] = {f: f for f in (getattr(functional, name) for name in _INNER.split())}
 _FUNCTIONS |= {f: f for f in (torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul)}
 _FUNCTIONS |= {f: f for f in (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)}
 # Out of place, for a value may be kept for later groups.
 _FUNCTIONS |= {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 _FUNCTIONS |= {functional.relu_: torch.relu, torch.relu_: torch.relu}
-_METHODS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "add": torch.add, "mul": torch.mul}
-_METHODS |= {"sub": torch.sub, "relu_": torch.relu, "add_": torch.add, "mul_": torch.mul, "sub_": torch.sub}
-_METHODS |= {"contiguous": Tensor.contiguous}
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, functional.relu_, torch.relu_}
-_IN_PLACE |= {"relu_", "add_", "mul_", "sub_"}
+_METHODS: dict[Any, Any] = {"relu": torch.relu, "relu_": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+_METHODS |= {"add": torch.add, "add_": torch.add, "mul": torch.mul, "mul_": torch.mul, "sub": torch.sub}
+_METHODS |= {"sub_": torch.sub, "contiguous": Tensor.contiguous}
+_IN_PLACE: tuple[Any, ...] = (operator.iadd, operator.isub, operator.imul, functional.relu_, torch.relu_)
+_IN_PLACE += ("relu_", "add_", "mul_", "sub_")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,13 @@ class Part:
                 f"{name} cannot be made wider step by step, because torch.fx cannot follow its forward pass: {error}"
             ) from error
         self.bind(0, groups, keep=True)  # refuses what is unknown now, and not in the middle of an answer
+
+    @property
+    def sums(self) -> bool:
+        """Whether what it gives is a sum over groups: a shared head."""
+        (result,) = (node.args[0] for node in self.graph.nodes if node.op == "output")
+        last = isinstance(result, fx.Node) and result.op == "call_module"
+        return last and isinstance(self.root.get_submodule(str(result.target)), SharedHead)
 
     def bind(self, have: int, width: int, *, keep: bool) -> Callable[[Tensor, Kept], Tensor]:
         """What computes groups `have + 1` to `width` of the part's output from those of its input.
@@ -138,33 +148,33 @@ class Part:
             if getattr(module, "inplace", False):
                 self._refuse_overwriting(node)
             return _of_module(module, key, span) or self._refuse(node, module), node.all_input_nodes
-        if node.op == "call_function" or node.op == "call_method":
-            in_place = node.target in _IN_PLACE or node.kwargs.get("inplace") or True in node.args[1:2]
-            if in_place:
-                self._refuse_overwriting(node)
+        if node.op in ("call_function", "call_method"):
             return self._of_call(node)
         raise self._refusal(node, f"the tensor {node.target}, which is read in its forward pass")
 
     def _of_call(self, node: fx.Node) -> tuple[Op, list[fx.Node]]:
-        args, kwargs = list(node.args), {k: v for k, v in node.kwargs.items() if k != "inplace"}
-        known: Any = (_FUNCTIONS if node.op == "call_function" else _METHODS).get(node.target)  # type: ignore[call-overload]
-        flattens = node.target in (torch.flatten, "flatten") and (args[1:] or [kwargs.get("start_dim", 0)])[0] == 1
+        """A call of a function or a method, the same with or without an underscore behind its name."""
+        args, kwargs, in_place = _out_of_place(node)
+        if in_place or node.target in _IN_PLACE:
+            self._refuse_overwriting(node)
+        flattens = node.target in (torch.flatten, "flatten") and kwargs.get("start_dim", (*args, 0)[1]) == 1
         if flattens and len(args) < 3 and "end_dim" not in kwargs:
             return lambda kept, x: torch.flatten(x, 1), node.all_input_nodes
-        nested = any(isinstance(value, tuple | list) and _has_nodes(value) for value in (*args, *kwargs.values()))
-        if known is None or nested or any(isinstance(value, fx.Node) for value in kwargs.values()):
-            raise self._refusal(node, f"a call of {getattr(node.target, '__name__', node.target)}")
-        if known in (functional.dropout,):
-            return lambda kept, x: x, node.all_input_nodes[:1]
+        known = (_FUNCTIONS if node.op == "call_function" else _METHODS).get(node.target)
         sources = [arg for arg in args if isinstance(arg, fx.Node)]
+        if known is None or len(set(sources)) != len(node.all_input_nodes):
+            raise self._refusal(node, f"a call of {getattr(node.target, '__name__', node.target)}")
+        if known is functional.dropout:
+            return lambda kept, x: x, sources
+        if len(sources) == len(args) and not kwargs:
+            return lambda kept, *values: known(*values), sources
 
         def call(kept: Kept, *values: Tensor) -> Tensor:
             given = iter(values)
             out: Tensor = known(*[next(given) if isinstance(arg, fx.Node) else arg for arg in args], **kwargs)
             return out
 
-        plain = len(sources) == len(args) and not kwargs
-        return (lambda kept, *values: known(*values)) if plain else call, sources
+        return call, sources
 
     def _refuse(self, node: fx.Node, module: nn.Module) -> Op:
         raise self._refusal(node, f"{str(node.target).removeprefix('0.')}, a {type(module).__name__},")
@@ -186,11 +196,18 @@ class _Tracer(fx.Tracer):
     """Stops at the layers that are known, and at those that say themselves what new groups are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _MIXING) or hasattr(m, "new_groups") or super().is_leaf_module(m, module_qualified_name)
+        known = isinstance(m, (*_MIXING, GradientScale)) or hasattr(m, "new_groups")
+        return known or super().is_leaf_module(m, module_qualified_name)
 
 
-def _has_nodes(value: Any) -> bool:
-    return isinstance(value, fx.Node) or (isinstance(value, tuple | list) and any(map(_has_nodes, value)))
+def _out_of_place(node: fx.Node) -> tuple[list[Any], dict[str, Any], bool]:
+    """Arguments of a call without what makes it write in place, and whether it did."""
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a method's name, or a function of torch that is not written in Python
+        return list(node.args), dict(node.kwargs), False
+    in_place = bound.arguments.pop("inplace", False)  # which is the last of the functions that have it
+    return list(bound.args), dict(bound.kwargs), bool(in_place)
 
 
 def _of_module(module: Any, key: str, span: Span) -> Op | None:
@@ -207,18 +224,23 @@ def _of_module(module: Any, key: str, span: Span) -> Op | None:
         return _norm(module, span)
     if isinstance(module, SharedHead):
         return _head(module, key, span)
-    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-        return lambda kept, x: torch.flatten(x, 1)
-    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+    if type(module) in (nn.Flatten, nn.Unflatten) and _keeps_order(module):
         return lambda kept, x: module(x)
-    if type(module) in (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout):
+    if type(module) in _NOTHING:
         return lambda kept, x: x
-    if type(module) in (nn.ReLU, nn.ReLU6) and module.inplace:
-        function = torch.relu if type(module) is nn.ReLU else functional.relu6
-        return lambda kept, x: function(x)
-    if type(module) in _ALONE and not getattr(module, "inplace", False):
-        return lambda kept, x: module(x)
-    return None
+    if type(module) not in _ALONE:
+        return None
+    if getattr(module, "inplace", False):
+        module = copy.copy(module)
+        module.inplace = False  # what it would overwrite may be kept
+    return lambda kept, x: module(x)
+
+
+def _keeps_order(module: Any) -> bool:
+    """Whether dimension 1 is channels, or groups of them, before and after."""
+    if type(module) is nn.Flatten:
+        return bool(module.start_dim == 1)
+    return bool(module.dim == 1 and module.unflattened_size[0] == -1)
 
 
 def _known(kept: Kept, key: str, new: Tensor, span: Span) -> Tensor:
@@ -239,10 +261,10 @@ def _rows(layer: CausalConv2d | CausalLinear, span: Span) -> tuple[Tensor, Tenso
 
 def _convolution(layer: CausalConv2d, key: str, span: Span) -> Op:
     weight, bias = _rows(layer, span)
-    how = layer.stride, layer.padding, layer.dilation
+    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
     if layer.depthwise:
-        return lambda kept, x: functional.conv2d(x, weight, bias, *how, x.shape[1])
-    return lambda kept, x: functional.conv2d(_known(kept, key, x, span), weight, bias, *how)
+        return lambda kept, x: functional.conv2d(x, weight, bias, stride, padding, dilation, len(weight))
+    return lambda kept, x: functional.conv2d(_known(kept, key, x, span), weight, bias, stride, padding, dilation)
 
 
 def _linear(layer: CausalLinear, key: str, span: Span) -> Op:

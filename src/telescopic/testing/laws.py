@@ -3,8 +3,10 @@
 import copy
 import itertools
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from telescopic.catalogue import measure
 from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
-from telescopic.testing.trial import Trial, by_turns, demand, demand_same, gradients, ids, largest, macs
+from telescopic.testing.elements import origins
+from telescopic.testing.trial import Some, Trial, by_turns, demand, demand_same, gradients, ids, largest, macs
 
 
 @torch.no_grad()
@@ -46,7 +49,7 @@ def extraction(trial: Trial) -> None:
     """Extraction is exact: a member taken out answers as net(x, member) does, and as its row of net.all(x).
 
     It is independent of the network, in eval mode, and of no other classes than its parts: of stock torch layers if
-    these are.
+    these are; with several widths layers of ours become stock ones.
     """
     net, rows = trial.net, trial.rows()
     demand(len(rows) == len(net.grid), f"net.all has {len(rows)} rows for {len(net.grid)} members")
@@ -58,6 +61,9 @@ def extraction(trial: Trial) -> None:
         demand_same(rows[net.grid.index(member)], answer, f"{name}, its row of net.all(x) and net(x, member)")
         demand(not any(part.training for part in taken.modules()), f"{name} is in training mode when extracted")
         own = {nn.Sequential} | {type(module) for part in trial.parts(member) for module in part.modules()}
+        if net.groups > 1:
+            own = {kind for kind in own if not (kind.__module__.startswith("telescopic.") and hasattr(kind, "narrow"))}
+            own |= {type(module) for module in taken.modules() if type(module).__module__.startswith("torch.nn.")}
         foreign = {type(module).__name__ for module in taken.modules() if type(module) not in own}
         demand(not foreign, f"{name} is extracted with {', '.join(foreign)}, which its parts have not")
         theirs, ours = ({t.untyped_storage().data_ptr() for t in named_tensors(m).values()} for m in (taken, net))
@@ -71,7 +77,8 @@ def nesting(trial: Trial) -> None:
     So their parameters and MACs never shrink from a member to one that contains it, and no member stands in the grid
     before one that it contains. Adapters and heads are excepted: members of one entry have the same adapter and
     members of one exit the same head, but a small member costs more than a larger one in total if its adapter (or
-    head) costs more than what it leaves out.
+    head) costs more than what it leaves out. With several widths a member has of each parameter the elements of the
+    first groups, no more and no less.
     """
     net, index = trial.net, trial.net.grid.index
     members = sorted({*trial.members, net.grid.full}, key=index)
@@ -80,7 +87,11 @@ def nesting(trial: Trial) -> None:
     for member in members:
         adapter, *stages, head = (module for _, module in net.path(member))
         inner[member], ends[member] = ids(stages), {"entry": ids([adapter]), "exit": ids([head])}
-        cost[member] = macs(nn.Sequential(*stages), adapter(trial.x[:1].clone()))
+        features = adapter(trial.x[:1].clone())
+        if net.groups > 1:
+            features = features[:, : features.shape[1] * (member.width or 1) // net.groups]
+            has_first_groups(trial, member)
+        cost[member] = macs(nn.Sequential(*stages), features)
     for small, large in itertools.product(members, members):
         if not net.grid.contains(large, small):
             continue
@@ -98,17 +109,38 @@ def nesting(trial: Trial) -> None:
             demand(alike, f"{one} and {other} have the same {what}, but not the same parameters there")
 
 
+def has_first_groups(trial: Trial, member: Subnet) -> None:
+    """Demand that an extracted member has just the elements that belong to it."""
+    net, belonging = trial.net, trial.shares(member)
+    sizes = [parameter.numel() for parameter in net.parameters()]
+    taken = torch.zeros(sum(sizes), dtype=torch.bool)
+    for index, factor in origins(net, lambda numbered: extract(cast(Nested, numbered), member)):
+        taken[index[factor != 0]] = True
+    for (name, parameter), has in zip(net.named_parameters(), torch.split(taken, sizes), strict=True):
+        share = belonging.get(id(parameter))
+        should = torch.zeros_like(has) if share is None else share.read.flatten()
+        wrong = int((has != should).sum())
+        what = f"{int(has.sum())} elements of {name}, not the {int(should.sum())} of its first groups"
+        demand(not wrong, f"{trial.label(member)} is extracted with {what}; {wrong} are wrong")
+
+
 def independence(trial: Trial) -> None:
     """Independence: what lies outside a member neither changes its answer nor learns from it.
 
-    Its answer is both net(x, member) and its row of net.all(x). Buffers that it does not run lie outside too.
+    Its answer is both net(x, member) and its row of net.all(x). Buffers that it does not run lie outside too; and with
+    several widths, in what it runs, all elements but those of its first groups.
     """
     net = trial.net
     for member in trial.members:
-        inside = ids(trial.parts(member))
-        outside = {n: p for n, p in net.named_parameters() if id(p) not in inside and p.is_floating_point()}
-        run = {id(buffer) for _, module in net.path(member) for buffer in module.buffers()}
-        buffers = [buffer for buffer in net.buffers() if id(buffer) not in run and buffer.is_floating_point()]
+        inside = trial.shares(member)
+        masks = {id(t): ~inside[id(t)].read if id(t) in inside else None for t in named_tensors(net).values()}
+
+        def lies_outside(tensor: Tensor, masks: dict[int, Tensor | None] = masks) -> bool:
+            mask = masks[id(tensor)]
+            return tensor.is_floating_point() and (mask is None or bool(mask.any()))
+
+        outside = {n: p for n, p in net.named_parameters() if lies_outside(p)}
+        buffers = [buffer for buffer in net.buffers() if lies_outside(buffer)]
 
         def answers(member: Subnet = member) -> dict[str, Tensor]:
             return {"net(x, member)": trial.answer(member), "net.all(x)": trial.rows()[net.grid.index(member)]}
@@ -116,13 +148,17 @@ def independence(trial: Trial) -> None:
         before = answers()
         for how, logits in before.items():
             found = gradients((logits * torch.randn_like(logits)).sum(), list(outside.values()))
-            for name, gradient in zip(outside, found, strict=True):
-                what = f"{name} is outside {trial.label(member)}, but gets a gradient from its {how}"
+            for name, whole in zip(outside, found, strict=True):
+                mask = masks[id(outside[name])]
+                gradient = whole if mask is None else whole * mask
+                part = name if mask is None else f"a part of {name}"
+                what = f"{part} is outside {trial.label(member)}, but gets a gradient from its {how}"
                 demand(largest(gradient) == 0, f"{what}, of up to {largest(gradient):.3g}")
         with torch.no_grad():
             saved = [(tensor, tensor.clone()) for tensor in (*outside.values(), *buffers)]
             for tensor, _ in saved:
-                tensor.add_(torch.rand_like(tensor))  # positive, for buffers may hold variances
+                change, mask = torch.rand_like(tensor), masks[id(tensor)]  # positive, for buffers may hold variances
+                tensor.add_(change if mask is None else change * mask)
             for how, logits in answers().items():
                 demand_same(logits, before[how], f"{trial.label(member)}, {how} before and after a change outside it")
             for tensor, value in saved:
@@ -134,26 +170,40 @@ def gradient_mix(trial: Trial) -> None:
 
     The gradient of net.all(x, mix) is the sum over members of mix[member][owner] times the gradient of that member
     alone, taken from an extracted copy; the owner is the smallest member that has the parameter. Without a mix all
-    factors are 1, and towards the input they always are. No mix changes an answer.
+    factors are 1, and towards the input they always are. No mix changes an answer. With several widths, an extracted
+    copy teaches the elements that it has, and only members that are checked learn.
     """
     net, grid = trial.net, trial.net.grid
+    chosen = range(len(grid)) if net.groups == 1 else sorted({grid.index(member) for member in trial.members})
     x = trial.x.clone().requires_grad_()
     logits = net.all(x.clone())
     weights = torch.randn_like(logits)
+    if net.groups > 1:
+        weights *= torch.zeros(len(grid), 1, 1).index_fill(0, torch.tensor(list(chosen)), 1)
     owner: dict[int, int] = {}  # parameter → its owner; the input has none
-    alone: list[dict[int, Tensor]] = []  # member → tensor → gradient
+    alone: dict[int, dict[int, Tensor]] = {}  # member → tensor → gradient
     for m, member in enumerate(grid):
-        theirs, taken = list(nn.ModuleList(trial.parts(member)).parameters()), extract(net, member)
-        copies = list(taken.parameters())
-        numbers = f"{trial.label(member)} has {len(theirs)} parameters, extracted {len(copies)}, or in another order"
-        demand([c.shape for c in copies] == [p.shape for p in theirs], numbers)
-        found = gradients((taken(x.clone()) * weights[m]).sum(), [x, *copies])
-        alone.append(dict(zip(map(id, [x, *theirs]), found, strict=True)))
+        theirs = list(nn.ModuleList(trial.parts(member)).parameters())
         for parameter in theirs:
             owner.setdefault(id(parameter), m)
+        if m not in chosen:
+            continue
+        taken = extract(net, member)
+        copies = list(taken.parameters())
+        numbers = f"{trial.label(member)} has {len(theirs)} parameters, extracted {len(copies)}, or in another order"
+        alike = (
+            [c.shape for c in copies] == [p.shape for p in theirs] if net.groups == 1 else len(copies) == len(theirs)
+        )
+        demand(alike, numbers)
+        of_x, *found = gradients((taken(x.clone()) * weights[m]).sum(), [x, *copies])
+        if net.groups > 1:
+            found = scattered(net, member, found)
+            theirs = list(net.parameters())
+        alone[m] = dict(zip(map(id, [x, *theirs]), [of_x, *found], strict=True))
     table = torch.rand(len(grid), len(grid))
     table[torch.rand_like(table) < 0.3] = 0
     table[torch.rand_like(table) < 0.2] = 1
+    table[[m for m in range(len(grid)) if m not in chosen]] = 1  # so that they take one pass together
     tensors = {"the input": x, **dict(net.named_parameters())}
     for mix in (None, tuple(tuple(row) for row in table.tolist())):
         mixed = net.all(x.clone(), mix)
@@ -161,12 +211,24 @@ def gradient_mix(trial: Trial) -> None:
         found = gradients((mixed * weights).sum(), list(tensors.values()))
         for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
             o = owner.get(id(tensor))
-            factors = [1.0 if mix is None or o is None else mix[m][o] for m in range(len(grid))]
-            shares = [f * g[id(tensor)] for f, g in zip(factors, alone, strict=True) if id(tensor) in g]
+            factors = {m: 1.0 if mix is None or o is None else mix[m][o] for m in chosen}
+            shares = [
+                factors[m] * found_alone[id(tensor)] for m, found_alone in alone.items() if id(tensor) in found_alone
+            ]
             whose = name if o is None else f"{name}, owned by {trial.label(grid[o])},"
             how = f"the gradient of {whose} {'without a mix' if mix is None else 'with a random mix'}"
             want, size = sum(shares, torch.zeros_like(tensor)), sum(map(largest, shares))
             demand_same(gradient, want, f"{how}, from net.all and from its members alone", size)
+
+
+def scattered(net: Nested, member: Subnet, found: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of an extracted member as those of the network's own parameters, element by element."""
+    sizes = [parameter.numel() for parameter in net.parameters()]
+    total = torch.zeros(sum(sizes), dtype=found[0].dtype if found else None)
+    taken = origins(net, lambda numbered: extract(cast(Nested, numbered), member))
+    for gradient, (index, factor) in zip(found, taken, strict=True):
+        total.index_add_(0, index, gradient.flatten() * factor)
+    return [part.view_as(p) for part, p in zip(torch.split(total, sizes), net.parameters(), strict=True)]
 
 
 @torch.no_grad()
@@ -192,12 +254,15 @@ def threads(trial: Trial) -> None:
 def cost(trial: Trial) -> None:
     """Cost is true: the catalogue's MACs and parameters are those that torch counts on the extracted member."""
     net = trial.net
+    if net.groups > 1 and len(trial.members) < len(net.grid):
+        net.grid = Some(net.grid, trial.members)  # there may be hundreds
     catalogue = measure(net, input_shape=trial.x.shape[1:])
     listed = [entry.subnet for entry in catalogue]
     demand(listed == list(net.grid), f"the catalogue lists {', '.join(map(str, listed))} for {net.grid}")
     for member in trial.members:
         stated, taken = catalogue[net.grid.index(member)], extract(net, member)
-        parameters = {id(p): p.numel() for part in trial.parts(member) for p in part.parameters()}
+        belonging = trial.shares(member)
+        parameters = {id(p): belonging[id(p)].size for part in trial.parts(member) for p in part.parameters()}
         facts = (
             ("MACs", stated.macs, macs(taken, trial.x[:1].clone())),
             ("parameters", stated.params, sum(p.numel() for p in taken.parameters())),

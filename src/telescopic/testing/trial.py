@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from telescopic.nested import Nested
-from telescopic.subnet import Subnet
+from telescopic.subnet import Grid, Subnet
+from telescopic.testing.elements import Share, shares
 
 TOLERANCE = 1e-12
 """Largest difference between two ways to compute a number in float64, relative to the larger of its size and 1."""
@@ -52,6 +53,24 @@ class Trial:
         assert member.entry is not None and member.exit is not None
         stages = list(self.net.stages)[member.entry : member.exit + 1]
         return [self.net.entries[str(member.entry)], *stages, self.net.exits[str(member.exit)]]
+
+    def shares(self, member: Subnet) -> dict[int, Share]:
+        """Which elements of its parts' parameters, and of the buffers that it runs, belong to a member."""
+        width = member.width or 1
+        # With statistics per entry a stage's buffers are another module's, which only the path can tell.
+        run, parts = [module for _, module in self.net.path(member)], self.parts(member)
+        buffers, own = {id(buffer) for module in run for buffer in module.buffers()}, ids(parts)
+        found = {i: share for i, share in shares(run, self.net.groups, width).items() if i in buffers}
+        return found | {i: share for i, share in shares(parts, self.net.groups, width).items() if i in own}
+
+
+class Some(Grid):
+    """Some members of a grid."""
+
+    def __init__(self, grid: Grid, members: Iterable[Subnet]) -> None:
+        super().__init__(grid.entries, grid.exits, grid.widths)
+        self._members = tuple(sorted(set(members), key=grid.index))
+        self._index = {member: i for i, member in enumerate(self._members)}
 
 
 def demand(condition: bool, message: str) -> None:

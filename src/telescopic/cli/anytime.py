@@ -1,0 +1,131 @@
+"""`telescopic anytime`: accuracy under deadlines, on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from telescopic.cli.shown import DataDir, interruptible, one_of, show_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from telescopic.data import Split
+    from telescopic.run import Source
+    from telescopic.runtime import Trial
+
+
+def anytime(
+    source: Annotated[str, typer.Argument(help="A run's folder, a bundle's file, or a shipped family.")],
+    deadline_ms: Annotated[list[float], typer.Option(help="Milliseconds for an image; may be given several times.")],
+    images: Annotated[str, typer.Option(help="Which images: test or validation.")] = "test",
+    number: Annotated[int, typer.Option(min=1, help="How many of them, spread over all.")] = 500,
+    threads: Annotated[int, typer.Option(min=1, help="Threads within an operation.")] = 1,
+    percentile: Annotated[
+        float, typer.Option(help="Share of a step's measured times that must fit into the time left.")
+    ] = 0.9,
+    data: Annotated[str | None, typer.Option(help="The data set, or a path. (default: what it was trained on)")] = None,
+    deepen: Annotated[
+        bool, typer.Option("--deepen", help="Only get deeper, at full width. (default: the best path, measured)")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show how accurate anytime answers are under deadlines, image by image, beside members chosen in advance.
+
+    Beside: always the member that is best of those that fit by the catalogue's latency on this machine, and always the
+    full network. An answer that comes late counts as wrong.
+    """
+    import torch
+
+    from telescopic.run import Source
+    from telescopic.runtime import best_path, deepening, try_deadlines
+
+    one_of("--images", images, ("test", "validation"))
+    found = Source.open(source)
+    split = _images(found, images, data, data_dir)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        net = found.network().eval()
+        with interruptible(), _progress() as show:
+            path = deepening(net)
+            if len(path) * net.groups == 1:
+                raise ValueError(f"{source} has one exit and one width, so there is nothing to refine")
+            catalogue = found.timed(
+                batch=1, threads=threads, progress=lambda _, done, of: show("timing members", done, of)
+            )
+            if not deepen:
+                path = best_path(net, catalogue, progress=lambda done, of: show("timing steps", done, of))
+            trials = try_deadlines(
+                net,
+                split,
+                [ms / 1000 for ms in deadline_ms],
+                catalogue=catalogue,
+                path=path,
+                preprocess=found.preprocess(),
+                number=number,
+                percentile=percentile,
+                progress=lambda done, of: show("classifying", done, of),
+            )
+    finally:
+        torch.set_num_threads(before)
+    print("path: " + " → ".join(net.grid.label(member) for member in path))
+    show_table(_table(trials, f"{min(number, len(split))} {images} images, batch 1, {threads} threads"))
+    print("in time: classified rightly and in time; late: answers too late; at all: classified rightly, late or not")
+
+
+def _images(found: "Source", images: str, data: str | None, data_dir: Path | None) -> "Split":
+    from telescopic import data as datasets
+
+    name = data or found.bundle.provenance.get("data")
+    if not isinstance(name, str):
+        raise ValueError(f"{found.name} does not say what data it was trained on: name them with --data")
+    loaded = datasets.load(name, data_dir=data_dir)
+    if found.bundle.input_shape not in (None, loaded.input_shape):
+        raise ValueError(f"{found.name} takes images of shape {found.bundle.input_shape}, not {loaded.input_shape}")
+    split: Split = getattr(loaded, images)
+    if not len(split):
+        raise ValueError(f"{name} has no {images} images")
+    return split
+
+
+def _table(trials: "list[Trial]", caption: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("deadline", "what answers", "in time", "late", "at all", "mean ms", "p95 ms"):
+        table.add_column(name, justify="left" if name == "what answers" else "right", vertical="bottom")
+    for trial in trials:
+        table.add_row(
+            f"{trial.deadline * 1e3:g} ms",
+            trial.name,
+            f"{trial.in_time:.2%}",
+            str(trial.late),
+            f"{trial.right:.2%}",
+            f"{trial.mean * 1e3:.2f}",
+            f"{trial.p95 * 1e3:.2f}",
+        )
+    return table
+
+
+def _progress() -> Any:
+    """A bar on standard error for each thing that takes time."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            tasks: dict[str, Any] = {}
+
+            def show(what: str, done: int, of: int) -> None:
+                if what not in tasks:
+                    tasks[what] = progress.add_task(what, total=of)
+                progress.update(tasks[what], completed=done)
+
+            yield show
+
+    return shown()

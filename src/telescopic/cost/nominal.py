@@ -1,0 +1,154 @@
+"""What members of several widths would cost if no weight were multiplied, or kept, that may not be read.
+
+`cost` prices what an extracted member executes: layers that are dense on the first w groups of channels, although up
+to half of their weights are zeros. The paper of Doubly Nested Network counts without these: Σ over the layers of
+9·H·W·c_in·c_out·w(w+1)/2, with c channels in a group and an output of H × W pixels. *Nominal* is the same for any
+network: what is executed, less what is done with weights from a later group to an earlier one.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from telescopic.cost.counting import dtype_and_device, explained, on_meta, with_batch
+from telescopic.layers.causal import CausalConv2d, CausalLinear, prefix
+from telescopic.layers.heads import SharedHead
+from telescopic.layers.narrowing import narrow, narrow_outputs
+from telescopic.nested import Nested
+
+_Causal = CausalConv2d | CausalLinear | SharedHead
+
+
+def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
+    """Multiply-adds of each member for one example, in grid order, without those by weights that may not be read.
+
+    Counted as `Cost.macs` is, and the same for a network with one width. Parts are run by shape alone, and once for all
+    widths wherever they compute nothing but causal layers.
+
+    Args:
+        net: the network; it is not changed.
+        input_shape: shape of one example, without the batch.
+
+    Raises:
+        ValueError: if the network does not take this shape, or a part cannot be made narrower.
+    """
+    paper = on_meta(net)
+    dtype, _ = dtype_and_device(paper)
+    x = torch.empty(with_batch(1, input_shape), dtype=dtype, device="meta")
+    prices: dict[str, list[int]] = {}
+
+    def priced(name: str, part: nn.Module, given: Tensor) -> Tensor:
+        """Price a part at every width; returns what it gives at full width."""
+        places: dict[_Causal, int] = {}
+
+        def applied(layer: nn.Module, _: object, out: Tensor) -> None:
+            assert isinstance(layer, _Causal)
+            places[layer] = places.get(layer, 0) + out.numel() // len(layer.weight)
+
+        hooks = [layer.register_forward_hook(applied) for layer in _causal(part)]
+        others, out = _count(part, given)
+        for hook in hooks:
+            hook.remove()
+        prices[name] = []
+        for width in _widths(net):
+            # What causal layers do follows from the one run; for all else, if there is anything, it takes one more.
+            rest = 0
+            if others > sum(times * _dense(layer, None) for layer, times in places.items()):
+                run, taken = _narrow(name, part, width, net.groups), given
+                if width is not None and not name.startswith("entries"):
+                    taken = given[:, : prefix(given.shape[1], net.groups, width)]
+                rest = _count(run, taken)[0] - sum(times * _dense(layer, width) for layer, times in places.items())
+            prices[name].append(rest + sum(times * _read(layer, width) for layer, times in places.items()))
+        return out
+
+    with torch.no_grad(), torch.device("meta"):
+        features: dict[int, Tensor] = {}  # stage → what it takes
+        for entry in paper.grid.entries:
+            features[entry] = priced(f"entries.{entry}", paper.entries[str(entry)], x)
+        for i in range(paper.grid.entries[0], paper.grid.exits[-1] + 1):
+            features[i + 1] = priced(f"stages.{i}", paper.stages[i], features[i])
+        for exit_ in paper.grid.exits:
+            if exit_ + 1 in features:
+                priced(f"exits.{exit_}", paper.exits[str(exit_)], features[exit_ + 1])
+    return _of_members(net, prices)
+
+
+def nominal_params(net: Nested) -> list[int]:
+    """Parameters of each member, in grid order, without weights that may not be read; see `nominal_macs`.
+
+    Raises:
+        ValueError: if a part cannot be made narrower.
+    """
+    paper = on_meta(net)
+    parts = {f"entries.{entry}": adapter for entry, adapter in paper.entries.items()}
+    parts |= {f"stages.{i}": stage for i, stage in enumerate(paper.stages)}
+    parts |= {f"exits.{exit_}": head for exit_, head in paper.exits.items()}
+    sizes = {
+        name: [
+            sum(parameter.numel() for parameter in _narrow(name, part, width, net.groups).parameters())
+            - sum(_dense(layer, width) - _read(layer, width) for layer in _causal(part))
+            for width in _widths(net)
+        ]
+        for name, part in parts.items()
+    }
+    return _of_members(net, sizes)
+
+
+def _widths(net: Nested) -> list[int | None]:
+    """All widths, smallest first; None where parts stay as they are."""
+    return [*range(1, net.groups + 1)] if net.groups > 1 else [None]
+
+
+def _of_members(net: Nested, prices: dict[str, list[int]]) -> list[int]:
+    """The sum over the parts of each member, from the prices of each part at every width."""
+    totals = []
+    for member in net.grid:
+        assert member.width is not None
+        totals.append(sum(prices[name][member.width - 1] for name, _ in net.path(member)))
+    return totals
+
+
+def _narrow(name: str, part: nn.Module, width: int | None, groups: int) -> nn.Module:
+    """A part as `extract` takes it out."""
+    if width is None:
+        return part
+    return narrow_outputs(part, width, groups) if name.startswith("entries") else narrow(part, width)
+
+
+def _count(part: nn.Module, given: Tensor) -> tuple[int, Tensor]:
+    """Multiply-adds that torch counts, and what the part gives."""
+    with FlopCounterMode(display=False) as flops, explained(part, given):
+        out: Tensor = part(given)
+    return flops.get_total_flops() // 2, out
+
+
+def _causal(part: nn.Module) -> list[_Causal]:
+    return [layer for layer in part.modules() if isinstance(layer, _Causal)]
+
+
+def _dense(layer: _Causal, width: int | None) -> int:
+    """Weights between the first groups of a layer's inputs and outputs: those of `layer.narrow(width)`."""
+    outputs, inputs = _sizes(layer, width)[-1]
+    return outputs * inputs * layer.weight[0, 0].numel()
+
+
+def _read(layer: _Causal, width: int | None) -> int:
+    """Those among them that may be read: an output group's from the input groups up to its own."""
+    sizes = _sizes(layer, width)
+    if isinstance(layer, SharedHead):
+        return _dense(layer, width)
+    read = sum((end - begin) * inputs for (begin, _), (end, inputs) in pairwise(sizes))
+    return read * layer.weight[0, 0].numel()
+
+
+def _sizes(layer: _Causal, width: int | None) -> list[tuple[int, int]]:
+    """Outputs, and inputs that each has a weight for, of the first groups: of none, of one, ... of `width` (or all)."""
+    (outputs, inputs), groups = layer.weight.shape[:2], layer.width_groups
+    upto = range((groups if width is None else width) + 1)
+    first = [(prefix(outputs, groups, w), prefix(inputs, groups, w)) for w in upto]
+    if isinstance(layer, SharedHead):
+        return [(outputs, features) for _, features in first]
+    return [(made, 1) for made, _ in first] if getattr(layer, "depthwise", False) else first
