@@ -1,8 +1,8 @@
 """Doubly Nested Network: sub-networks by depth and by width (Kim et al. 2018, arXiv 1806.07568).
 
-A ResNet-32-like network that can be cut behind its first convolution or behind any of its 15 residual blocks, and at any of
-22 channel groups: 352 members. Its convolutions are channel-causal, so that the first groups never depend on the rest;
-heads are shared by all widths; all members are trained together by the joint loss (Eq. 2).
+A ResNet-32-like network that can be cut behind its first convolution or behind any of its 15 residual blocks, and at
+any of 22 channel groups: 352 members. Its convolutions are channel-causal, so that the first groups never depend on the
+rest; heads are shared by all widths; all members are trained together by the joint loss (Eq. 2).
 """
 
 from collections.abc import Sequence
