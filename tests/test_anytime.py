@@ -403,6 +403,20 @@ def test_answers_follow_the_weights(x: Tensor) -> None:
     check(x.float())
 
 
+def test_stages_that_write_over_their_input_harm_no_answer() -> None:
+    class Adds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(1)
+
+    exits = {0: nn.Identity(), 1: nn.Flatten(), 2: nn.Identity()}
+    net = tl.Nested([nn.ReLU(inplace=True), Adds(), Adds()], exits=exits).eval()
+    x = torch.tensor([[-1.0, 2.0]])
+    tl.step_costs(net, x, seconds=0.01)
+    assert x.tolist() == [[-1, 2]]
+    answers = list(tl.anytime(net, x.clone()))
+    assert [answer.logits.tolist() for answer in answers] == [[[0, 2]], [[1, 3]], [[2, 4]]]
+
+
 def test_threads_share_one_network(net: tl.Nested) -> None:
     path, wrong = staircases()[3], []
     inputs = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(4)]
@@ -499,7 +513,6 @@ class Shifted(nn.Module):
     [
         (nn.Sequential(nn.ReLU(), nn.Softmax(1)), r"stages\.0 cannot be made wider step by step: 1, a Softmax,"),
         (nn.InstanceNorm2d(4), "a InstanceNorm2d, is not known to treat each channel alone"),
-        (CausalConv2d(4, 4, 1, width_groups=4), "a CausalConv2d,"),
         (CausalBatchNorm2d(4, width_groups=2, track_running_stats=False), "a CausalBatchNorm2d,"),
         (nn.Flatten(2), "a Flatten,"),
         (Overwriting(), "add_, which overwrites what others read"),

@@ -32,7 +32,7 @@ FLOORS = (
     ("catalogue",),
     ("bundle", "export", "runtime", "testing"),
     ("papers",),
-    ("report", "plots"),
+    ("report", "plots", "heatmaps"),
     ("run",),
     ("cli",),
     ("__main__",),

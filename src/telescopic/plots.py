@@ -31,7 +31,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAGE: "--page", ACC
 _LIGHT = ("#0b7a75", "#2563c9", "#7048d6", "#b02a93", "#c2341d")
 _DARK = ("#3ecfc4", "#74aaff", "#b097ff", "#f07fd8", "#ff9077")
 
-_SIZE = (4.4, 3.3)  # inches of 72 units each: about as wide as a phone, where text then keeps its size
+SIZE = (4.4, 3.3)  # inches of 72 units each: about as wide as a phone, where text then keeps its size
 _STYLE = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
@@ -55,7 +55,7 @@ class Colour(NamedTuple):
 def ramp(number: int) -> list[Colour]:
     """Colours for that many members, smallest first."""
     places = [i / (number - 1) for i in range(number)] if number > 1 else [0.25]
-    return [Colour(f"--r{round(1000 * t)}", _blend(_LIGHT, t), _blend(_DARK, t)) for t in places]
+    return [Colour(f"--r{round(1000 * t)}", blend(_LIGHT, t), blend(_DARK, t)) for t in places]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
     places = [(float(getattr(member, cost)), float(getattr(member, kind))) for member in catalogue]
     tests = [(x, m.test_accuracy) for m, (x, _) in zip(catalogue, places, strict=True) if m.test_accuracy is not None]
     tests, names = tests if few and front else [], []
-    with _figure() as (figure, axes):
+    with canvas() as (figure, axes):
         log = _cost_axis(axes, [x for x, _ in places])
         low = _accuracy_axis(axes, [y for _, y in [*places, *tests]])
         axes.set(xlabel=COSTS[cost] + " (logarithmic)" * log, title=f"{'validation' if front else 'test'} accuracy")
@@ -113,7 +113,7 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
             if few or best:
                 names.append((member.label, x, y, colour if few else INK))
         _name_points(axes, names, [*places, *tests] if few else [], corners)
-        svg, png = _rendered(figure)
+        svg, png = rendered(figure)
     sentences = {
         "The line is the Pareto front: the best accuracy within each budget.": front,
         "A cheaper member is at least as accurate as the faint ones.": few and 0 < len(front) < len(catalogue),
@@ -141,7 +141,8 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
     lines = [[float(getattr(epoch, kind)[m]) for epoch in history] for m in shown]
     settled = [v for line in lines for v in line[len(line) // 20 :] if math.isfinite(v)] or [0.0]
     caption = f"Dashed: epoch {chosen.epoch}, the full network's best on validation images, was kept." if judged else ""
-    with _figure(right=0.04 + 0.018 * min(18, max(map(len, history.labels)))) as (figure, axes):
+    right = 0.04 + 0.018 * min(18, max(map(len, history.labels)))
+    with canvas(place=(0.14, 0.16, 0.86 - right, 0.74)) as (figure, axes):
         axes.set(xlabel="epoch", xlim=(0, epochs[-1] + (len(epochs) == 1)))
         axes.locator_params(axis="x", integer=True, nbins=6)
         if quantity == "accuracy":
@@ -150,7 +151,7 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
                 caption += f" The axis starts at {100 * low:.3g} %; the first epochs lie below it."
         elif 0 < 4 * min(settled) < max(settled):
             axes.set_yscale("log")
-            _log_ticks(axes.yaxis, min(settled), max(settled))
+            log_ticks(axes.yaxis, min(settled), max(settled))
         axes.set(title=title + " (logarithmic)" * (axes.get_yscale() == "log"))
         _mark_rates(axes, history, *((0.01, "bottom") if quantity == "accuracy" else (0.99, "top")))
         if judged:
@@ -169,24 +170,32 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
                 clip_on=False,
             )
         _name_ends(axes, [history.labels[m] for m in shown], [line[-1] for line in lines], colours)
-        svg, png = _rendered(figure)
+        svg, png = rendered(figure)
     caption += f" {len(shown)} of {number} members are drawn." if len(shown) < number else ""
     return Plot(f"training-{quantity}", f"{title.capitalize()} by epoch", caption.strip(), svg, png, colours)
 
 
 @contextmanager
-def _figure(right: float = 0.03) -> Iterator[tuple["Figure", "Axes"]]:
-    """A figure that neither depends on the user's settings of matplotlib nor changes them."""
+def canvas(
+    size: tuple[float, float] = SIZE, place: tuple[float, float, float, float] = (0.14, 0.16, 0.83, 0.74)
+) -> Iterator[tuple["Figure", "Axes"]]:
+    """A figure that neither depends on the user's settings of matplotlib nor changes them.
+
+    Args:
+        size: width and height in inches.
+        place: left, bottom, width and height of the axes, as fractions of the size.
+    """
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", _STYLE]):
-        figure = FigureCanvasAgg(Figure(_SIZE, facecolor=PAGE)).figure
-        yield figure, figure.add_axes((0.14, 0.16, 0.86 - right, 0.74))
+        figure = FigureCanvasAgg(Figure(size, facecolor=PAGE)).figure
+        yield figure, figure.add_axes(place)
 
 
-def _rendered(figure: "Figure") -> tuple[str, bytes]:
+def rendered(figure: "Figure") -> tuple[str, bytes]:
+    """A figure as SVG and as PNG, the same for the same drawing."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
@@ -200,11 +209,11 @@ def _cost_axis(axes: "Axes", costs: Sequence[float]) -> bool:
         margin = (high / low) ** 0.12
         axes.set_xscale("log")
         axes.set_xlim(low / margin, high * margin)
-        _log_ticks(axes.xaxis, low, high)
+        log_ticks(axes.xaxis, low, high)
         return True
     axes.set_xlim(0, 1.15 * high or 1)
     axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
     return False
 
 
@@ -218,15 +227,16 @@ def _accuracy_axis(axes: "Axes", accuracies: Sequence[float]) -> float:
     return float(axes.get_ylim()[0])
 
 
-def _log_ticks(axis: Any, low: float, high: float) -> None:
+def log_ticks(axis: Any, low: float, high: float) -> None:
+    """Put ticks at round numbers on a logarithmic axis."""
     from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(subs=(1,) if high > 90 * low else (1, 2, 5)))
-    axis.set_major_formatter(lambda value, _: _tick(value))
+    axis.set_major_formatter(lambda value, _: tick(value))
     axis.minorticks_off()
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     """A quantity without needless zeros: `10 k`, `2.5 M`, `0.01`."""
     number, _, prefix = human(value).partition(" ")
     return f"{float(number):g} {prefix}".rstrip()
@@ -291,7 +301,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def _blend(anchors: Sequence[str], place: float) -> str:
+def blend(anchors: Sequence[str], place: float) -> str:
     """The colour at a place from 0 to 1 along a row of colours."""
     first = min(int(place * (len(anchors) - 1)), len(anchors) - 2)
     share = place * (len(anchors) - 1) - first

@@ -16,6 +16,7 @@ from torch import nn
 
 from telescopic.catalogue import Catalogue
 from telescopic.files import replacing
+from telescopic.heatmaps import HEAT, NAMES, heatmaps
 from telescopic.nested import Nested
 from telescopic.plots import COSTS, MAX_NAMED, VARIABLES, Plot, curves, ramp, tradeoff
 from telescopic.quantities import human
@@ -23,7 +24,7 @@ from telescopic.subnet import Grid
 from telescopic.train import History
 
 _DARK = {"--ink": "#e6e9ed", "--muted": "#9aa4af", "--line": "#3a424c", "--page": "#14171b", "--accent": "#74aaff"}
-_PLOTS = {"accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss"}
+_PLOTS = {"accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss", *NAMES}
 _COLUMNS = {
     **{"accuracy": ("validation", "%"), "test_accuracy": ("test", "%"), "macs": ("MACs", ""), "params": ("params", "")},
     **{"bytes": ("size", "B"), "peak_activation": ("peak", "B"), "largest_feature_map": ("largest map", "B")},
@@ -72,13 +73,15 @@ def write_report(
     learned = [curves(history, "loss")] if history else []
     if history and any(map(math.isfinite, (*history[-1].validation, *history[-1].test))):
         learned.insert(0, curves(history, "accuracy"))
-    _write_plots(folder / "plots", [*worth, *learned])
+    maps = heatmaps(net.grid, catalogue)
+    _write_plots(folder / "plots", [*worth, *maps, *learned])
     template = resources.files("telescopic").joinpath("report.html").read_text(encoding="utf-8")
     found = re.search(r"<script>(.*?)</script>", template, re.DOTALL)
     assert found is not None
     palette = {VARIABLES[light]: (light, _DARK[VARIABLES[light]]) for light in VARIABLES}
     palette["--panel"] = ("#f3f5f7", "#1d2228")
     palette |= {c.variable: (c.light, c.dark) for number in range(1, MAX_NAMED + 1) for c in ramp(number)}
+    palette |= {c.variable: (c.light, c.dark) for c in HEAT}
     page = Template(template).substitute(
         # Only the script that belongs to the page may run in it, by the hash of its text.
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode(),
@@ -88,7 +91,9 @@ def write_report(
         summary=_prose(summary(catalogue)),
         note="".join(f"<p>{escape(text)}</p>" for text in re.split(r"\n\s*\n", note.strip()) if text),
         picture=_picture(net, catalogue),
-        plots=_figures("What each size is worth", worth) + _figures("How they learned", learned),
+        plots=_figures("What each size is worth", worth)
+        + _figures("Every size by depth and width", maps)
+        + _figures("How they learned", learned),
         table=_table(catalogue),
         commands=_commands(catalogue, source),
         facts=_facts(catalogue, history, facts or {}),

@@ -3,13 +3,24 @@
 A ResNet-32-like network that can be cut behind its first convolution or behind any of its 15 residual blocks, and at
 any of 22 channel groups: 352 members. Its convolutions are channel-causal, so that the first groups never depend on the
 rest; heads are shared by all widths; all members are trained together by the joint loss (Eq. 2).
+
+Trained so, hundreds of weak members outvote the few that matter most: `WAYS` are what we have tried against that.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
+import torch
+from torch import nn
+
+from telescopic.architecture import named_tensors
 from telescopic.cost.nominal import nominal_macs
 from telescopic.data import Augment, Preprocess
+from telescopic.extract import extract
+from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GradientScale, Residual
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet
 from telescopic.train import Recipe
@@ -43,16 +54,49 @@ CHANNELS = (1, 2, 4)
 """Channels of a group in the three thirds of the network, inferred: 22 groups make 22, 44 and 88 channels."""
 
 
-def network(groups: int = 22, *, channels: Sequence[int] = CHANNELS, classes: int = 10, in_channels: int = 3) -> Nested:
+def network(
+    groups: int = 22,
+    *,
+    channels: Sequence[int] = CHANNELS,
+    blocks: int = 5,
+    classes: int = 10,
+    in_channels: int = 3,
+    early_gradient: float = 1.0,
+    early_transform: bool = False,
+) -> Nested:
     """The paper's network.
 
     Args:
         groups: channel groups; the paper's 22, or 16 for the widths of a common ResNet-32.
         channels: channels of a group in each third.
+        blocks: residual blocks in each third.
         classes: number of classes.
         in_channels: channels of the image.
+        early_gradient: share of the gradient from every exit but the last that reaches the stages before it; the
+            paper's is 1.
+        early_transform: whether every head but the last begins with a causal 1 × 1 convolution of its own, BatchNorm
+            and ReLU, so that what an early exit needs need not be what the next block is given; the paper has none.
     """
-    return causal_resnet(groups, channels, 5, classes, in_channels=in_channels)
+    net = causal_resnet(groups, channels, blocks, classes, in_channels=in_channels)
+    for exit_, head in list(net.exits.items())[:-1]:
+        assert isinstance(head, nn.Sequential)
+        before: list[nn.Module] = [] if early_gradient == 1 else [GradientScale(early_gradient)]
+        if early_transform:
+            features: Any = head[-1].in_features
+            conv = CausalConv2d(features, features, 1, bias=False, width_groups=groups)
+            before += [conv, CausalBatchNorm2d(features, width_groups=groups), nn.ReLU()]
+        net.exits[exit_] = nn.Sequential(*before, *head)
+    return net
+
+
+LAMBDAS: Mapping[str, Mapping[str, float]] = {
+    "uniform": {},
+    "depth-width": {"depth": 1, "width": 2},
+    "macs": {"macs": 1},
+    "depth-only": {"width": inf},
+    "full-only": {"depth": inf, "width": inf},
+}
+"""Ways to weigh the members' losses: exponents for `weights`."""
 
 
 def weights(
@@ -60,8 +104,8 @@ def weights(
 ) -> tuple[float, ...]:
     """λ(l, c) of the joint loss (Eq. 2) for each member, adding up to 1: depth^d · width^w · MACs^m.
 
-    With all exponents 0 it is uniform, which is likely the paper's own choice, for it names none. Then hundreds of weak
-    members outvote the few that matter most.
+    With all exponents 0 it is uniform, which is likely the paper's own choice, for it names none. With an infinite one
+    only members that are largest in this respect have a weight.
 
     Args:
         net: the network.
@@ -71,10 +115,9 @@ def weights(
         input_shape: shape of one input, for the multiply-adds.
     """
     prices = nominal_macs(net, input_shape) if macs else [1] * len(net.grid)
-    raw = []
-    for member, price in zip(net.grid, prices, strict=True):
-        assert member.entry is not None and member.exit is not None and member.width is not None
-        raw.append((member.exit - member.entry + 2) ** depth * member.width**width * price**macs)
+    sizes = [(m.exit - m.entry + 2, m.width, price) for m, price in zip(net.grid, prices, strict=True)]  # type: ignore[operator]
+    most = [max(column) for column in zip(*sizes, strict=True)]  # type: ignore[type-var]
+    raw = [(d / most[0]) ** depth * (w / most[1]) ** width * (m / most[2]) ** macs for d, w, m in sizes]  # type: ignore[operator]
     return tuple(value / sum(raw) for value in raw)
 
 
@@ -98,6 +141,160 @@ def recipe(*, epochs: int = 30, preprocess: Preprocess | None = None) -> Recipe:
     )
 
 
-def alone(how: Recipe, net: Nested) -> Recipe:
-    """The same recipe for the full network's loss alone: what sharing costs is measured against it."""
-    return replace(how, weights=tuple(float(member == net.grid.full) for member in net.grid))
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way to train all members together. What is not said is as in the paper.
+
+    Attributes:
+        weights: λ of the joint loss, a name in `LAMBDAS`.
+        drawn: see `Recipe`.
+        distillation: see `Recipe`.
+        early_gradient: see `network`.
+        early_transform: see `network`.
+    """
+
+    weights: str = "uniform"
+    drawn: int | None = None
+    distillation: float = 0.0
+    early_gradient: float = 1.0
+    early_transform: bool = False
+
+
+WAYS: Mapping[str, Way] = {
+    "uniform": Way(),
+    "depth-only": Way(weights="depth-only"),
+    "depth-width": Way(weights="depth-width"),
+    "macs": Way(weights="macs"),
+    "drawn": Way(drawn=4),
+    "distilled": Way(distillation=0.5),
+    "quiet-exits": Way(early_gradient=0.1),
+    "own-transform": Way(early_transform=True),
+    "quiet-macs": Way(weights="macs", early_gradient=0.1),
+    "own-macs": Way(weights="macs", early_transform=True),
+    "drawn-macs": Way(weights="macs", drawn=4),
+    "distilled-macs": Way(weights="macs", distillation=0.5),
+    "quiet-own-macs": Way(weights="macs", early_gradient=0.1, early_transform=True),
+    "quiet-own-distilled-macs": Way(weights="macs", early_gradient=0.1, early_transform=True, distillation=0.5),
+}
+"""Experiments that train all members. `uniform` is the paper's; `depth-only` is the conventional anytime network that
+Figure 5 compares with: it learns to be cut along its depth alone."""
+
+_SINGLE = re.compile(r"(alone|dense)(?:-x(\d+))?(?:-w(\d+))?")
+
+
+def experiment(
+    name: str,
+    *,
+    groups: int = 22,
+    channels: Sequence[int] = CHANNELS,
+    blocks: int = 5,
+    epochs: int = 30,
+    preprocess: Preprocess | None = None,
+    input_shape: tuple[int, int, int] = (3, 32, 32),
+    classes: int = 10,
+) -> tuple[Nested, Recipe]:
+    """The network and recipe of one experiment.
+
+    Names are those of `WAYS`, and two for one network by itself: `alone` is the causal network that learns its full
+    member's loss only; `dense` the ordinary ResNet with as many channels (Figure 4's "full training"). `alone-w8` and
+    `dense-w8` have 8 groups, `alone-x7` ends behind stage 7, and `alone-x7-w8` does both.
+
+    Args:
+        name: which.
+        groups: see `network`.
+        channels: see `network`.
+        blocks: see `network`.
+        epochs: passes over the training images.
+        preprocess: mean and standard deviation of each channel.
+        input_shape: channels, height and width of an image.
+        classes: number of classes.
+
+    Raises:
+        ValueError: if there is no such experiment, or the network has no such width or exit.
+    """
+    single, last = single_network(name), len(channels) * blocks - 1
+    if name not in WAYS and single is None:
+        raise ValueError(
+            f"Doubly Nested Network has no experiment {name!r}; there are {', '.join(WAYS)}, alone and dense, and by "
+            "width and exit alone-w8, alone-x7, alone-x7-w8, dense-w8"
+        )
+    kind, exit_, width = single or ("", None, None)
+    exit_, width = last if exit_ is None else exit_, groups if width is None else width
+    if not (1 <= width <= groups and exit_ <= last):
+        raise ValueError(f"{name} is no member of this network: it has {groups} widths, and exits up to {last}")
+    way = WAYS.get(name, Way(weights="full-only"))
+    net = network(
+        width,
+        channels=channels,
+        blocks=blocks,
+        classes=classes,
+        in_channels=input_shape[0],
+        early_gradient=way.early_gradient,
+        early_transform=way.early_transform,
+    )
+    if kind:
+        exits = {exit_: net.exits[str(exit_)]}
+        net = Nested(list(net.stages)[: exit_ + 1], {0: net.entries["0"]}, exits, groups=width)
+    if kind == "dense":
+        return dense(net), recipe(epochs=epochs, preprocess=preprocess)
+    return net, told(recipe(epochs=epochs, preprocess=preprocess), way, net, input_shape)
+
+
+def single_network(name: str) -> tuple[str, int | None, int | None] | None:
+    """`alone-x7-w8` → ("alone", 7, 8), None standing for the last exit and all widths; None for any other name."""
+    found = _SINGLE.fullmatch(name)
+    if found is None:
+        return None
+    exit_, width = (None if number is None else int(number) for number in found.groups()[1:])
+    return found[1], exit_, width
+
+
+def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32, 32)) -> Recipe:
+    """A recipe that trains a network in one of our ways.
+
+    Raises:
+        ValueError: if there are no weights of this name.
+    """
+    if way.weights not in LAMBDAS:
+        raise ValueError(f"weights are one of {', '.join(LAMBDAS)}, not {way.weights!r}")
+    exponents = LAMBDAS[way.weights]
+    shares = weights(net, **exponents, input_shape=input_shape) if exponents else None
+    return replace(how, weights=shares, drawn=way.drawn, distillation=way.distillation)
+
+
+def dense(net: Nested) -> Nested:
+    """The ordinary residual network of the same shape as the full member, newly initialised: no weight is masked.
+
+    Its zeros on the way around a block stand between the channels, not behind them, which for a dense network is a
+    matter of numbering.
+    """
+    layers = list(extract(net))
+    for conv in (part for layer in layers for part in layer.modules() if isinstance(part, nn.Conv2d)):
+        conv.reset_parameters()
+    first, *_, last = (place for place, layer in enumerate(layers) if isinstance(layer, Residual))
+    stem, head = nn.Sequential(*layers[:first]), nn.Sequential(*layers[last + 1 :])
+    return Nested(layers[first : last + 1], {0: stem}, {last - first: head})
+
+
+@torch.no_grad()
+def slice_(narrow: Nested, wide: Nested) -> None:
+    """Give a narrow dense network the first channels of a wide one: Figure 4's "brute-force slicing"."""
+    tensors = named_tensors(wide)
+    for name, tensor in named_tensors(narrow).items():
+        tensor.copy_(tensors[name][tuple(map(slice, tensor.shape))])
+
+
+def classifier_only_(net: Nested, how: Recipe, *, epochs: int = 2) -> Recipe:
+    """Let only a network's classifier learn (Figure 4's "fine-tuning"), and give the recipe for it.
+
+    The weights before it are fixed. BatchNorm's statistics follow the features that are left, which the paper does not
+    say and which makes the scheme better than it would be without.
+
+    Args:
+        net: the network; its other weights get no gradient any more.
+        how: the recipe it was trained by.
+        epochs: passes over the training images.
+    """
+    for part in (*net.entries.values(), *net.stages):
+        part.requires_grad_(False)
+    return replace(how, epochs=epochs, warmup=epochs / 5, learning_rate=how.learning_rate / 4)

@@ -78,7 +78,8 @@ def anytime(
 
     An answer equals `net(x, answer.subnet)` up to rounding. The first one is always given, whatever the deadline. No
     step begins that would not end in time, by what it cost when it was measured on this machine; the time that passes
-    between two answers in the caller's hands counts too.
+    between two answers in the caller's hands counts too. A step that some examples of a batch no longer take counts as
+    if all took it.
 
     The first call for a path prepares it, and with a deadline the first call for a shape of input measures its steps,
     which takes about half a second. Neither counts against the deadline. Preparing a path of a network with several
@@ -281,7 +282,7 @@ def _measure(plan: Plan, x: Tensor, seconds: float, percentile: float) -> tuple[
     times: list[list[float]] = [[] for _ in plan.steps]
     begin = time.perf_counter()
     while len(times[0]) < _MIN_RUNS or time.perf_counter() < begin + seconds:
-        run, warm = Run(plan, x), time.perf_counter() >= begin + seconds / 5
+        run, warm = Run(plan, x.clone()), time.perf_counter() >= begin + seconds / 5
         for step in times:
             start = time.perf_counter()
             run.advance()

@@ -165,7 +165,7 @@ def _times(plan: Plan, x: Tensor, runs: int, skip: int) -> dict[str, float]:
     """Median seconds of each part, over runs after a first one; the first `skip` steps do not count."""
     times: dict[str, list[float]] = {}
     for number in range(runs + 1):
-        run, since = Run(plan, x), [time.perf_counter()]
+        run, since = Run(plan, x.clone()), [time.perf_counter()]
 
         def watch(name: str, since: list[float] = since, number: int = number, run: Run = run) -> None:
             now = time.perf_counter()

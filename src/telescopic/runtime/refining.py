@@ -61,6 +61,7 @@ class Plan:
     """
 
     def __init__(self, net: Nested, path: Sequence[Subnet], known: "dict[nn.Module, Part] | None" = None) -> None:
+        _require_eval(net)
         self.path = checked(net, path)
         self._known = {} if known is None else known
         self.groups = net.groups
@@ -164,7 +165,10 @@ class Run:
             if watch is not None:
                 watch(name)
         name, head = step.head
-        logits = head(self.blocks[-1] if step.sums else self._features(), self.kept)
+        read = self.blocks[-1] if step.sums else self._features()
+        logits = head(read, self.kept)
+        if logits.untyped_storage().data_ptr() == read.untyped_storage().data_ptr():
+            logits = logits.clone()  # the next stage may write over its input, and the answer has been given
         if self.x.device.type != "cpu":
             torch.accelerator.synchronize(self.x.device)  # the calls return before the device has finished
         if watch is not None:
@@ -207,18 +211,9 @@ class _State:
     Args:
         net: the network, to which it keeps no reference.
         taken_apart: stages and heads of which it holds layers and views of weights, and not the whole.
-
-    Raises:
-        ValueError: if a module is in training mode.
     """
 
     def __init__(self, net: Nested, taken_apart: Sequence[nn.Module]) -> None:
-        for name, module in net.named_modules():
-            if module.training:
-                raise ValueError(
-                    f"anytime answers need eval mode, and {name or 'this network'} is in training mode, in which "
-                    "BatchNorm and dropout depend on the rest of the batch: call net.eval() first"
-                )
         # No more than needed: this is looked through before every answer, when all of it has left the caches.
         lists = list(net.children())
         inner = [module for part in taken_apart for module in part.modules()]
@@ -248,6 +243,15 @@ class _State:
             if version >= 0 and tensor._version != version:
                 return False
         return True
+
+
+def _require_eval(net: Nested) -> None:
+    for name, module in net.named_modules():
+        if module.training:
+            raise ValueError(
+                f"anytime answers need eval mode, and {name or 'this network'} is in training mode, in which "
+                "BatchNorm and dropout depend on the rest of the batch: call net.eval() first"
+            )
 
 
 def checked(net: Nested, path: Sequence[Subnet]) -> tuple[Subnet, ...]:
