@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 import telescopic as tl
 from telescopic import cli
+from telescopic.cli.train import _show
 from telescopic.quantities import human, parse_quantity
 from telescopic.run import Source
 
@@ -202,6 +204,81 @@ def test_cnsn_refuses_in_one_line(words, message, tmp_path, monkeypatch, capsys)
     assert not (tmp_path / "run").exists()
 
 
+def test_doubly_nested_is_trained_as_told(tmp_path: Path) -> None:
+    words = [
+        "train",
+        "doubly-nested",
+        "--data",
+        images_32(tmp_path, 3),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "1",
+    ]
+    words += ["--groups", "3", "--channels", "2,3", "--blocks", "1", "--weights", "macs", "--drawn", "2"]
+    words += ["--distillation", "0.25", "--early-gradient", "0.5", "--early-transform"]
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    net = Source.open(str(tmp_path / "run")).network()
+    assert (net.grid.exits, net.grid.widths) == ((-1, 0, 1), (1, 2, 3))
+    assert [type(layer).__name__ for layer in net.exits["0"]][:2] == ["GradientScale", "CausalConv2d"]  # type: ignore[arg-type]
+    bundle = tl.Bundle.open(tmp_path / "run" / "model.safetensors")
+    recipe = bundle.provenance["recipe"]
+    assert (recipe["drawn"], recipe["distillation"], recipe["epochs"]) == (2, 0.25, 1)
+    assert tuple(recipe["weights"]) == tl.papers.doubly_nested.weights(net, macs=1)
+    assert bundle.provenance["method"] == "doubly-nested" and len(bundle.catalogue or ()) == 9
+    assert all(member.label in invoke("choose", str(tmp_path / "run")).output for member in [bundle.catalogue.choose()])
+    again = invoke(*words, "--resume")
+    assert again.exit_code == 0 and again.stdout == result.stdout
+
+
+def test_of_many_members_the_front_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run = str(tmp_path / "run")
+    small = ("--groups", "13", "--channels", "1,1,1", "--blocks", "1", "--weights", "uniform", "--epochs", "1")
+    result = invoke("train", "doubly-nested", "--data", images_32(tmp_path, 1), "--out", run, *small)
+    assert result.exit_code == 0, result.output
+    table = Source.open(run).catalogue()
+    front, shown = table.front(), result.stdout.splitlines()
+    assert len(table) == 52 and shown[0].split()[:2] == ["exit", "width"]
+    rows = [tuple(map(int, line.split()[:2])) for line in shown[1 : 1 + len(front)]]
+    assert rows == [(member.subnet.exit, member.subnet.width) for member in front]
+    assert f"These {len(front)} of 52 members are more accurate" in result.stdout
+    assert f"All of them:  telescopic catalogue {run}" in result.stdout
+    every = invoke("catalogue", run).stdout.splitlines()
+    better = tuple(replace(m, accuracy=(m.subnet.width or 0) / 20) for m in table)
+    _show(replace(table, members=better), Path(run))  # the narrowest that costs least, and one for each wider one
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:14]] == [["-1", str(width)] for width in range(1, 14)]
+    assert lines[15].startswith("These 13 of 52 members")
+    assert len(every) == 53 and max(map(len, every)) <= 80 and not any("…" in line for line in every)
+
+
+def test_without_validation_images_there_is_no_front(tmp_path: Path) -> None:
+    small = ("--groups", "26", "--channels", "1", "--blocks", "1", "--epochs", "1", "--validation", "0")
+    words = ("train", "doubly-nested", "--data", images_32(tmp_path, 1), "--out", str(tmp_path / "run"), *small)
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 1 + 52 + 2 and "more accurate" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--weights", "most"), "weights is one of uniform, depth-width, macs, not 'most'"),
+        (("--channels", "1;2"), "--channels takes whole numbers such as 1,2,4, not '1;2'"),
+        (("--channels", "2,1"), "groups of (2, 1) channels cannot be padded to fewer"),
+    ],
+)
+def test_doubly_nested_refuses_in_one_line(words, message, tmp_path, monkeypatch, capsys) -> None:
+    own = ("--data", images_32(tmp_path, 3), "--out", str(tmp_path / "run"))
+    error = fails(monkeypatch, capsys, "train", "doubly-nested", *own, *words)
+    assert message in error and error.rpartition("error: ")[2].count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_extract_with_folded_batchnorm(convolutional: tuple[Path, str], tmp_path: Path) -> None:
     path = tmp_path / "folded.safetensors"
     result = invoke("extract", str(convolutional[0]), "--subnet", "entry=2", "--fold-bn", "--to", str(path))
@@ -240,6 +317,10 @@ def test_errors_are_one_line_and_name_the_remedy(trained, tmp_path, monkeypatch,
     assert "--only" in fails(monkeypatch, capsys, "reproduce", "nsn", "--only", "model9")
     assert "alone-7-stem" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--only", "alone-9")
     assert "paper, short" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--recipe", "long")
+    own = ("reproduce", "doubly-nested", "--out", str(tmp_path / "none"), "--data", own)
+    assert "has no experiment 'loud'; there are uniform" in fails(monkeypatch, capsys, *own, "--only", "loud")
+    assert "16 widths" in fails(monkeypatch, capsys, *own, "--groups", "16", "--only", "alone", "--only", "dense-w17")
+    assert "run that first" in fails(monkeypatch, capsys, *own, "--only", "sliced-w4")
 
 
 def test_an_unfinished_run_says_how_to_finish_it(tmp_path, monkeypatch, capsys) -> None:
@@ -280,6 +361,21 @@ def test_reproduce_cnsn_trains_and_shows(tmp_path: Path, monkeypatch: pytest.Mon
     assert invoke(*words, *only, "--seed", "1").exit_code == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"joint", "alone-7", "joint-seed1", "alone-7-seed1"}
     assert "Seeds: joint 2, alone-7 2" in " ".join(invoke(*words, "--show").output.split())
+
+
+def test_reproduce_doubly_nested_trains_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ("reproduce", "doubly-nested", "--out", str(tmp_path / "out"), "--data", images_32(tmp_path, 3))
+    words += ("--groups", "4", "--channels", "1,2", "--blocks", "1", "--epochs", "1")
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    ways = {"uniform", "depth-width", "depth-only", "alone", "dense"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == ways | {
+        f"{kind}-w{width}" for kind in ("dense", "sliced") for width in (1, 2, 3)
+    }
+    assert all(title in result.output for title in ("Ways to train all members", "Figure 4", "Figure 5"))
+    assert result.output.endswith(invoke(*words, "--show").output)
+    assert max(map(len, invoke(*words, "--show").output.splitlines())) <= 80
 
 
 def test_a_shipped_family_works_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,12 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from telescopic.data import Dataset, Preprocess, Split, load
+from telescopic.data import Augment, Dataset, Preprocess, Split, load
 from telescopic.nested import Nested
-from telescopic.papers import cnsn, nsn
+from telescopic.papers import cnsn, doubly_nested, nsn
 from telescopic.train import Objective, Recipe, fit
 
 CNSN = {1: 1.700003600699, 10: 1.483370496389, 30: 1.286843731678}
+DOUBLY_NESTED = {
+    "uniform": {1: 2.371257691194, 10: 2.301612644776, 30: 2.247231704769},
+    "quiet-own-distilled-macs": {1: 1.481169602622, 10: 1.418436200461, 30: 1.343046453085},
+    "drawn": {1: 2.376469756622, 10: 2.306767737987, 30: 2.233690538536},
+}
 NSN = {1: 7.20544434, 10: 6.25153446, 30: 4.70296144}
 
 
@@ -77,3 +82,17 @@ def test_golden_losses_of_cnsn() -> None:
     losses = losses_of(net, data, recipe)
     assert len(losses) == 30
     assert {step: losses[step - 1] for step in CNSN} == pytest.approx(CNSN, rel=1e-6)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("way", list(DOUBLY_NESTED))
+def test_golden_losses_of_doubly_nested(way: str) -> None:
+    """On digits, in float64 for CNSN's reason: 16 members of a network of 8 layers."""
+    digits = load("digits")
+    data = replace(digits, train=Split(digits.train.images[:960], digits.train.labels[:960]))
+    torch.manual_seed(0)
+    sizes = {"groups": 4, "channels": (1, 2, 4), "blocks": 1, "input_shape": (1, 8, 8)}
+    net, recipe = doubly_nested.experiment(way, epochs=2, preprocess=Preprocess.fit(data.train), **sizes)  # type: ignore[arg-type]
+    losses = losses_of(net.double(), data, replace(recipe, batch_size=64, augment=Augment(pad=1)))
+    assert len(losses) == 30
+    assert {step: losses[step - 1] for step in DOUBLY_NESTED[way]} == pytest.approx(DOUBLY_NESTED[way], rel=1e-6)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from telescopic.layers import CausalBatchNorm1d, CausalLinear, SharedHead
+from telescopic.layers import CausalBatchNorm1d, CausalLinear, GradientScale, SharedHead
 from telescopic.nested import Mix, Nested
 from telescopic.networks import mlp
 from telescopic.papers import nsn
@@ -169,6 +169,61 @@ def test_members_drawn_anew_each_step_weigh_as_much_as_all() -> None:
     assert seen == set(range(9))
     assert torch.equal(Objective(net, Recipe(epochs=1, weights=weights, drawn=7))(x, y)[0],
                        Objective(net, Recipe(epochs=1, weights=weights))(x, y)[0])  # fmt: skip
+
+
+@pytest.mark.parametrize("drawn", [0, 3])
+def test_members_that_are_not_drawn_teach_nothing(drawn: int) -> None:
+    """And those that are teach as they would by themselves, with a distillation from the full network too."""
+    net, (x, y) = wide().eval(), batch()
+    torch.manual_seed(4)
+    objective = Objective(net, Recipe(epochs=1, drawn=drawn, distillation=0.5))
+    chosen = objective._weights_of_this_step()
+    torch.manual_seed(4)
+    objective(x, y)[0].backward()
+    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters()]
+    weighed = replace(objective.recipe, drawn=None, weights=tuple(chosen.tolist()))
+    net.zero_grad()
+    Objective(net, weighed)(x, y)[0].backward()
+    for one, parameter in zip(found, net.parameters(), strict=True):
+        close(one, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    assert len(chosen.nonzero()) == 2 + drawn
+    close(chosen[chosen > 0], (1 / (2 + drawn),) * (2 + drawn))
+
+
+def test_a_network_of_one_or_two_members_has_nothing_to_draw() -> None:
+    for entries in ((0,), (0, 1)):
+        net, (x, y) = mlp(4, (4,), 3, entries=entries).double(), batch()
+        drawn, all_ = (Objective(net, Recipe(epochs=1, drawn=number))(x, y)[0] for number in (0, None))
+        close(drawn, all_)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25, 1.0])
+def test_a_scaled_gradient(scale: float) -> None:
+    """What reads the features learns as before; what made them learns a share."""
+    net, quiet, (x, y) = wide().eval(), wide().eval(), batch()
+    for exit_ in ("-1", "0"):
+        quiet.exits[exit_] = nn.Sequential(GradientScale(scale), quiet.exits[exit_])
+    assert torch.equal(net.all(x), quiet.all(x))
+    weights = tuple(float(member.exit == 0) for member in net.grid)
+    grads = []
+    for one in (net, quiet):
+        Objective(one, Recipe(epochs=1, weights=weights))(x, y)[0].backward()
+        zero = torch.zeros(())
+        grads.append([zero if p.grad is None else p.grad for p in one.parameters()])
+    names = [name for name, _ in net.named_parameters()]
+    for name, loud, soft in zip(names, *grads, strict=True):
+        close(soft, loud if name.startswith("exits") else (scale * loud if scale else torch.zeros_like(soft)))
+    stage, head = names.index("stages.0.0.weight"), names.index("exits.0.weight")
+    assert grads[0][stage].any() and grads[1][head].any()
+
+
+def test_a_scaled_gradient_where_there_is_none() -> None:
+    scaled = GradientScale(0.5)
+    x = torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(scaled(x), x)
+    assert not GradientScale(0.0)(x).requires_grad and GradientScale(1.0)(x) is x
+    assert scaled(x.detach()).requires_grad is False and isinstance(scaled.narrow(1), nn.Identity)
 
 
 def test_pairwise_tables() -> None:

@@ -20,6 +20,7 @@ FULL = Recipe(
     weight_decay=1e-4,
     warmup=0.5,
     weights=(1.0, 2.0),
+    drawn=3,
     mix=pairwise(2),
     distillation=0.25,
     temperature=3.0,
@@ -67,6 +68,7 @@ def test_a_recipe_survives_json() -> None:
         milestones=st.lists(st.integers(1, 99), max_size=3).map(tuple),
         l2=st.floats(0, 1),
         weights=st.none() | st.lists(st.floats(0, 9), min_size=1, max_size=4).map(tuple),
+        drawn=st.none() | st.integers(0, 9),
         mix=st.none() | st.integers(1, 4).map(pairwise),
         augment=st.builds(Augment, pad=st.integers(0, 8), flip=st.booleans()),
     )
@@ -92,6 +94,7 @@ def test_any_recipe_survives_json(recipe: Recipe) -> None:
         ({"gamma": 0.0}, "gamma of a recipe is above 0"),
         ({"temperature": -2.0}, "temperature of a recipe is above 0"),
         ({"distillation": 1.5}, r"distillation of a recipe lies in 0 to 1, not 1\.5"),
+        ({"drawn": -1}, "drawn is a number of members, 0 or more, not -1"),
         ({"label_smoothing": -0.5}, "label_smoothing of a recipe lies in 0 to 1"),
     ],
 )

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telescopic.catalogue import Catalogue, measure
+from telescopic.heatmaps import HEAT, heatmap, heatmaps
 from telescopic.nested import Nested
-from telescopic.networks import mlp
-from telescopic.plots import VARIABLES, curves, ramp, spread, tradeoff
+from telescopic.networks import causal_resnet, mlp
+from telescopic.plots import VARIABLES, Plot, curves, ramp, some, spread, tradeoff
 from telescopic.report import _DARK, _picture, summary, write_report
 from telescopic.subnet import Grid
 from telescopic.train.history import Epoch, History
@@ -316,6 +317,154 @@ def test_picture_of_widths_and_of_many() -> None:
     assert len(grid) == 494 == chart.count("<rect") and "entry=3,exit=7: 5 stages run" in chart
 
 
+def cells(plot: Plot) -> list[tuple[str, float, float, int]]:
+    """Of each cell of a heat map: its title, where it lies, and how much its colour stands for, from 0 to 15."""
+    drawn = plot.svg[plot.svg.index('<g id="cells">') :].split("</g>")[0]
+    levels = [colour.light for colour in HEAT]
+    pattern = r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: (#\w+)"><title>([^<]+)</title>'
+    return [(title, float(x), float(y), levels.index(fill)) for x, y, fill, title in re.findall(pattern, drawn)]
+
+
+def wide(grid: Grid | None = None) -> tuple[Grid, Catalogue]:
+    """Members by depth and width with made-up figures: the deeper and the wider, the more accurate and the dearer."""
+    grid = grid or Grid((0,), (-1, 0, 1), (1, 2, 3, 4))
+    members = []
+    seed = measure(mlp(8, (), 4, entries=(0,)), input_shape=(8,))[0]
+    for member in grid:
+        assert member.entry is not None and member.exit is not None and member.width is not None
+        deep = member.exit - member.entry + 2
+        figures = {"macs": deep * member.width**2, "params": deep * member.width, "largest_feature_map": member.width}
+        accuracy = 1 - 0.5 / (deep * member.width)
+        members.append(replace(seed, subnet=member, label=grid.label(member), accuracy=accuracy, **figures))
+    return grid, Catalogue(tuple(members), (8,))
+
+
+def test_heat_map_puts_every_member_in_its_place() -> None:
+    grid = Grid((0,), (-1, 0, 1), (1, 2, 3, 4))
+    values = [float(i) for i in range(12)]
+    found = cells(heatmap("a", "a title", grid, values, unit="ms"))
+    assert [title.split(":")[0] for title, *_ in found] == [grid.label(member) for member in grid]
+    assert (found[1][0], found[11][0]) == ("exit=-1,width=2: 1.00 ms", "exit=1,width=4: 11.0 ms")
+    for (_, x, y, _), (_, right, _, _) in pairwise(found[:4]):  # exit -1, widths 1 to 4
+        assert right - x == pytest.approx(30) and y == found[0][2]
+    for below, above in pairwise(found[::4]):  # width 1, exits -1 to 1; SVG counts downwards
+        assert below[2] - above[2] == pytest.approx(30) and below[1] == above[1]
+    assert [level for *_, level in found] == [min(15, int(16 * i / 11)) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("values", "levels", "log"),
+    [
+        ([1.0, 10.0, 10.1, 100.0], [0, 8, 8, 15], True),
+        ([0.0, 10.0, 50.0, 100.0], [0, 1, 8, 15], False),  # nothing has no logarithm
+        ([4.0, 5.0, 6.0, 120.0], [0, 0, 0, 15], False),  # 30 times is not more than 30 times
+        ([7.0] * 4, [8] * 4, False),
+        ([0.0] * 4, [0] * 4, False),
+    ],
+)
+def test_scales_of_heat_maps(values: list[float], levels: list[int], log: bool) -> None:
+    plot = heatmap("a", "things", Grid((0,), (0, 1), (1, 2)), values)
+    assert [level for *_, level in cells(plot)] == levels
+    assert ("things (logarithmic)" in plot.svg, "things" in plot.svg) == (log, True)
+
+
+def test_entries_have_blocks_of_their_own() -> None:
+    grid = Grid((0, 2, 3), (0, 1, 2), (1, 2))
+    plot = heatmap("a", "b", grid, [1.0] * len(grid))
+    places: dict[str, tuple[float, float]] = {title.split(":")[0]: (x, y) for title, x, y, _ in cells(plot)}
+    assert len(set(places.values())) == len(grid) == 12
+    column = [places[f"entry={e},exit={x},width=1"] for e, x in ((3, 2), (2, 1), (2, 2), (0, 0), (0, 1), (0, 2))]
+    steps = [below[1] - above[1] for below, above in pairwise(column)]
+    assert steps == pytest.approx([30 * 2.3, 30, 30 * 2.3, 30, 30])  # room for the name of each
+    assert all(f"entry {entry}" in plot.svg for entry in grid.entries)
+    single = heatmap("a", "b", Grid((0, 1), (1,), (1, 2)), [1.0] * 4)
+    assert "entry 0" not in single.svg and "entry" in single.svg
+    assert [y for *_, y, _ in cells(single)][::2] == sorted((y for *_, y, _ in cells(single)[::2]), reverse=True)
+
+
+def test_many_cells_stay_readable() -> None:
+    grid = Grid((0,), range(-1, 60), range(1, 101))
+    plot = heatmap("a", "b", grid, [1.0] * len(grid))
+    found = cells(plot)
+    assert len(found) == 6100
+    side = found[1][1] - found[0][1]
+    assert side == pytest.approx((4.4 * 72 - 50) / 100) and found[-1][1] < 4.4 * 72
+    numbers = [text.text for text in ElementTree.fromstring(plot.svg).iter() if text.text and text.text.isdigit()]
+    assert {"1", "6", "11", "96"} <= set(numbers) and len(numbers) < 61  # a number needs 13 points, a line 9
+    assert "59" in numbers and "58" not in numbers
+
+
+def test_heat_maps_of_what_was_measured() -> None:
+    grid, catalogue = wide()
+    plots = {plot.name: plot for plot in heatmaps(grid, catalogue)}
+    assert list(plots) == ["grid-accuracy", "grid-macs", "grid-params", "grid-largest-feature-map"]
+    assert "exit=1,width=4: 95.83 %" in plots["grid-accuracy"].svg
+    assert (
+        "exit=1,width=4: 48" in plots["grid-macs"].svg
+        and "exit=1,width=4: 4 B" in plots["grid-largest-feature-map"].svg
+    )
+    for name, cost, words in (
+        ("accuracy", "macs", "with as few MACs"),
+        ("macs", "macs", "with as few MACs"),
+        ("params", "params", "with as few parameters"),
+    ):
+        plot = plots[f"grid-{name}"]
+        rings = plot.svg[plot.svg.index('<g id="rings">') :].split("</g>")[0]
+        marked = {(x, y) for x, y in re.findall(r'<(?:use|path) [^>]*x="([\d.]+)" y="([\d.]+)"', rings)}
+        places = {title.split(":")[0]: (x, y) for title, x, y, _ in cells(plot)}
+        assert {(float(x), float(y)) for x, y in marked} == {places[m.label] for m in catalogue.front(cost)}  # type: ignore[arg-type]
+        assert words in plot.caption
+    assert plots["grid-largest-feature-map"].caption == "" and "rings" not in plots["grid-largest-feature-map"].svg
+    tested = Catalogue(tuple(replace(m, accuracy=None, test_accuracy=0.5) for m in catalogue), (8,))
+    assert next(plot.name for plot in heatmaps(grid, tested)) == "grid-test-accuracy"
+    timed = {"latency_ms": 0.25, "latency_p95_ms": 0.5}
+    conditions = {"machine": "m", "device": "cpu", "threads": 1, "batch": 1}
+    latency = heatmaps(grid, Catalogue(tuple(replace(m, **timed) for m in catalogue), (8,), **conditions))[1]
+    assert (latency.name, latency.title) == ("grid-latency", "latency in ms")
+    assert "no other member as fast is as accurate" in latency.caption and "width=1: 0.250 ms" in latency.svg
+
+
+def test_no_heat_maps_without_two_dimensions() -> None:
+    for grid in (Grid((0, 1), (1, 2), (1,)), Grid((0,), (1,), (1, 2, 3))):
+        assert heatmaps(grid, wide(grid)[1]) == []
+
+
+def test_page_of_a_family_with_widths(tmp_path: Path) -> None:
+    net = causal_resnet(4, (1, 2), blocks=3)
+    _, made_up = wide(net.grid)
+    html = page(tmp_path, net, made_up, source="runs/dnn")
+    found = Page(html)
+    assert html.count("<title>exit=5,width=4: ") == 4 and "Every size by depth and width" in found.texts["h2"]
+    assert {path.stem for path in (tmp_path / "plots").iterdir() if path.stem.startswith("grid")} == {
+        *("grid-accuracy", "grid-macs", "grid-params", "grid-largest-feature-map")
+    }
+    assert set(re.findall(r"var\((--\w+)", html)) <= set(re.findall(r"(--\w+):", html))
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and sum(name is not None and name.endswith("-cells") for name in ids) == 4
+    front = made_up.front()
+    listed = [code for code in found.texts["code"] if "--subnet" in code]
+    assert len(front) > 10 and len(listed) == 10 + len(net.grid)  # some of the front, and all to unfold
+    assert f"--subnet {front[0].label} " in listed[0] and f"--subnet {front[-1].label} " in listed[9]
+    named = {text.text for text in ElementTree.parse(tmp_path / "plots" / "accuracy-macs.svg").iter() if text.text}
+    assert 1 <= sum(name.startswith("exit=") for name in named) <= 10
+    page(tmp_path, *family())  # one width: what an earlier report drew of others is gone
+    assert not list((tmp_path / "plots").glob("grid-*"))
+
+
+def test_heat_rises_in_both_modes() -> None:
+    page = {"light": "#ffffff", "dark": _DARK["--page"]}
+    for mode, ground in page.items():
+        steps = [contrast(getattr(colour, mode), ground) for colour in HEAT]
+        assert steps == sorted(steps) and steps[0] < 1.5 and steps[-1] > 10
+        assert all(after > 1.08 * before for before, after in pairwise(steps))
+    assert len({colour.variable for colour in HEAT}) == 16
+
+
+def test_some() -> None:
+    assert some(range(100), 4) == [0, 33, 66, 99]
+    assert some("abc", 4) == ["a", "b", "c"] and some([], 4) == []
+
+
 def contrast(one: str, other: str) -> float:
     """Of two colours, as WCAG defines it: 1 to 21."""
 
@@ -342,9 +491,10 @@ def test_text_is_legible_in_light_and_dark() -> None:
 HARNESS = """<!doctype html><pre id=out></pre>
 <iframe src="page/report.html" width=390 height=800></iframe>
 <iframe src="page/report.html#sort=-macs" width=1200 height=800></iframe>
+<iframe src="wide/report.html" width=390 height=800></iframe>
 <iframe src="control.html" width=100 height=100></iframe>
 <script>addEventListener("load", () => {
-  const [phone, desk] = [...document.querySelectorAll("iframe")].map((frame) => frame.contentWindow);
+  const [phone, desk, wide] = [...document.querySelectorAll("iframe")].map((frame) => frame.contentWindow);
   const order = () => [...desk.document.querySelectorAll("tbody th")].map((cell) => cell.textContent.slice(0, 7));
   const sorted = () => [...desk.document.querySelectorAll("[aria-sort]")].map((th) => [th.dataset.key, th.ariaSort]);
   const press = (key) => {
@@ -360,6 +510,12 @@ HARNESS = """<!doctype html><pre id=out></pre>
   found.colours = [styles("body").backgroundColor, styles("figure svg text").fill, styles(".run").fill];
   found.copy = [...desk.document.querySelectorAll(".command button")].map((button) => button.textContent);
   found.alerts = phone.document.querySelectorAll("img").length;
+  const cells = [...wide.document.querySelectorAll('[id="grid-macs-cells"] use')], last = cells[cells.length - 1];
+  const told = last.closest("figure").querySelector("output"), silent = told.textContent;
+  last.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+  const ring = wide.document.querySelector('[id="grid-macs-rings"]');
+  found.heat = [silent, told.textContent, wide.getComputedStyle(last).fill, wide.getComputedStyle(ring).pointerEvents];
+  found.wide = [wide.document.documentElement.scrollWidth, wide.innerWidth];
   document.querySelector("#out").textContent = "found:" + JSON.stringify(found) + ":end";
 });</script>"""
 
@@ -371,6 +527,8 @@ def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
     # Nine stages make a picture that is wider than a phone.
     net, catalogue = family((0.9, 0.99, 0.97), TESTS, mlp(8, (8,) * 9, 4, entries=(0, 8, 9)), machine=HOSTILE)
     html = page(tmp_path / "page", net, catalogue, history=learned(catalogue), title=HOSTILE, facts={"long": "x" * 500})
+    grown = causal_resnet(4, (1, 2), blocks=3)
+    page(tmp_path / "wide", grown, wide(grown.grid)[1])
     # A page with the same policy that does ask the network for something: shows that the browser would tell.
     policy = re.search(r"<meta http-equiv=.*>", html)
     assert policy is not None
@@ -399,4 +557,6 @@ def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
     assert found["colours"] == (
         light if scheme == "light" else ["rgb(20, 23, 27)", "rgb(154, 164, 175)", "rgb(62, 207, 196)"]
     )
+    most = "rgb(18, 48, 95)" if scheme == "light" else "rgb(211, 230, 255)"
+    assert found["heat"] == ["", "exit=5,width=4: 112", most, "none"] and found["wide"] == [390, 390]
     assert found["copy"] == ["Copy"] * 4 and found["alerts"] == 0

@@ -1,6 +1,7 @@
 """What the experiments of CNSN leave behind, and the tables made of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from telescopic.cost import nominal_macs, nominal_params
 from telescopic.data import Dataset, Preprocess, Split
-from telescopic.papers import cnsn, reproduce
-from telescopic.papers.reproduce import run_cnsn, runs, summaries
+from telescopic.papers import cnsn, doubly_nested, reproduce
+from telescopic.papers.figures import doubly_nested_tables
+from telescopic.papers.reproduce import run_cnsn, run_doubly_nested, runs, summaries
 from telescopic.papers.tables import cnsn_tables, nsn_tables
 from telescopic.train import CheckpointError, evaluate
+from telescopic.train.checkpoint import load_checkpoint
 
 MACS = {"joint": [7_900_000, 17_200_000, 19_900_000], "stem": [8_400_000, 17_300_000, 19_900_000]}
 MACS |= {"distilled": MACS["joint"], "stem-distilled": MACS["stem"], "alone-7": MACS["joint"][:1]}
@@ -184,6 +188,136 @@ def test_the_tables_fit_80_columns(finished: Path) -> None:
     assert "0.7100 ±0.0141" in captured.get()
 
 
+# Doubly Nested Network ----------------------------------------------------------------------------------------------
+
+WIDE = {"data": "cifar10", "train_images": 45_000, "groups": 4, "channels": [1, 2], "blocks": 2, "epochs": 9}
+
+
+def leave_wide(out: Path, experiment: str, test: Callable[[int, int], float], *, seed: int = 0, **facts: Any) -> None:
+    """A summary such as `run_doubly_nested` writes: members of exits -1 to 3 and widths 1 to 4 cost exit·10 + width.
+
+    In the last epoch all are 0.01 better than in that chosen; on validation images deeper ones are 0.1 better still.
+    """
+    single = doubly_nested.single_network(experiment.replace("sliced", "alone"))
+    exits, widths = ([-1, 0, 1, 2, 3], [1, 2, 3, 4]) if single is None else ([3], [1])
+    members = [(exit_, width) for exit_ in exits for width in widths]
+    tests = [test(*member) for member in members]
+    protocols = {
+        name: {
+            "epoch": 3,
+            "test": [value + more for value in tests],
+            "validation": [0.1 * e + t for (e, _), t in zip(members, tests, strict=True)],
+        }
+        for name, more in (("best_test", 0.02), ("validation", 0.0), ("last", 0.01))
+    }
+    summary = {"experiment": experiment, "seed": seed, "precision": "fp32", **WIDE, "protocols": protocols}
+    summary |= {"exits": exits, "widths": widths, "macs": [(exit_ + 2) * 10 + width for exit_, width in members]}
+    folder = out / (experiment if seed == 0 else f"{experiment}-seed{seed}")
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary | facts))
+
+
+def figures(out: Path) -> dict[str, Table]:
+    return {str(table.title): table for table in doubly_nested_tables(out)}
+
+
+@pytest.fixture
+def several_ways(tmp_path: Path) -> Path:
+    leave_wide(tmp_path, "uniform", lambda exit_, width: 0.1 * exit_ + 0.1 * width)
+    leave_wide(tmp_path, "macs", lambda exit_, width: 0.1 * exit_ + 0.1 * width + 0.05)
+    leave_wide(tmp_path, "macs", lambda exit_, width: 0.1 * exit_ + 0.1 * width + 0.07, seed=1)
+    leave_wide(tmp_path, "depth-only", lambda exit_, width: 0.1 * exit_ + 0.12 * width)
+    for name, accuracy in (("alone", 0.9), ("alone-w2", 0.6), ("alone-x1", 0.7), ("dense", 0.95), ("dense-w2", 0.65)):
+        leave_wide(tmp_path, name, lambda *_, accuracy=accuracy: accuracy)
+    leave_wide(tmp_path, "sliced-w2", lambda *_: 0.3, brute_force=[0.12])
+    return tmp_path
+
+
+def test_ways_to_train_stand_below_networks_by_themselves(several_ways: Path) -> None:
+    found = figures(several_ways)
+    validation, last = (found[f"Ways to train all members: {name}"] for name in ("chosen on validation", "last epoch"))
+    assert [str(column.header) for column in validation.columns] == (
+        ["experiment", "full", "w3", "w2", "w1", "x2", "x1", "x0", "seeds"]
+    )
+    assert cells(validation) == [
+        ["each alone", "90.0", "–", "60.0", "–", "–", "70.0", "–", "1"],
+        ["uniform", "70.0", "60.0", "50.0", "40.0", "60.0", "50.0", "40.0", "1"],
+        ["depth-only", "78.0", "66.0", "54.0", "42.0", "68.0", "58.0", "48.0", "1"],
+        ["macs", "76.0 ±1.4", "66.0", "56.0", "46.0", "66.0", "56.0", "46.0", "2"],
+    ]
+    assert cells(last)[1][:3] == ["uniform", "71.0", "61.0"]
+    assert "45,000 training images, 9 epochs, fp32; 5 exits × 4 widths, 4/8 channels. The paper's" in str(last.caption)
+
+
+def test_figure_4(several_ways: Path) -> None:
+    table = figures(several_ways)["Figure 4: networks of some width"]
+    assert cells(table) == [
+        ["4", "95.0", "–", "–", "70.0", "76.0", "90.0"],
+        ["2", "65.0", "12.0", "30.0", "50.0", "56.0", "60.0"],
+    ]
+    assert "validation accuracy: macs." in str(table.caption)
+
+
+def test_figure_5(several_ways: Path) -> None:
+    """A budget of 24 / 68.2 of the full member's 54 multiply-adds: 19.0; 22 would be exit 0 with two groups."""
+    found = figures(several_ways)
+    assert cells(found["Figure 5: the best members with at most 19.0 MACs"]) == [
+        ["trained and cut by depth", "-1", "4", "14", "38.0"],
+        ["macs, cut by depth", "-1", "4", "14", "35.0"],
+        ["macs, cut both ways", "-1", "4", "14", "35.0"],
+    ]
+    grid = cells(found["Figure 5: all members of macs with at most 19.0 MACs, %"])
+    assert grid[-1] == ["-1", "5", "15", "25", "35"] and grid[0] == ["3", "", "", "", ""]
+
+
+def test_figure_5_takes_narrow_and_deep_members_if_they_are_better(tmp_path: Path) -> None:
+    macs = [exit_ + width for exit_ in (-1, 0, 1, 2, 3) for width in (1, 2, 3, 4)]
+    leave_wide(tmp_path, "uniform", lambda exit_, width: 0.1 * exit_ + 0.05 * width + 0.2, macs=[*macs[:-1], 12])
+    table = figures(tmp_path)["Figure 5: the best members with at most 4.22 MACs"]
+    assert cells(table) == [
+        ["uniform, cut by depth", "0", "4", "4", "40.0"],
+        ["uniform, cut both ways", "3", "1", "4", "55.0"],
+    ]
+    assert "exit 13 and width 13 against exit 4" in str(table.caption)
+
+
+def test_other_settings_make_other_tables(several_ways: Path) -> None:
+    leave_wide(several_ways, "drawn", lambda *_: 0.5, epochs=20)
+    leave(several_ways, "joint", [0.7, 0.8, 0.9])
+    titles = [str(table.title) for table in doubly_nested_tables(several_ways)]
+    assert (
+        titles.count("Ways to train all members: last epoch") == 2
+        and titles.count("Figure 4: networks of some width") == 1
+    )
+    (table,) = (
+        table
+        for table in doubly_nested_tables(several_ways)
+        if ", 20 epochs" in str(table.caption) and "last" in str(table.title)
+    )
+    assert cells(table) == [["drawn", *["51.0"] * 7, "1"]]
+    assert not doubly_nested_tables(several_ways / "joint")
+
+
+def test_figures_of_the_papers_network_fit_80_columns(tmp_path: Path) -> None:
+    paper = {"groups": 22, "channels": [1, 2, 4], "blocks": 5, "epochs": 150}
+    exits, widths = list(range(-1, 15)), list(range(1, 23))
+    row = {"epoch": 3, "test": [0.9] * 352, "validation": [0.9] * 352}
+    facts = {"exits": exits, "widths": widths, "macs": [100_000 * (1 + place) for place in range(352)]}
+    facts["protocols"] = dict.fromkeys(("best_test", "validation", "last"), row)
+    for name in doubly_nested.WAYS:
+        for seed in (0, 1):
+            leave_wide(tmp_path, name, lambda *_: 0.9, seed=seed, **paper, **facts)
+    leave_wide(tmp_path, "sliced-w5", lambda *_: 0.8, brute_force=[0.1], **paper)
+    console = Console(width=80)
+    with console.capture() as captured:
+        for table in doubly_nested_tables(tmp_path):
+            console.print(table)
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in captured.get()
+    assert "at most 24.0 M MACs" in captured.get() and "The paper's network has" not in captured.get()
+    assert "quiet-own-distilled-macs  90.0 ±0.0" in captured.get()
+
+
 # Running them -------------------------------------------------------------------------------------------------------
 
 
@@ -236,3 +370,66 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, few: Dataset, monkeypatc
         run(tmp_path, few, monkeypatch, names=["alone-7"], epochs=1, scale=0.125)
     with pytest.raises(ValueError, match="CNSN has no experiment 'model0'; there are joint, distilled"):
         run(tmp_path, few, monkeypatch, names=["model0"])
+
+
+def run_wide(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, *names: str, **options: Any) -> None:
+    monkeypatch.setattr(reproduce, "load", lambda *args, **kwargs: few)
+    settings = {"groups": 4, "channels": (1, 2), "blocks": 1, "epochs": 1, "progress": False} | options
+    run_doubly_nested(out, names, **settings)
+
+
+def test_doubly_nested_notes_every_member(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_wide(tmp_path, few, monkeypatch, "macs", epochs=2)
+    (summary,) = runs(tmp_path)["macs"]
+    net, recipe = doubly_nested.experiment("macs", groups=4, channels=(1, 2), blocks=1, classes=4)
+    grid = net.grid
+    assert (summary["exits"], summary["widths"], summary["epochs"]) == ([-1, 0, 1], [1, 2, 3, 4], 2)
+    assert summary["macs"] == nominal_macs(net, (3, 32, 32)) and summary["params"] == nominal_params(net)
+    assert "weights" not in summary["recipe"] and summary["recipe"]["learning_rate"] == recipe.learning_rate
+    load_checkpoint(tmp_path / "macs" / "last.safetensors", net)
+    found = evaluate(net, [few.validation, few.test], Preprocess.fit(few.train)).tolist()
+    row = summary["protocols"]["last"]
+    assert row["epoch"] == 2 and len(row["test"]) == len(grid)
+    assert [row["validation"], row["test"]] == [[round(value, 4) for value in some] for some in found]
+    lines = (tmp_path / "macs" / "summary.json").read_text().splitlines()
+    assert len(lines) == len(summary) + 2, "one line for each fact"
+
+
+def test_slices_of_the_dense_network(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match=r"sliced-w2 is cut from the experiment dense, which is not in .*run that first"
+    ):
+        run_wide(tmp_path, few, monkeypatch, "sliced-w2")
+    run_wide(tmp_path, few, monkeypatch, "dense", "sliced-w2", seed=5)
+    assert {path.name for path in tmp_path.iterdir()} == {"dense-seed5", "sliced-w2-seed5"}
+    wide, _ = doubly_nested.experiment("dense", groups=4, channels=(1, 2), blocks=1, classes=4)
+    load_checkpoint(tmp_path / "dense-seed5" / "best.safetensors", wide)
+    narrow, _ = doubly_nested.experiment("dense-w2", groups=4, channels=(1, 2), blocks=1, classes=4)
+    doubly_nested.slice_(narrow, wide)
+    (summary,) = runs(tmp_path)["sliced-w2"]
+    brute = evaluate(narrow, [few.test], Preprocess.fit(few.train))[0].tolist()
+    assert summary["brute_force"] == brute
+    assert (summary["epochs"], summary["recipe"]["epochs"]) == (1, 2), "of the dense network, and of the classifier"
+    before = dict(narrow.named_parameters())
+    tuned, _ = doubly_nested.experiment("dense-w2", groups=4, channels=(1, 2), blocks=1, classes=4)
+    load_checkpoint(tmp_path / "sliced-w2-seed5" / "last.safetensors", tuned)
+    changed = {name for name, parameter in tuned.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {"exits.1.2.weight", "exits.1.2.bias"}
+    with pytest.raises(ValueError, match=r"which is not in .*dense-seed5"):
+        run_wide(tmp_path, few, monkeypatch, "sliced-w2", seed=5, epochs=7)
+
+
+def test_names_are_checked_before_the_first_is_trained(
+    tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("loud", "sliced", "sliced-w5"):
+        with pytest.raises(ValueError, match=r"has no experiment|has 4 widths"):
+            run_wide(tmp_path, few, monkeypatch, "uniform", name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_doubly_nested_is_not_trained_again(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("alone-x0-w3", "dense", "sliced-w1")
+    run_wide(tmp_path, few, monkeypatch, *names)
+    monkeypatch.setattr(reproduce, "fit", lambda *args, **options: pytest.fail("trained again"))
+    run_wide(tmp_path, few, monkeypatch, *names)

@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from html import escape
-from itertools import count
-from typing import TYPE_CHECKING, cast, get_args
+from itertools import count, pairwise
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
@@ -27,7 +28,7 @@ HEAT = [
 _QUANTITIES: dict[str, tuple[str, str, CostName | None]] = {
     "accuracy": ("validation accuracy", "%", "macs"),
     "test_accuracy": ("test accuracy", "%", None),
-    "latency_ms": ("latency", "ms", "latency_ms"),
+    "latency_ms": ("latency in ms", "ms", "latency_ms"),
     "macs": ("MACs of one example", "", "macs"),
     "params": ("parameters", "", "params"),
     "largest_feature_map": ("largest feature map", "B", None),
@@ -54,9 +55,8 @@ def heatmaps(grid: Grid, catalogue: Catalogue) -> list[Plot]:
             continue
         front = catalogue.front(cost) if cost and catalogue[0].accuracy is not None else []
         marked = [member.subnet for member in front]
-        means = {"latency_ms": "is as fast", "params": "with as few parameters"}.get(str(cost), "with as few MACs")
-        joint = " and" if cost == "latency_ms" else " is"
-        caption = f"○ is on the Pareto front: no other member {means}{joint} as accurate." if marked else ""
+        means = {"latency_ms": "as fast", "params": "with as few parameters"}.get(str(cost), "with as few MACs")
+        caption = f"○ is on the Pareto front: no other member {means} is as accurate." if marked else ""
         plots.append(heatmap(f"grid-{name}", title, grid, values, unit=unit, marked=marked, caption=caption))
     return plots
 
@@ -85,49 +85,73 @@ def heatmap(
         marked: members with a ring.
         caption: what to say below.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = min(values), max(values)
-    log = 0 < 30 * low < high
-    if low == high:  # the middle of a scale around it
-        low, high = 0.95 * low, 1.05 * high or 1.0
+    scale = _Scale.of(values)
     rows, headings, tall = _rows(grid)
     cell = min((72 * SIZE[0] - _LEFT - _RIGHT) / len(grid.widths), _HEIGHT / tall, _CELL)
     wide, height = cell * len(grid.widths), cell * tall
     size = (72 * SIZE[0], height + _TOP + _BOTTOM)
     place = (_LEFT / size[0], _BOTTOM / size[1], wide / size[0], height / size[1])
-    columns = {width: column for column, width in enumerate(grid.widths)}
-    spots = [(columns[_width(member)], rows[member.entry, member.exit]) for member in grid]
+    columns = {width: float(column) for column, width in enumerate(grid.widths)}
+    spots = [(columns[cast(int, member.width)], rows[member.entry, member.exit]) for member in grid]
+    rings = [spot for member, spot in zip(grid, spots, strict=True) if member in marked]
     with canvas((size[0] / 72, size[1] / 72), place) as (figure, axes):
         axes.set(xlim=(-0.5, len(grid.widths) - 0.5), ylim=(-0.5, tall - 0.5))
-        axes.set_title(title + " (logarithmic)" * log, x=(8 - _LEFT) / wide, pad=7)
+        axes.set_title(title + " (logarithmic)" * scale.log, x=(8 - _LEFT) / wide, pad=7)
         _number(axes, grid, rows, cell)
         for entry, row in headings:
             axes.text(-0.5, row, f"entry {entry}", size=8.5, color=MUTED, va="center")
-        levels = [HEAT[min(_LEVELS - 1, int(_LEVELS * _place(value, low, high, log)))] for value in values]
-        x, y = zip(*spots, strict=True)
-        shape, colours = _rounded(), [level.light for level in levels]
-        axes.scatter(x, y, s=(0.92 * cell) ** 2, c=colours, marker=shape, linewidths=0, gid="cells")
-        rings = [spot for member, spot in zip(grid, spots, strict=True) if member in marked]
+        colours: Any = {"c": [scale.colour(value).light for value in values], "linewidths": 0, "marker": _rounded()}
+        axes.scatter(*_apart(spots), (0.92 * cell) ** 2, **colours, gid="cells", clip_on=False)
         if rings:
-            side = (0.42 * cell) ** 2
-            axes.scatter(*zip(*rings, strict=True), s=side, c=PAGE, ec=INK, lw=min(1, cell / 12), gid="rings", zorder=3)
-        bar = figure.add_axes((8 / size[0], 20 / size[1], min(160, size[0] - 16) / size[0], _BAR / size[1]))
-        bar.set(xlim=(low, high), xscale="log" if log else "linear", yticks=[])
-        bar.spines[:].set_visible(False)
-        edges = [_value(i / _LEVELS, low, high, log) for i in range(_LEVELS + 1)]
-        steps = [b - a for a, b in zip(edges, edges[1:], strict=False)]
-        bar.bar(edges[:-1], 1, steps, align="edge", color=[colour.light for colour in HEAT])
-        bar.grid(visible=False)
-        bar.tick_params(length=2, pad=2, labelsize=8.5)
-        if log:
-            log_ticks(bar.xaxis, low, high)
-        else:
-            bar.xaxis.set_major_locator(MaxNLocator(4))
-        bar.xaxis.set_major_formatter(lambda value, _: _with_unit(value, unit))
+            colours = {"c": PAGE, "edgecolors": INK, "linewidths": min(1, cell / 12)}
+            axes.scatter(*_apart(rings), (0.42 * cell) ** 2, **colours, gid="rings", clip_on=False)
+        _draw_scale(figure.add_axes((14 / size[0], 20 / size[1], 160 / size[0], _BAR / size[1])), scale, unit)
         svg, png = rendered(figure)
     titles = [f"{grid.label(m)}: {human(value, unit)}" for m, value in zip(grid, values, strict=True)]
     return Plot(name.removesuffix("_ms").replace("_", "-"), title, caption, _titled(svg, titles), png, HEAT)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From quantities to colours."""
+
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        low, high = min(values), max(values)
+        if low == high:  # the middle of a scale around it
+            return cls(0.95 * low, 1.05 * high or 1.0, False)
+        return cls(low, high, 0 < 30 * low < high)
+
+    def colour(self, value: float) -> Colour:
+        low, high = self.low, self.high
+        place = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
+        return HEAT[min(_LEVELS - 1, int(_LEVELS * place))]
+
+    def edges(self) -> list[float]:
+        """Where a colour ends and the next begins, with both ends."""
+        places, low, high = (i / _LEVELS for i in range(_LEVELS + 1)), self.low, self.high
+        return [low * (high / low) ** place if self.log else low + place * (high - low) for place in places]
+
+
+def _draw_scale(bar: "Axes", scale: _Scale, unit: str) -> None:
+    """Draw the colours in a row, with round numbers below."""
+    from matplotlib.ticker import MaxNLocator
+
+    edges = scale.edges()
+    bar.set(xlim=(scale.low, scale.high), xscale="log" if scale.log else "linear", yticks=[])
+    steps = [after - before for before, after in pairwise(edges)]
+    bar.bar(edges[:-1], 1, steps, align="edge", color=[colour.light for colour in HEAT])
+    bar.spines[:].set_visible(False)
+    bar.tick_params(length=2, pad=2, labelsize=8.5)
+    if scale.log:
+        log_ticks(bar.xaxis, scale.low, scale.high)
+    else:
+        bar.xaxis.set_major_locator(MaxNLocator(4))
+    bar.xaxis.set_major_formatter(lambda value, _: _with_unit(value, unit))
 
 
 def _rows(grid: Grid) -> tuple[dict[tuple[int | None, int | None], float], list[tuple[int, float]], float]:
@@ -143,7 +167,7 @@ def _rows(grid: Grid) -> tuple[dict[tuple[int | None, int | None], float], list[
         rows |= {(entry, exit_): place + i for i, exit_ in enumerate(exits)}
         place += len(exits)
         if exits and len(grid.entries) > 1:
-            headings.append((entry, place + (_HEADING - 1) / 2 - 0.15))
+            headings.append((entry, place))
             place += _HEADING
     return rows, headings, place
 
@@ -152,7 +176,7 @@ def _number(axes: "Axes", grid: Grid, rows: dict[tuple[int | None, int | None], 
     """Write the coordinates along the axes, as many as there is room for."""
     depth = 0 if len(grid.exits) == 1 else 1
     each, every = math.ceil(9 / cell), math.ceil(13 / cell)  # points that a line, and a number, take
-    some = [(place, span[depth]) for span, place in rows.items() if grid_index(grid, depth, span[depth]) % each == 0]
+    some = [(place, span[depth]) for span, place in rows.items() if _rank(grid, depth, span[depth]) % each == 0]
     axes.set_yticks([place for place, _ in some], [str(number) for _, number in some])
     # Widths count from 1: numbers at 1, 3, 5, ... or at 1, 4, 7, ...
     axes.set_xticks(range(0, len(grid.widths), every), [str(width) for width in grid.widths[::every]])
@@ -163,31 +187,21 @@ def _number(axes: "Axes", grid: Grid, rows: dict[tuple[int | None, int | None], 
     axes.spines[:].set_visible(False)
 
 
-def grid_index(grid: Grid, depth: int, number: int | None) -> int:
+def _rank(grid: Grid, depth: int, number: int | None) -> int:
     """Where a coordinate stands among its kind, counted from the full network's."""
     values = grid.exits[::-1] if depth else grid.entries
     return values.index(cast(int, number))
 
 
-def _width(member: Subnet) -> int:
-    return cast(int, member.width)
-
-
-def _place(value: float, low: float, high: float, log: bool) -> float:
-    """From 0 to 1 along the scale."""
-    return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-
-
-def _value(place: float, low: float, high: float, log: bool) -> float:
-    """What lies at a place from 0 to 1 along the scale."""
-    return low * (high / low) ** place if log else low + place * (high - low)
+def _apart(spots: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in spots], [y for _, y in spots]
 
 
 def _with_unit(value: float, unit: str) -> str:
     if unit == "%":
         return f"{100 * value:.4g} %"
-    text = tick(value)
-    return f"{text}{unit}" if unit == "B" and text[-1:].isalpha() else f"{text} {unit}".rstrip()
+    text = tick(value)  # of milliseconds the title says that they are
+    return text + " B" * (unit == "B" and text[-1:].isdigit()) + "B" * (unit == "B" and text[-1:].isalpha())
 
 
 def _rounded() -> "MarkerStyle":
@@ -200,7 +214,7 @@ def _rounded() -> "MarkerStyle":
 
 def _titled(svg: str, titles: Sequence[str]) -> str:
     """Give each cell its title; cells stand in the drawing in the order in which they were drawn."""
-    before, cells, after = re.split(r'(<g id="cells">.*?</g>\s*</g>)', svg, maxsplit=1, flags=re.DOTALL)
+    before, cells, after = re.split(r'(<g id="cells">.*?</g>)', svg, maxsplit=1, flags=re.DOTALL)
     assert cells.count("<use ") == len(titles), "a cell, a title"
     number = count()
     named = re.sub(r"(<use [^>]*)/>", lambda m: f"{m[1]}><title>{escape(titles[next(number)])}</title></use>", cells)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_NAMED = 20  # members with a colour each, in the plots and in the page
 MAX_SURE = 6  # points that are all named; of more, those whose name has room
+MAX_FRONT = 10  # members of a long front that are named, or listed
 MAX_CURVES = 12  # members whose training is drawn
 # What accuracy is plotted against, and how the axis is called.
 COSTS: dict[CostName, str] = {"macs": "MACs of one example", "params": "parameters", "latency_ms": "latency in ms"}
@@ -40,6 +41,7 @@ _STYLE = {
     **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.7},
     **{"xaxis.labellocation": "right", "svg.fonttype": "none", "svg.hashsalt": "telescopic"},
 }
+Thing = TypeVar("Thing")
 _Places = Sequence[tuple[float, float]]
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
@@ -112,7 +114,8 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
                 axes.plot(*tests[i], "o", ms=5.5, mfc=PAGE, mec=colour, mew=1.2)
             if few or best:
                 names.append((member.label, x, y, colour if few else INK))
-        _name_points(axes, names, [*places, *tests] if few else [], corners)
+        names = names if few else some(sorted(names, key=lambda name: name[1]), MAX_FRONT)
+        _name_points(axes, names, [*places, *tests], corners)
         svg, png = rendered(figure)
     sentences = {
         "The line is the Pareto front: the best accuracy within each budget.": front,
@@ -132,7 +135,7 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
         quantity: what is drawn; accuracy is on validation images, or on test images if there are no others.
     """
     number = len(history.labels)
-    shown = sorted({round(i * (number - 1) / (MAX_CURVES - 1)) for i in range(MAX_CURVES)})  # first, last, and between
+    shown = some(range(number), MAX_CURVES)
     colours, chosen = ramp(len(shown)), history.best()
     judged = math.isfinite(chosen.validation[history.full])
     kind, title = ("validation", "validation accuracy") if judged else ("test", "test accuracy")
@@ -256,8 +259,7 @@ def _name_points(axes: "Axes", names: Sequence[tuple[str, float, float, str]], a
     from matplotlib.transforms import Bbox
 
     def hidden(box: Bbox) -> float:
-        both = (Bbox.intersection(box, other) for other in (axes.bbox, *taken))
-        inside, *others = (float(area.width * area.height) if area else 0.0 for area in both)
+        inside, *others = (_shared(box, other) for other in (axes.bbox, *taken))
         return 3 * (box.width * box.height - inside) + sum(others)
 
     taken = [Bbox([[x - 6, y - 6], [x + 6, y + 6]]) for x, y in map(axes.transData.transform, around)]
@@ -278,6 +280,12 @@ def _name_points(axes: "Axes", names: Sequence[tuple[str, float, float, str]], a
         taken.append(boxes[right, up])
 
 
+def _shared(one: Any, other: Any) -> float:
+    """The area that two boxes share, without making a third one: this is asked a hundred thousand times."""
+    width, height = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
+    return float(max(0, width) * max(0, height))
+
+
 def _name_ends(axes: "Axes", labels: Sequence[str], ends: Sequence[float], colours: Sequence[Colour]) -> None:
     """Write each line's name at its end."""
     shown = [i for i, end in enumerate(ends) if math.isfinite(end)]
@@ -286,6 +294,12 @@ def _name_ends(axes: "Axes", labels: Sequence[str], ends: Sequence[float], colou
     for i, height in zip(shown, spread(heights, 0.055), strict=True):
         where: Any = {"transform": axes.transAxes, "va": "center", "size": 9.5 if len(labels[i]) < 18 else 7.5}
         axes.text(1.02, height, labels[i], color=colours[i].light, **where)
+
+
+def some(things: Sequence[Thing], number: int) -> list[Thing]:
+    """That many of them, or all if there are fewer: the first, the last, and others evenly between."""
+    places = sorted({round(k * (len(things) - 1) / (number - 1)) for k in range(number)}) if things else []
+    return [things[i] for i in places]
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -18,12 +18,17 @@ from telescopic.catalogue import Catalogue
 from telescopic.files import replacing
 from telescopic.heatmaps import HEAT, NAMES, heatmaps
 from telescopic.nested import Nested
-from telescopic.plots import COSTS, MAX_NAMED, VARIABLES, Plot, curves, ramp, tradeoff
+from telescopic.plots import COSTS, MAX_FRONT, MAX_NAMED, VARIABLES, Plot, curves, ramp, some, tradeoff
 from telescopic.quantities import human
 from telescopic.subnet import Grid
 from telescopic.train import History
 
 _DARK = {"--ink": "#e6e9ed", "--muted": "#9aa4af", "--line": "#3a424c", "--page": "#14171b", "--accent": "#74aaff"}
+PALETTE = {VARIABLES[light]: (light, _DARK[VARIABLES[light]]) for light in VARIABLES}
+"""The page's CSS variables, each with its colour in light and in dark mode."""
+PALETTE["--panel"] = ("#f3f5f7", "#1d2228")
+PALETTE |= {c.variable: (c.light, c.dark) for number in range(1, MAX_NAMED + 1) for c in ramp(number)}
+PALETTE |= {c.variable: (c.light, c.dark) for c in HEAT}
 _PLOTS = {"accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss", *NAMES}
 _COLUMNS = {
     **{"accuracy": ("validation", "%"), "test_accuracy": ("test", "%"), "macs": ("MACs", ""), "params": ("params", "")},
@@ -78,15 +83,11 @@ def write_report(
     template = resources.files("telescopic").joinpath("report.html").read_text(encoding="utf-8")
     found = re.search(r"<script>(.*?)</script>", template, re.DOTALL)
     assert found is not None
-    palette = {VARIABLES[light]: (light, _DARK[VARIABLES[light]]) for light in VARIABLES}
-    palette["--panel"] = ("#f3f5f7", "#1d2228")
-    palette |= {c.variable: (c.light, c.dark) for number in range(1, MAX_NAMED + 1) for c in ramp(number)}
-    palette |= {c.variable: (c.light, c.dark) for c in HEAT}
     page = Template(template).substitute(
         # Only the script that belongs to the page may run in it, by the hash of its text.
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode(),
-        light=" ".join(f"{name}: {light};" for name, (light, _) in palette.items()),
-        dark=" ".join(f"{name}: {dark};" for name, (_, dark) in palette.items()),
+        light=" ".join(f"{name}: {light};" for name, (light, _) in PALETTE.items()),
+        dark=" ".join(f"{name}: {dark};" for name, (_, dark) in PALETTE.items()),
         title=escape(title),
         summary=_prose(summary(catalogue)),
         note="".join(f"<p>{escape(text)}</p>" for text in re.split(r"\n\s*\n", note.strip()) if text),
@@ -179,7 +180,7 @@ def _commands(catalogue: Catalogue, source: str) -> str:
     middle = catalogue[len(catalogue) // 2].macs
     step = 10 ** max(0, len(str(middle)) - 2)  # rounded up to two digits, so that this member fits
     budget = human(-(-middle // step) * step).replace(" ", "")
-    html = "".join(one(member.label) for member in (catalogue if few else front))
+    html = "".join(one(member.label) for member in (catalogue if few else some(front, MAX_FRONT)))
     if not few:
         everyone = "".join(one(member.label) for member in catalogue)
         html += f"<details><summary>All {len(catalogue)} members</summary>{everyone}</details>\n"

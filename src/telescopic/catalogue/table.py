@@ -174,8 +174,12 @@ class Catalogue(Sequence[Member]):
         threads = torch.get_num_threads() if threads is None else threads
         return (self.machine, self.device, self.threads, self.batch) == (machine(), device, threads, batch)
 
-    def table(self) -> "Table":
-        """The catalogue as a table of at most 80 columns, to print with rich; what was not measured is left out."""
+    def table(self, members: Sequence[Member] | None = None) -> "Table":
+        """The catalogue as a table of at most 80 columns, to print with rich; what was not measured is left out.
+
+        Args:
+            members: those of it to show, such as its front; by default all.
+        """
         from rich.table import Table
         from rich.text import Text
 
@@ -190,7 +194,7 @@ class Catalogue(Sequence[Member]):
         columns = {name: column for name, column in _COLUMNS.items() if getattr(self[0], name) is not None}
         for header in [*(varying or ["member"]), *(header for header, _ in columns.values())]:
             table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
-        for member in self:
+        for member in self if members is None else members:
             names = [str(getattr(member.subnet, name)) for name in varying] or [member.label]
             cells = [human(getattr(member, name), unit) for name, (_, unit) in columns.items()]
             table.add_row(*names, *(cell.removesuffix(" %").removesuffix(" ms") for cell in cells))

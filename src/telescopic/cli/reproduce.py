@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, one_of, show_table
+from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, numbers, one_of, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Repeat a paper's experiments and print its tables beside ours.")
 
@@ -70,4 +70,43 @@ def cnsn(
         with interruptible():
             run_cnsn(out, names, scale=scale, short=recipe == "short", **options)
     for table in cnsn_tables(out):
+        show_table(table)
+
+
+@app.command("doubly-nested", epilog="Example:  telescopic reproduce doubly-nested --only uniform --only alone")
+def doubly_nested(
+    out: Out = Path("runs/reproduce-doubly-nested"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An experiment; may be given several times: a way to train all members, such as uniform or macs; one "
+            "network by itself, such as alone, alone-w8, alone-x7, dense-w8; or sliced-w8, which is cut from dense. "
+            "(default: all that Figures 4 and 5 need at four widths)"
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(help="cifar10 or svhn, as in the paper, or another data set.")] = "cifar10",
+    groups: Annotated[int, typer.Option(min=2, help="Channel groups, and so widths; the paper has 22.")] = 22,
+    channels: Annotated[str, typer.Option(help="Channels of a group in each part of the network.")] = "1,2,4",
+    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks in each part.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    show: Show = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train the paper's network, and what Figures 4 and 5 compare it with, and show both. Stop and go on at will."""
+    from telescopic.papers.figures import doubly_nested_tables
+    from telescopic.papers.reproduce import run_doubly_nested
+
+    one_of("precision", precision, ("fp32", "bf16"))
+    sizes = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
+    if not only:
+        quarters = sorted({groups * k // 4 for k in (1, 2, 3)} - {0}, reverse=True)
+        only = ["uniform", "depth-width", "depth-only", "alone", "dense"]
+        only += [f"{kind}-w{width}" for kind in ("dense", "sliced") for width in quarters]
+    if not show:
+        options: dict[str, Any] = {"epochs": epochs, "seed": seed, "precision": precision, "data_dir": data_dir}
+        with interruptible():
+            run_doubly_nested(out, only, data=data, groups=groups, channels=sizes, blocks=blocks, **options)
+    for table in doubly_nested_tables(out):
         show_table(table)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from telescopic.catalogue import Choice
 
+Number = TypeVar("Number", int, float)
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data's files (or environment: TELESCOPIC_DATA).")]
 Seed = Annotated[int, typer.Option(min=0, help="Initial weights, order of the images, dropout.")]
 Precision = Annotated[str, typer.Option(help="fp32, or bf16 where the processor is faster with it.")]
@@ -41,6 +42,18 @@ def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
+
+
+def numbers(option: str, text: str, kind: type[Number], wanted: str) -> tuple[Number, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        ValueError: if the text is anything else.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} takes {wanted}, not {text!r}") from None
 
 
 @contextmanager

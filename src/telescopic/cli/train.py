@@ -4,11 +4,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, one_of, show_table
+from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, numbers, one_of, show_table
 
 if TYPE_CHECKING:
     from telescopic.catalogue import Catalogue
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from telescopic.nested import Nested
     from telescopic.train import Recipe
 
-Number = TypeVar("Number", int, float)
+MOST_SHOWN = 50
+"""Members of a network that a command prints all of, unasked."""
 
 app = typer.Typer(no_args_is_help=True, help="Train every size of a network together.")
 
@@ -88,10 +89,10 @@ def cnsn(
     one_of("recipe", recipe, tuple(recipes))
     one_of("adapter", adapter, tuple(adapters))
     one_of("statistics", statistics, get_args(Statistics))
-    skipped = _numbers("--entries", entries, int, "whole numbers such as 2,7")
+    skipped = numbers("--entries", entries, int, "whole numbers such as 2,7")
     shares: tuple[float, ...] | None = None
     if weights not in ("mean", "sum"):
-        shares = _numbers("--weights", weights, float, "mean, sum, or a number for each member such as 0.2,0.3,0.5")
+        shares = numbers("--weights", weights, float, "mean, sum, or a number for each member such as 0.2,0.3,0.5")
 
     def build(images: "Dataset") -> "tuple[Nested, Recipe]":
         channels, height, width = images.input_shape
@@ -115,6 +116,57 @@ def cnsn(
 
     options: dict[str, Any] = {"data_dir": data_dir, "validation": validation, "precision": precision}
     _train("cnsn", data, build, out=out, seed=seed, resume=resume, **options)
+
+
+@app.command("doubly-nested", epilog="Example:  telescopic train doubly-nested --data cifar10 --out runs/dnn")
+def doubly_nested(
+    data: Data = "cifar10",
+    groups: Annotated[int, typer.Option(min=2, help="Channel groups, and so widths; the paper has 22.")] = 16,
+    channels: Annotated[str, typer.Option(help="Channels of a group in each part of the network.")] = "1,2,4",
+    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks in each part.")] = 5,
+    weights: Annotated[
+        str, typer.Option(help="Of the losses: uniform (the paper), depth-width (depth · width²), or macs.")
+    ] = "depth-width",
+    drawn: Annotated[
+        int | None, typer.Option(min=0, help="Learn from so many members a step, beside the largest and the smallest.")
+    ] = None,
+    distillation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a smaller member's loss that the full network teaches.")
+    ] = 0.0,
+    early_gradient: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of early exits' gradients that blocks learn from; the paper's is 1."),
+    ] = 1.0,
+    early_transform: Annotated[
+        bool, typer.Option("--early-transform", help="Give each early exit a 1 × 1 convolution of its own.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/doubly-nested-<data>)")] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    data_dir: DataDir = None,
+    validation: Validation = None,
+    precision: Precision = "fp32",
+) -> None:
+    """Train Doubly Nested: a ResNet that can be cut by depth and by width (Kim et al. 2018)."""
+    from telescopic import papers
+    from telescopic.data import Preprocess
+
+    one_of("weights", weights, ("uniform", "depth-width", "macs"))
+    sizes = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
+    exits: dict[str, Any] = {"early_gradient": early_gradient, "early_transform": early_transform}
+    way = papers.doubly_nested.Way(weights=weights, drawn=drawn, distillation=distillation, **exits)
+
+    def build(images: "Dataset") -> "tuple[Nested, Recipe]":
+        shape, classes = images.input_shape, len(images.classes)
+        net = papers.doubly_nested.network(
+            groups, channels=sizes, blocks=blocks, classes=classes, in_channels=shape[0], **exits
+        )
+        how = papers.doubly_nested.recipe(epochs=epochs, preprocess=Preprocess.fit(images.train))
+        return net, papers.doubly_nested.told(how, way, net, shape)
+
+    options: dict[str, Any] = {"data_dir": data_dir, "validation": validation, "precision": precision}
+    _train("doubly-nested", data, build, out=out, seed=seed, resume=resume, **options)
 
 
 def _train(
@@ -147,12 +199,24 @@ def _train(
     with interruptible():
         table = train(net, images, recipe, folder, method=method, seed=seed, resume=resume, precision=precision)
     if speaks:
-        show_table(table.table())
+        _show(table, folder)
         if method == "cnsn" and len(table) > 1:
             print(f"\n{_storage(folder, table)}")
         # Something that a member fits, also where the smallest is not much smaller than the largest.
         some = human(max(0.6 * table[-1].macs, 1.1 * table[0].macs)).replace(" ", "")
         print(f"\nNext:  telescopic choose {folder} --max-macs {some}    telescopic report {folder}")
+
+
+def _show(table: "Catalogue", folder: Path) -> None:
+    """Print every member; of very many, those on the Pareto front."""
+    if len(table) <= MOST_SHOWN or table[0].accuracy is None:
+        return show_table(table.table())
+    front = table.front()
+    show_table(table.table(front))
+    print(
+        f"\nThese {len(front)} of {len(table)} members are more accurate on validation images than all that need no "
+        f"more MACs.\nAll of them:  telescopic catalogue {folder}"
+    )
 
 
 def _storage(folder: Path, table: "Catalogue") -> str:
@@ -168,10 +232,3 @@ def _storage(folder: Path, table: "Catalogue") -> str:
         f"its own, {human(full, 'B')} for the largest alone.\n"
         f"The {human(file - full, 'B')} beyond the largest are the other entries' adapters{kept}, and a header."
     )
-
-
-def _numbers(option: str, text: str, kind: type[Number], wanted: str) -> tuple[Number, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} takes {wanted}, not {text!r}") from None

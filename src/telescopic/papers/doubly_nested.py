@@ -36,6 +36,7 @@ class Facts:
         exits: places where a prediction is read.
         widths: numbers of channel groups.
         budget: most multiply-adds of one image, in the comparison.
+        full_macs: what the full member needs; inferred, as the channels are.
         depth_only: blocks and groups of the best member that is cut by depth alone.
         ours: blocks and groups of the best member that may be cut both ways.
         gain: by how much the latter is more accurate, as a fraction.
@@ -44,6 +45,7 @@ class Facts:
     exits: int = 16
     widths: int = 22
     budget: float = 24e6
+    full_macs: float = 68.2e6
     depth_only: tuple[int, int] = (5, 22)
     ours: tuple[int, int] = (14, 13)
     gain: float = 0.09
@@ -116,8 +118,8 @@ def weights(
     """
     prices = nominal_macs(net, input_shape) if macs else [1] * len(net.grid)
     sizes = [(m.exit - m.entry + 2, m.width, price) for m, price in zip(net.grid, prices, strict=True)]  # type: ignore[operator]
-    most = [max(column) for column in zip(*sizes, strict=True)]  # type: ignore[type-var]
-    raw = [(d / most[0]) ** depth * (w / most[1]) ** width * (m / most[2]) ** macs for d, w, m in sizes]  # type: ignore[operator]
+    most = [max(column) for column in zip(*sizes, strict=True)]
+    raw = [(d / most[0]) ** depth * (w / most[1]) ** width * (m / most[2]) ** macs for d, w, m in sizes]
     return tuple(value / sum(raw) for value in raw)
 
 
@@ -271,7 +273,8 @@ def dense(net: Nested) -> Nested:
     layers = list(extract(net))
     for conv in (part for layer in layers for part in layer.modules() if isinstance(part, nn.Conv2d)):
         conv.reset_parameters()
-    first, *_, last = (place for place, layer in enumerate(layers) if isinstance(layer, Residual))
+    places = [place for place, layer in enumerate(layers) if isinstance(layer, Residual)]
+    first, last = places[0], places[-1]
     stem, head = nn.Sequential(*layers[:first]), nn.Sequential(*layers[last + 1 :])
     return Nested(layers[first : last + 1], {0: stem}, {last - first: head})
 

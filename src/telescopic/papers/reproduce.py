@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 import torch
 
-from telescopic.cost import cost, machine
+from telescopic.cost import cost, machine, nominal_macs, nominal_params
 from telescopic.data import Dataset, Preprocess, load
 from telescopic.extract import extract
 from telescopic.files import replacing
 from telescopic.nested import Nested
-from telescopic.papers import cnsn, nsn
+from telescopic.papers import cnsn, doubly_nested, nsn
 from telescopic.papers.policies import by_policy, keep_shared
 from telescopic.provenance import commit, versions
-from telescopic.train import Epoch, History, Recipe, fit
+from telescopic.train import Epoch, History, Recipe, evaluate, fit
 from telescopic.train.checkpoint import load_checkpoint, read_facts
-from telescopic.train.keeper import LAST
+from telescopic.train.keeper import BEST, LAST
 
 SUMMARY = "summary.json"
 
@@ -111,8 +111,107 @@ def run_cnsn(
 
     for name in names:
         facts = {"experiment": name, **wanted, "epochs": epochs or build(name)[1].epochs}
-        folder = out / (name if seed == 0 else f"{name}-seed{seed}")
-        _experiment(folder, facts, partial(build, name), images, more, progress)
+        _experiment(out / _folder(name, seed), facts, partial(build, name), images, more, progress)
+
+
+def run_doubly_nested(
+    out: Path,
+    names: Sequence[str],
+    *,
+    data: str = "cifar10",
+    groups: int = 22,
+    channels: Sequence[int] = doubly_nested.CHANNELS,
+    blocks: int = 5,
+    epochs: int = 30,
+    seed: int = 0,
+    precision: Literal["fp32", "bf16"] | str = "fp32",
+    data_dir: Path | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Train experiments of Doubly Nested Network, into folders called after experiment and seed.
+
+    Names are those of `doubly_nested.experiment`, and `sliced-w8`: the first 8 groups of what the experiment `dense`
+    left here in the epoch chosen on validation images, of which then the classifier alone is trained (Figure 4).
+
+    Raises:
+        ValueError: if an experiment is unknown, or a dense network is to be sliced that is not there.
+        CheckpointError: if a folder holds a run of other settings.
+    """
+    images = load(data, data_dir=data_dir)
+    shape, classes, preprocess = images.input_shape, len(images.classes), Preprocess.fit(images.train)
+    wanted = {"data": data, "groups": groups, "channels": list(channels), "blocks": blocks, "epochs": epochs}
+    wanted |= {"seed": seed, "precision": precision}
+
+    def build(name: str) -> tuple[Nested, Recipe]:
+        return doubly_nested.experiment(
+            name,
+            groups=groups,
+            channels=channels,
+            blocks=blocks,
+            epochs=epochs,
+            preprocess=preprocess,
+            input_shape=shape,
+            classes=classes,
+        )
+
+    def build_sliced(name: str) -> tuple[Nested, Recipe]:
+        folder = out / _folder("dense", seed)
+        if not _finished(folder, {"experiment": "dense", **wanted}):
+            raise ValueError(f"{name} is cut from the experiment dense, which is not in {folder}: run that first")
+        wide, how = build("dense")
+        load_checkpoint(folder / BEST, wide)
+        narrow, _ = build(name.replace("sliced", "dense"))
+        doubly_nested.slice_(narrow, wide)
+        return narrow, doubly_nested.classifier_only_(narrow, how)
+
+    def more(net: Nested, history: History, folder: Path, recipe: Recipe) -> dict[str, Any]:
+        return {
+            "epochs": epochs,  # of a sliced network, those of the dense one; its own are the recipe's
+            "recipe": {key: value for key, value in recipe.to_dict().items() if key != "weights"},  # hundreds
+            "exits": net.grid.exits,
+            "widths": net.grid.widths,
+            "macs": nominal_macs(net, shape),
+            "params": nominal_params(net),
+            "protocols": {
+                protocol: {"epoch": row["epoch"], **_accuracies(history[row["epoch"] - 1])}
+                for protocol, row in protocols(history).items()
+            },
+        }
+
+    def more_of_sliced(name: str, net: Nested, history: History, folder: Path, recipe: Recipe) -> dict[str, Any]:
+        untouched, _ = build_sliced(name)
+        test = evaluate(untouched.eval(), [images.test], recipe.preprocess)[0].tolist()
+        return {**more(net, history, folder, recipe), "brute_force": _rounded(test)}
+
+    for name in names:  # all of them before hours are spent on the first
+        build(name.replace("sliced-w", "dense-w"))
+    for name in names:
+        sliced = name.startswith("sliced-w")
+        how, what = (build_sliced, partial(more_of_sliced, name)) if sliced else (build, more)
+        _experiment(
+            out / _folder(name, seed), {"experiment": name, **wanted}, partial(how, name), images, what, progress
+        )
+
+
+def _folder(name: str, seed: int) -> str:
+    return name if seed == 0 else f"{name}-seed{seed}"
+
+
+def _accuracies(epoch: Epoch) -> dict[str, list[float]]:
+    return {"validation": _rounded(epoch.validation), "test": _rounded(epoch.test)}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Of hundreds of members, no more digits than 10,000 images can tell."""
+    return [round(value, 4) for value in values]
+
+
+def _finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a folder has the summary of an experiment with these settings."""
+    if not (folder / SUMMARY).exists():
+        return False
+    done = json.loads((folder / SUMMARY).read_text())
+    return all(done.get(key) == value for key, value in wanted.items())
 
 
 def _experiment(
@@ -124,10 +223,8 @@ def _experiment(
     progress: bool | None,
 ) -> None:
     """Train one experiment, or go on with it, and write its summary; nothing is left to do if that is there."""
-    if (folder / SUMMARY).exists():
-        done = json.loads((folder / SUMMARY).read_text())
-        if all(done.get(key) == value for key, value in wanted.items()):
-            return
+    if _finished(folder, wanted):
+        return
     torch.manual_seed(wanted["seed"])
     net, recipe = build()
     options: dict[str, Any] = {"precision": wanted["precision"], "progress": progress}
@@ -146,7 +243,8 @@ def _experiment(
         **more(net, history, folder, recipe),
     }
     with replacing(folder / SUMMARY) as temporary:
-        temporary.write_text(json.dumps(summary, indent=1))
+        facts = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in summary.items())
+        temporary.write_text("{\n" + ",\n".join(facts) + "\n}\n")  # a line each, also if it has hundreds of numbers
 
 
 def protocols(history: History) -> dict[str, dict[str, Any]]:
@@ -164,7 +262,7 @@ def protocols(history: History) -> dict[str, dict[str, Any]]:
 
 
 def runs(out: Path) -> dict[str, list[Mapping[str, Any]]]:
-    """Every summary that `run_nsn` or `run_cnsn` has written below a folder: experiment → its runs by rising seed."""
+    """Every summary that a paper's run has left below a folder: experiment → its runs by rising seed."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for file in sorted(out.glob(f"*/{SUMMARY}")):
         summary = json.loads(file.read_text())

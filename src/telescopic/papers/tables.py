@@ -24,7 +24,8 @@ Runs = Mapping[str, Sequence[Run]]
 _SETTINGS = ("data", "train_images", "scale", "recipe_name", "epochs", "precision")
 _PAPERS: dict[str, Any] = {"data": "cifar10", "scale": 1.0, "recipe_name": "paper", "epochs": 300}
 _FAMILIES = {"step-down": ("joint", "distilled"), "stem": ("stem", "stem-distilled")}
-_PROTOCOLS = {"validation": "chosen on validation", "last": "last epoch"}
+PROTOCOLS = {"validation": "chosen on validation", "last": "last epoch"}
+"""Which epoch's accuracies stand in a table, and how its title says so."""
 
 
 def nsn_tables(out: Path) -> "list[Table]":
@@ -77,14 +78,14 @@ def cnsn_tables(out: Path) -> "list[Table]":
     for settings, found in sorted(groups.items(), key=lambda group: str(group[0])):
         facts = dict(zip(_SETTINGS, settings, strict=True))
         tables.append(_table1(found, facts))
-        tables += [table for protocol in _PROTOCOLS if (table := _against_alone(found, facts, protocol)).rows]
-        tables += [table for protocol in _PROTOCOLS if (table := _policies(found, facts, protocol)).rows]
+        tables += [table for protocol in PROTOCOLS if (table := _against_alone(found, facts, protocol)).rows]
+        tables += [table for protocol in PROTOCOLS if (table := _policies(found, facts, protocol)).rows]
     return tables
 
 
 def _table1(found: Runs, facts: Mapping[str, Any] | None) -> "Table":
     columns = ("model", "paper", "best\non test", "chosen on\nvalidation", "last\nepoch", "seeds", "MACs,\npaper")
-    table = _narrow("Table 1: test accuracy", *columns, "MACs,\nours")
+    table = narrow("Table 1: test accuracy", *columns, "MACs,\nours")
     if facts is not None:
         with torch.device("meta"):  # only its shapes matter
             net = cnsn.network(scale=facts["scale"])
@@ -106,8 +107,8 @@ def _table1(found: Runs, facts: Mapping[str, Any] | None) -> "Table":
 
 def _against_alone(found: Runs, facts: Mapping[str, Any], protocol: str) -> "Table":
     """What sharing costs each member, or gives it."""
-    title = f"Members, and trained alone: {_PROTOCOLS[protocol]}"
-    table = _narrow(title, "entry", "family", "MACs", "alone", "joint", "distilled")
+    title = f"Members, and trained alone: {PROTOCOLS[protocol]}"
+    table = narrow(title, "entry", "family", "MACs", "alone", "joint", "distilled")
     for entry in (7, 2, 0):
         for family, names in _FAMILIES.items():
             # The full network has no adapter, so the same one stands beside both families.
@@ -116,7 +117,7 @@ def _against_alone(found: Runs, facts: Mapping[str, Any], protocol: str) -> "Tab
             if not any(some[1:] if family == "stem" and not entry else some):
                 continue
             macs = next(run["macs"][_place(run, entry)] for group in some for run in group)
-            cells = [_spread(_tests(group, protocol, entry)) for group in some]
+            cells = [spread(_tests(group, protocol, entry)) for group in some]
             table.add_row(str(entry), family, human(macs), *cells)
     table.caption = f"{_settings(facts)} {_seeds(found)} MACs without what works element by element."
     return table
@@ -124,13 +125,13 @@ def _against_alone(found: Runs, facts: Mapping[str, Any], protocol: str) -> "Tab
 
 def _policies(found: Runs, facts: Mapping[str, Any], protocol: str) -> "Table":
     """What each policy for BatchNorm's statistics makes of one and the same training."""
-    title = f"BatchNorm's statistics: {_PROTOCOLS[protocol]}"
-    table = _narrow(title, "experiment", "policy", *(f"entry={entry}" for entry in (7, 2, 0)))
+    title = f"BatchNorm's statistics: {PROTOCOLS[protocol]}"
+    table = narrow(title, "experiment", "policy", *(f"entry={entry}" for entry in (7, 2, 0)))
     shown = {name: found[name] for name in _FAMILIES["step-down"] if name in found}
     for name, some in shown.items():
         for policy in some[0]["policies"][protocol]:
             accuracies = [[run["policies"][protocol][policy][_place(run, e)] for run in some] for e in (7, 2, 0)]
-            table.add_row(name, policy, *map(_spread, accuracies))
+            table.add_row(name, policy, *map(spread, accuracies))
     table.caption = f"{_settings(facts)} {_seeds(shown)}"
     return table
 
@@ -159,7 +160,8 @@ def _place(run: Run, entry: int) -> int:
     return int(run["members"].index(f"entry={entry}")) if len(run["members"]) > 1 else 0
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """The mean over seeds, and their standard deviation."""
     if not values:
         return "–"
     return f"{mean(values):.4f}" + (f" ±{stdev(values):.4f}" if len(values) > 1 else "")
@@ -186,7 +188,7 @@ def _table(title: str, *columns: str) -> "Table":
     return table
 
 
-def _narrow(title: str, *columns: str) -> "Table":
+def narrow(title: str, *columns: str) -> "Table":
     """A table without lines, so that it fits 80 columns."""
     from rich.table import Table
 

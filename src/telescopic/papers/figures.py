@@ -1,0 +1,196 @@
+"""Doubly Nested Network's figures 4 and 5, and what joint training costs, from what `reproduce` has left."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from telescopic.papers import doubly_nested
+from telescopic.papers.reproduce import runs
+from telescopic.papers.tables import PROTOCOLS, Runs, narrow
+from telescopic.quantities import human
+from telescopic.subnet import Grid, Subnet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SETTINGS = ("data", "train_images", "groups", "channels", "blocks", "epochs", "precision")
+
+
+def doubly_nested_tables(out: Path) -> "list[Table]":
+    """Every way to train all members beside members trained alone, and what Figures 4 and 5 show, in percent.
+
+    Runs that differ in their settings make tables of their own.
+
+    Args:
+        out: the folder `run_doubly_nested` wrote to; what it lacks has no row, or a dash.
+    """
+    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for experiment, some in runs(out).items():
+        for run in some:
+            if "groups" in run:  # else it is another paper's
+                settings = str([run[name] for name in _SETTINGS])
+                groups.setdefault(settings, {}).setdefault(experiment, []).append(run)
+    tables = []
+    for _, found in sorted(groups.items()):
+        results = _Results(found)
+        tables += [_ways(results, protocol) for protocol in PROTOCOLS]
+        tables += [_figure_4(results), *_figure_5(results)]
+    return [table for table in tables if table.rows]
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What the experiments with the same settings have come to."""
+
+    found: Runs
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Those of any run."""
+        return next(iter(self.found.values()))[0]
+
+    @property
+    def full(self) -> tuple[int, int]:
+        """Exit and width of the full member."""
+        return len(self.facts["channels"]) * self.facts["blocks"] - 1, self.facts["groups"]
+
+    @property
+    def ways(self) -> list[str]:
+        """Experiments that train all members, in the order in which they are listed."""
+        return [name for name in doubly_nested.WAYS if name in self.found]
+
+    @property
+    def best(self) -> str | None:
+        """The way with the best mean validation accuracy over all members."""
+
+        def worth(way: str) -> float:
+            return float(mean(mean(run["protocols"]["validation"]["validation"]) for run in self.found[way]))
+
+        return max((way for way in self.ways if way != "depth-only"), key=worth, default=None)
+
+    def tests(self, way: str | None, exit_: int, width: int, protocol: str = "validation") -> list[float]:
+        """Test accuracy of a member, for each seed."""
+        some = [] if way is None else self.found.get(way, [])
+        return [run["protocols"][protocol]["test"][grid_of(run).index(Subnet(exit=exit_, width=width))] for run in some]
+
+    def single(self, kind: str, exit_: int, width: int, protocol: str = "validation") -> list[float]:
+        """Test accuracy of the network that is one member by itself, for each seed."""
+        last, groups = self.full
+        name = kind + (f"-x{exit_}" if exit_ != last else "") + (f"-w{width}" if width != groups else "")
+        return [run["protocols"][protocol]["test"][-1] for run in self.found.get(name, [])]
+
+    def caption(self) -> str:
+        """How the runs came about."""
+        facts, (exits, widths) = self.facts, (doubly_nested.FACTS.exits, doubly_nested.FACTS.widths)
+        channels = "/".join(str(self.full[1] * part) for part in facts["channels"])
+        text = "{data}, {train_images:,} training images, {epochs} epochs, {precision}".format(**facts)
+        text = f"{text}; {self.full[0] + 2} exits × {self.full[1]} widths, {channels} channels."
+        if (self.full[0] + 2, self.full[1], tuple(facts["channels"])) != (exits, widths, doubly_nested.CHANNELS):
+            text += f" The paper's network has {exits} exits × {widths} widths."
+        return text
+
+
+def grid_of(run: Mapping[str, Any]) -> Grid:
+    """The members, in the order of a summary's lists."""
+    return Grid((0,), run["exits"], run["widths"])
+
+
+def _ways(results: _Results, protocol: str) -> "Table":
+    """Some members in each way to train, below the same networks by themselves."""
+    last, groups = results.full
+    widths = sorted({groups * k // 4 for k in (1, 2, 3)} - {0, groups}, reverse=True)
+    exits = sorted({last * k // 4 for k in (1, 2, 3)} - {last}, reverse=True)
+    members = [(last, groups), *((last, width) for width in widths), *((exit_, groups) for exit_ in exits)]
+    names = [f"w{width}" for width in widths] + [f"x{exit_}" for exit_ in exits]
+    title = f"Ways to train all members: {PROTOCOLS[protocol]}"
+    table = narrow(title, "experiment", "full", *names, "seeds")
+    alone = [results.single("alone", *member, protocol) for member in members]
+    if any(alone):
+        table.add_row("each alone", *_cells(alone), str(max(map(len, alone))))
+    for way in results.ways:
+        each = [results.tests(way, *member, protocol) for member in members]
+        table.add_row(way, *_cells(each), str(len(each[0])))
+    table.caption = (
+        f"Test accuracy, %. {results.caption()} w is the width at the last exit; x the exit at full width, and {last} "
+        "the last."
+    )
+    return table
+
+
+def _figure_4(results: _Results) -> "Table":
+    """Ways to a network of some width."""
+    last, groups = results.full
+    columns: dict[str, Callable[[int], list[float]]] = {
+        "full\ntraining": lambda width: results.single("dense", last, width),
+        "brute-force\nslicing": lambda width: [
+            run["brute_force"][0] for run in results.found.get(f"sliced-w{width}", [])
+        ],
+        "fine-tuned\nclassifier": lambda width: results.single("sliced", last, width),
+        "ours,\nuniform": lambda width: results.tests("uniform", last, width),
+        "ours,\nbest": lambda width: results.tests(results.best, last, width),
+        "causal,\nalone": lambda width: results.single("alone", last, width),
+    }
+    table = narrow("Figure 4: networks of some width", "width", *columns)
+    for width in range(groups, 0, -1):
+        values = {name: values_at(width) for name, values_at in columns.items()}
+        if any(values[name] for name in columns if not name.startswith("ours")):
+            table.add_row(str(width), *_cells(list(values.values()), spread=False))
+    table.caption = (
+        f"Test accuracy, %, chosen on validation. {results.caption()} The best way is that with the best mean "
+        f"validation accuracy: {results.best or '–'}."
+    )
+    return table
+
+
+def _figure_5(results: _Results) -> "list[Table]":
+    """The best members within a budget, if they may be cut by depth alone and if by width too; and all of them."""
+    best, facts, (last, groups) = results.best, doubly_nested.FACTS, results.full
+    if best is None:
+        return []
+    ours = results.found[best][0]
+    sizes = last + 2, groups, tuple(ours["channels"])
+    # Of another network, the same share.
+    budget = facts.budget
+    if sizes != (facts.exits, facts.widths, doubly_nested.CHANNELS):
+        budget *= ours["macs"][-1] / facts.full_macs
+    table = narrow(
+        f"Figure 5: the best members with at most {human(budget)} MACs", "model", "exit", "width", "MACs", "%"
+    )
+    models = {"trained and cut by depth": ("depth-only", (groups,)), f"{best}, cut by depth": (best, (groups,))}
+    models[f"{best}, cut both ways"] = best, ours["widths"]
+    for model, (way, widths) in models.items():
+        for run in results.found.get(way, [])[:1]:
+            row, members = run["protocols"]["validation"], enumerate(grid_of(run))
+            fitting = [(i, member) for i, member in members if run["macs"][i] <= budget and member.width in widths]
+            if fitting:
+                place, member = max(fitting, key=lambda pair: row["validation"][pair[0]])
+                macs = human(run["macs"][place])
+                table.add_row(model, str(member.exit), str(member.width), macs, f"{100 * row['test'][place]:.1f}")
+    table.caption = (
+        f"Chosen on validation images; MACs without weights that may not be read. {results.caption()} The paper's gain "
+        f"from cutting both ways is {100 * facts.gain:g} points, exit {facts.ours[0] - 1} and width {facts.ours[1]} "
+        f"against exit {facts.depth_only[0] - 1}."
+    )
+    return [table, _all_members(ours, budget)]
+
+
+def _all_members(run: Mapping[str, Any], budget: float) -> "Table":
+    """Test accuracy of all members within a budget, in whole percent."""
+    grid, tests = grid_of(run), run["protocols"]["validation"]["test"]
+    title = f"Figure 5: all members of {run['experiment']} with at most {human(budget)} MACs, %"
+    table = narrow(title, "exit", *map(str, grid.widths))
+    table.padding = (0, 1, 0, 0)
+    for exit_ in reversed(grid.exits):
+        places = [grid.index(Subnet(exit=exit_, width=width)) for width in grid.widths]
+        table.add_row(str(exit_), *(f"{100 * tests[i]:.0f}" if run["macs"][i] <= budget else "" for i in places))
+    return table
+
+
+def _cells(members: Sequence[Sequence[float]], *, spread: bool = True) -> list[str]:
+    """Means over seeds in percent; the first with their standard deviation."""
+    cells = [f"{100 * mean(values):.1f}" if values else "–" for values in members]
+    if spread and len(members[0]) > 1:
+        cells[0] += f" ±{100 * stdev(members[0]):.1f}"
+    return cells
