@@ -23,11 +23,12 @@ help:
 demo: $(READY)
 	.venv/bin/python examples/demo.py
 
+# One thread: the tests' networks are tiny, and on a busy machine torch's threads wait for each other many times longer.
 test: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/pytest -q -rs
+	OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
