@@ -26,14 +26,19 @@ from telescopic.nested import Nested
 from telescopic.papers import cnsn
 from telescopic.subnet import Subnet
 from telescopic.train import Objective
+from telescopic.train.loop import _layout
 from telescopic.train.objective import parameter_groups
 
 import results
 
 
-def training_step(net: Nested, batch: int, *, channels_last: bool = True, bf16: bool = False) -> Callable[[], None]:
-    """One step as the loop does it."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+def training_step(
+    net: Nested, batch: int, *, channels_last: bool | None = None, bf16: bool = False
+) -> Callable[[], None]:
+    """One step as the loop does it, in the layout that the loop takes or in the one said."""
+    layout = _layout(net, torch.device("cpu"), "bf16" if bf16 else "fp32")
+    if channels_last is not None:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
     net.train().to(memory_format=layout)
     recipe = cnsn.recipe()
     objective = Objective(net, recipe)
@@ -99,8 +104,9 @@ def training(scale: float, batch: int, rounds: int) -> dict[str, object]:
             "joint": training_step(joint(), batch),
             "full alone": training_step(cnsn.alone(joint(), 0), batch),
             "joint, channels first": training_step(joint(), batch, channels_last=False),
-            "joint, bf16": training_step(joint(), batch, bf16=True),
-            "joint, channels first, bf16": training_step(joint(), batch, channels_last=False, bf16=True),
+            "joint, channels last": training_step(joint(), batch, channels_last=True),
+            "joint, bf16, channels first": training_step(joint(), batch, channels_last=False, bf16=True),
+            "joint, bf16, channels last": training_step(joint(), batch, channels_last=True, bf16=True),
         },
         rounds,
     )
