@@ -135,7 +135,7 @@ def inference(scale: float, rounds: int, threads: int) -> dict[str, object]:
             }
             for engine, runs in (("torch", modules), ("ONNX Runtime", runtime)):
                 calls = {name: partial(passes, run, x, 20) for name, run in runs.items()}
-                times = timed(calls, 2 * rounds)
+                times = timed(calls, 6 * rounds)
                 figures[f"entry={entry}, {engine}"] = {
                     "ms": round(median(times["extracted"]) / 20 * 1e3, 3),
                     "extracted / by hand": ratio(times, "extracted", "by hand"),

@@ -213,8 +213,8 @@ def _leave_group() -> None:
 def _layout(net: nn.Module, device: torch.device, precision: str) -> torch.memory_format:
     """How features lie in memory: channels last where that was measured to be faster.
 
-    A joint step of CNSN gains up to 30 % by it in bf16 at all widths, and 20 % in fp32 with 128 channels at most; with
-    512 it loses 15 % in fp32 (benchmarks/speed_cnsn.py).
+    A joint step of CNSN gains up to 30 % by it in bf16 and loses nothing. In fp32 it gains 20 % with 128 channels, and
+    loses 9 to 21 % with 512 (benchmarks/speed_cnsn.py).
     """
     widest = max((m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)), default=0)
     pays = precision == "bf16" or (device.type == "cpu" and widest <= 128)
