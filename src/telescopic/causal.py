@@ -12,7 +12,6 @@ from telescopic.layers.causal import (
     CausalBatchNorm2d,
     CausalConv2d,
     CausalLinear,
-    causal_mask,
     prefix,
     require_groups,
 )
@@ -264,10 +263,8 @@ def _exchange(network: nn.Module, plan: Iterable[str], head: str, groups: int) -
             if new._parameters["bias"] is None:
                 assert weight is not None
                 new._parameters["bias"] = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
-        elif weight is not None and weight.ndim > 1 and not getattr(new, "depthwise", False):
-            outputs, inputs = weight.shape[:2]
-            mask = causal_mask(outputs, inputs, groups, weight.device)
-            weight.masked_fill_(~mask.view(*mask.shape, *[1] * (weight.ndim - 2)), 0)
+        elif isinstance(new, CausalConv2d | CausalLinear):
+            new.weight.copy_(new.of_width(groups)[0])
         made[old] = new.train(old.training)
     for parent in list(network.modules()):
         for name, child in parent._modules.items():

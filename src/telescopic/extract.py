@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from telescopic import folding
-from telescopic.layers.narrowing import narrow, narrow_outputs
+from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
 
@@ -50,6 +50,4 @@ def joined(path: Sequence[nn.Module], width: int, groups: int) -> nn.Sequential:
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:
-    if type(module) is nn.Sequential:
-        return [leaf for child in module for leaf in _flat(child)]
-    return [] if type(module) is nn.Identity else [module]
+    return [layer for layer in flat(module) if type(layer) is not nn.Identity]

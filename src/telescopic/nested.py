@@ -95,7 +95,7 @@ class Nested(nn.Module):
             for entry in self.grid.entries[1:]:
                 for kind, i, module in parts:
                     if entry <= i + (kind == "exit") and any(True for _ in module.buffers()):
-                        self.twins[f"{entry}-{kind}{i}"] = _twin(module)
+                        self.twins[f"{entry}-{kind}{i}"] = twin(module)
 
     def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Logits of one member, by default the full network.
@@ -188,8 +188,8 @@ class Nested(nn.Module):
     def _seen_by(self, member: Subnet, name: str, part: nn.Module) -> nn.Module:
         if self.statistics == "shared":
             return part
-        twin = f"{member.entry}-{name}"
-        return self.twins[twin] if twin in self.twins else part  # noqa: SIM401 (a ModuleDict has no get)
+        key = f"{member.entry}-{name}"
+        return self.twins[key] if key in self.twins else part  # noqa: SIM401 (a ModuleDict has no get)
 
     def _lanes(self, mix: Mix | None) -> list["_Lane"]:
         """Members that one pass answers for: those that differ in nothing but their width."""
@@ -315,13 +315,20 @@ def _not_causal(name: str, width: int | None, groups: int, x: Tensor, error: Exc
     )
 
 
-def _twin(part: nn.Module) -> nn.Module:
+def rebuilt(net: Nested, *, stages: Iterable[nn.Module] | None = None, statistics: Statistics) -> Nested:
+    """A network of the same adapters and heads, and the same or other stages, with another policy for statistics."""
+    entries, exits = ({int(i): part for i, part in parts.items()} for parts in (net.entries, net.exits))
+    stages = net.stages if stages is None else stages
+    return Nested(stages, entries, exits, dropout=net.dropout, statistics=statistics, groups=net.groups)
+
+
+def twin(part: nn.Module) -> nn.Module:
     """The same part with buffers of its own, which have seen nothing yet: the parameters are the very same objects."""
-    twin = copy.deepcopy(part, {id(parameter): parameter for parameter in part.parameters()})
-    for name, buffer in twin.named_buffers():
+    made = copy.deepcopy(part, {id(parameter): parameter for parameter in part.parameters()})
+    for name, buffer in made.named_buffers():
         if name.rpartition(".")[2] == "num_batches_tracked":
             buffer.zero_()
-    return twin
+    return made
 
 
 def _dropped(x: Tensor, p: float) -> Tensor:

@@ -47,7 +47,7 @@ def narrow_outputs(part: nn.Module, width: int, groups: int) -> nn.Module:
     Raises:
         ValueError: if it is none that ends in a convolution or linear layer, with norms and activations behind it.
     """
-    layers = list(_flat(part))
+    layers = flat(part)
     # By type, for a subclass may compute something else: a causal one does.
     last = next((i for i in reversed(range(len(layers))) if type(layers[i]) in (nn.Conv2d, nn.Linear)), None)
     if last is None:
@@ -58,8 +58,9 @@ def narrow_outputs(part: nn.Module, width: int, groups: int) -> nn.Module:
     return nn.Sequential(*layers[:last], *(_first_rows(layer, width, groups) for layer in layers[last:]))
 
 
-def _flat(part: nn.Module) -> list[nn.Module]:
-    return [leaf for child in part for leaf in _flat(child)] if type(part) is nn.Sequential else [part]
+def flat(part: nn.Module) -> list[nn.Module]:
+    """The layers of a part, with those of `nn.Sequential`s in it laid out in a row."""
+    return [leaf for child in part for leaf in flat(child)] if type(part) is nn.Sequential else [part]
 
 
 def _first_rows(layer: nn.Module, width: int, groups: int) -> nn.Module:

@@ -4,16 +4,15 @@ The policy decides what a network remembers of its images, not what it learns: t
 them. So one run answers for all three, if a second set of statistics is kept beside the first.
 """
 
-import copy
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Dataset
-from telescopic.nested import Nested
+from telescopic.nested import Nested, rebuilt, twin
 from telescopic.train import Recipe, evaluate, recalibrate
+from telescopic.train.statistics import norms
 
 
 def keep_shared(net: Nested) -> Nested:
@@ -26,13 +25,12 @@ def keep_shared(net: Nested) -> Nested:
     Returns:
         The submodule: the same network with the policy `shared`.
     """
-    entries, exits = ({int(i): part for i, part in parts.items()} for parts in (net.entries, net.exits))
-    stages = [copy.deepcopy(stage, {id(p): p for p in stage.parameters()}) for stage in net.stages]
+    stages = [twin(stage) for stage in net.stages]
     for i, stage in enumerate(stages):
-        for seen in [net.stages[i], *(twin for key, twin in net.twins.items() if key.endswith(f"-{i}"))]:
-            for norm, other in zip(_norms(seen), _norms(stage), strict=True):
+        for seen in [net.stages[i], *(part for key, part in net.twins.items() if key.endswith(f"-{i}"))]:
+            for norm, other in zip(norms(seen), norms(stage), strict=True):
                 _follow(norm, other)
-    shared = Nested(stages, entries, exits, dropout=net.dropout)
+    shared = rebuilt(net, stages=stages, statistics="shared")
     net.add_module("shared", shared)
     return shared
 
@@ -71,7 +69,3 @@ def _follow(norm: _BatchNorm, other: _BatchNorm) -> None:
 
     norm.register_forward_pre_hook(note)
     norm.register_forward_hook(follow)
-
-
-def _norms(module: nn.Module) -> Iterator[_BatchNorm]:
-    return (m for m in module.modules() if isinstance(m, _BatchNorm))

@@ -101,12 +101,14 @@ def run_cnsn(
 
     def more(net: Nested, history: History, folder: Path, recipe: Recipe) -> dict[str, Any]:
         facts: dict[str, Any] = {"members": [net.grid.label(member) for member in net.grid]}
-        facts["macs"] = [cost(extract(net, member), shape).macs for member in net.grid]
-        facts["params"] = [cost(extract(net, member), shape).params for member in net.grid]
+        prices = [cost(extract(net, member), shape) for member in net.grid]
+        facts |= {"macs": [price.macs for price in prices], "params": [price.params for price in prices]}
         if len(net.grid) > 1:
-            facts["policies"] = {"validation": by_policy(net, images, recipe)}
-            load_checkpoint(folder / LAST, net)
-            facts["policies"]["last"] = by_policy(net, images, recipe)
+            best = last = by_policy(net, images, recipe)
+            if history.best() is not history[-1]:
+                load_checkpoint(folder / LAST, net)
+                last = by_policy(net, images, recipe)
+            facts["policies"] = {"validation": best, "last": last}
         return facts
 
     for name in names:

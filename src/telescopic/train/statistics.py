@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Augment, Preprocess, Split, batches
-from telescopic.nested import Nested
+from telescopic.nested import Nested, rebuilt
 
 
 def recalibrate(
@@ -46,9 +46,7 @@ def recalibrate(
     """
     made = copy.deepcopy(net)
     if isinstance(made, Nested) and made.statistics == "shared" and len(made.grid.entries) > 1:
-        entries, exits = ({int(i): part for i, part in parts.items()} for parts in (made.entries, made.exits))
-        kept: dict[str, Any] = {"dropout": made.dropout, "groups": made.groups}
-        made = Nested(made.stages, entries, exits, statistics="recalibrated", **kept).train(net.training)
+        made = rebuilt(made, statistics="recalibrated").train(net.training)
     options: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "seed": seed}
     recalibrate_(made, split, preprocess, augment=augment, **options)
     return made
@@ -68,15 +66,15 @@ def recalibrate_(
     """The same in place, without a change of policy."""
     if not len(split) or min(num_images, batch_size) < 1:
         raise ValueError(f"recalibration takes images: {len(split)} are there, {num_images} asked for by {batch_size}")
-    norms = list(_norms(net))
-    if not norms:
+    found = list(norms(net))
+    if not found:
         return
     modes = {module: module.training for module in net.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
+    momenta = {norm: norm.momentum for norm in found}
     first, preprocess = next(net.parameters()), preprocess or Preprocess()
     net.eval()
     try:
-        for norm in norms:
+        for norm in found:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
@@ -88,7 +86,7 @@ def recalibrate_(
             x = preprocess(images.to(first.device)).to(first.dtype)
             net.all(x) if isinstance(net, Nested) else net(x)
     finally:
-        for norm in norms:
+        for norm in found:
             norm.momentum = momenta[norm]
         for module, training in modes.items():
             module.training = training
@@ -96,16 +94,14 @@ def recalibrate_(
 
 def warn_of_unseen(net: Nested) -> None:
     """Warn of members with a BatchNorm that has seen no data of theirs: what they answer says little."""
+    blank = {norm for norm in norms(net) if norm.num_batches_tracked is not None and not norm.num_batches_tracked.any()}
+    if not blank:
+        return
     unseen = [
         net.grid.label(member)
         for member in net.grid
-        if any(
-            norm.num_batches_tracked is not None and not norm.num_batches_tracked.is_meta
-            and norm.num_batches_tracked.item() == 0
-            for _, part in net.path(member)
-            for norm in _norms(part)
-        )
-    ]  # fmt: skip
+        if any(not blank.isdisjoint(norms(part)) for _, part in net.path(member))
+    ]
     if unseen:
         names = "; ".join(unseen[:8]) + (f"; and {len(unseen) - 8} more" if len(unseen) > 8 else "")
         warnings.warn(
@@ -117,8 +113,9 @@ def warn_of_unseen(net: Nested) -> None:
 
 def has_statistics(net: nn.Module) -> bool:
     """Whether a network has BatchNorm statistics at all."""
-    return any(True for _ in _norms(net))
+    return any(True for _ in norms(net))
 
 
-def _norms(net: nn.Module) -> Iterator[_BatchNorm]:
+def norms(net: nn.Module) -> Iterator[_BatchNorm]:
+    """Its BatchNorms that keep running statistics."""
     return (m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
