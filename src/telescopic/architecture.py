@@ -17,6 +17,7 @@ from telescopic.layers import (
     CausalBatchNorm2d,
     CausalConv2d,
     CausalLinear,
+    GlobalAvgPool2d,
     GradientScale,
     Residual,
     SharedHead,
@@ -298,6 +299,14 @@ for _classes, _arguments in _STOCK:
         register_layer(_cls, [name for name in _arguments if name in inspect.signature(_cls).parameters])
         _LAYERS[_cls.__name__] = replace(_LAYERS[_cls.__name__], plain=True)
 register_layer(Residual)
-for _cls in (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, GradientScale, SharedHead):
+for _cls in (
+    CausalBatchNorm1d,
+    CausalBatchNorm2d,
+    CausalConv2d,
+    CausalLinear,
+    GlobalAvgPool2d,
+    GradientScale,
+    SharedHead,
+):
     register_layer(_cls)
     _LAYERS[_name(_cls)] = replace(_LAYERS[_name(_cls)], plain=True)

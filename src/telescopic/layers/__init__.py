@@ -6,6 +6,7 @@ from telescopic.layers.causal import CausalBatchNorm1d as CausalBatchNorm1d
 from telescopic.layers.causal import CausalBatchNorm2d as CausalBatchNorm2d
 from telescopic.layers.causal import CausalConv2d as CausalConv2d
 from telescopic.layers.causal import CausalLinear as CausalLinear
+from telescopic.layers.heads import GlobalAvgPool2d as GlobalAvgPool2d
 from telescopic.layers.heads import GradientScale as GradientScale
 from telescopic.layers.heads import SharedHead as SharedHead
 from telescopic.layers.heads import pooled_head as pooled_head

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from telescopic.layers import CausalBatchNorm2d, CausalConv2d, Residual, SharedHead
+from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GlobalAvgPool2d, Residual, SharedHead
 from telescopic.nested import Nested
 
 
@@ -68,9 +68,7 @@ def causal_resnet(
             given = made
     heads = {
         number - 1: nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            SharedHead(groups * made, classes, width_groups=groups, average=average),
+            GlobalAvgPool2d(), SharedHead(groups * made, classes, width_groups=groups, average=average)
         )
         for number, made in enumerate(made_by)
     }

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, prefix
-from telescopic.layers.heads import GradientScale, SharedHead
+from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
 
 Kept = dict[str, Tensor]
 """What later groups need of those before: the input of layers that mix channels, the sum of a shared head."""
@@ -31,7 +31,7 @@ _ALONE: set[type[nn.Module]] = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU
 _ALONE |= {nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid}
 _ALONE |= {nn.Hardtanh, nn.Threshold, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.MaxPool1d, nn.MaxPool2d}
 _ALONE |= {nn.AvgPool1d, nn.AvgPool2d, nn.LPPool1d, nn.LPPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d}
-_ALONE |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d}
+_ALONE |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, GlobalAvgPool2d}
 _INNER = (
     "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus dropout "
     "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d"
@@ -196,7 +196,7 @@ class _Tracer(fx.Tracer):
     """Stops at the layers that are known, and at those that say themselves what new groups are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (*_MIXING, GradientScale)) or hasattr(m, "new_groups")
+        known = isinstance(m, (*_MIXING, GlobalAvgPool2d, GradientScale)) or hasattr(m, "new_groups")
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
