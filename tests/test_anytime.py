@@ -161,17 +161,41 @@ def test_every_refinement_is_the_member_computed_alone(net: tl.Nested, x: Tensor
 
 @pytest.mark.parametrize("shortcut", ["pad", "projection"])
 @pytest.mark.parametrize("average", [False, True])
-def test_the_causal_resnet_refined(shortcut: str, average: bool, x: Tensor) -> None:
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_the_causal_resnet_refined(shortcut: str, average: bool, conditioned: bool, x: Tensor) -> None:
     torch.manual_seed(2)
-    net = tl.networks.causal_resnet(3, (2, 4, 4), 1, 4, shortcut=shortcut, average=average)  # type: ignore[arg-type]
+    options = {"shortcut": shortcut, "average": average, "conditioned": conditioned}
+    net = tl.networks.causal_resnet(3, (2, 4, 4), 1, 4, **options)  # type: ignore[arg-type]
     trained(net, x)
-    for path in (
-        members((-1, 1), (0, 1), (0, 2), (1, 2), (2, 3)),
-        members((2, 1), (2, 2), (2, 3)),
-        list(tl.deepening(net)),
-    ):
-        for answer in tl.anytime(net, x, path=path):
-            assert (answer.logits - net(x, answer.subnet)).abs().max() < 1e-12
+    own = [p for name, p in net.named_parameters() if name.endswith((".scale", ".shift"))]
+    assert len(own) == (8 if conditioned else 0)
+    for _ in range(2):
+        for parameter in own:  # again, and in place: what was folded for the last answers holds no more
+            nn.init.normal_(parameter)
+        for path in (
+            members((-1, 1), (0, 1), (0, 2), (1, 2), (2, 3)),
+            members((2, 1), (2, 2), (2, 3)),
+            list(tl.deepening(net)),
+        ):
+            for answer in tl.anytime(net, x, path=path):
+                assert (answer.logits - net(x, answer.subnet)).abs().max() < 1e-12
+
+
+def test_a_conditioned_head_is_refined_for_the_examples_that_go_on() -> None:
+    torch.manual_seed(3)
+    net = tl.networks.causal_resnet(3, (2,), 1, 4, conditioned=True).double().eval()
+    for name, parameter in net.named_parameters():
+        if name.endswith((".scale", ".shift")):
+            nn.init.normal_(parameter, std=3)
+    x = torch.rand(8, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        sure = net(x, Subnet(exit=0, width=1)).softmax(1).amax(1).sort().values
+    answers = list(tl.anytime(net, x, path=members((0, 1), (0, 2), (0, 3)), confidence=sure[4:6].mean().item()))
+    steps = answers[-1].steps.tolist()
+    assert len(set(steps)) > 1, "some are sure enough before others"
+    for i, step in enumerate(steps):
+        want = net(x[i : i + 1], Subnet(exit=0, width=step + 1))
+        torch.testing.assert_close(answers[-1].logits[i : i + 1], want, rtol=0, atol=1e-12)
 
 
 def test_deepening_ends_with_the_member_it_is_told(net: tl.Nested, deep: tl.Nested) -> None:
@@ -197,13 +221,16 @@ def test_depth_alone_costs_what_the_full_network_does_and_the_heads_on_the_way(d
     assert torch.equal(first[0].logits, deep(x, Subnet(exit=1)))
 
 
-def test_widening_costs_the_new_rows_alone() -> None:
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_widening_costs_the_new_rows_alone(conditioned: bool) -> None:
     stages = [CausalConv2d(4, 8, 3, padding=1, width_groups=2), CausalConv2d(8, 8, 1, width_groups=2)]
-    exits = {1: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), SharedHead(8, 5, width_groups=2))}
+    shared = SharedHead(8, 5, width_groups=2, conditioned=conditioned)
+    exits = {1: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), shared)}
     net = tl.Nested(stages, {0: nn.Conv2d(3, 4, 1)}, exits, groups=2).eval()
     first, second = tl.anytime(net, torch.rand(1, 3, 6, 6), path=[Subnet(width=1), Subnet(width=2)])
     assert first.macs == 36 * (3 * 4 + 2 * 4 * 9 + 4 * 4) + 4 * 5  # the adapter is run whole
-    assert second.macs - first.macs == 36 * (4 * 4 * 9 + 8 * 4) + 4 * 5
+    read = 8 if conditioned else 4  # each width weighs all features in its own way
+    assert second.macs - first.macs == 36 * (4 * 4 * 9 + 8 * 4) + read * 5
 
 
 class Clock:
@@ -291,11 +318,11 @@ def test_the_confident_leave_with_the_answer_they_had(widening: bool) -> None:
     x = torch.randn(90, 3, 4, 4, dtype=torch.float64)
     net = trained(tl.networks.causal_resnet(3, (2, 4, 4), 1, 4), x)
     for place, exit_ in net.exits.items():  # all equally sure, of different examples
-        exit_[2].bias.data.zero_()
-        exit_[2].bias.data.sub_(net(x, Subnet(exit=int(place))).mean(0).detach())
+        exit_[-1].bias.data.zero_()
+        exit_[-1].bias.data.sub_(net(x, Subnet(exit=int(place))).mean(0).detach())
         spread = net(x, Subnet(exit=int(place))).std().detach()
-        exit_[2].weight.data.div_(spread)
-        exit_[2].bias.data.div_(spread)
+        exit_[-1].weight.data.div_(spread)
+        exit_[-1].bias.data.div_(spread)
     path = members((-1, 2), (0, 2), (0, 3), (2, 3)) if widening else list(tl.deepening(net))
     alone = torch.stack([net(x, subnet) for subnet in path]).detach()
     sure = alone.float().softmax(2).amax(2)

@@ -86,14 +86,16 @@ def widths(statistics="per-entry") -> Nested:
         conv = layers.CausalConv2d(given, made, 3, stride, 1, bias=False, width_groups=3)
         return nn.Sequential(conv, layers.CausalBatchNorm2d(made, width_groups=3), nn.ReLU())
 
-    def head(channels: int, average: bool = False) -> nn.Sequential:
-        shared = layers.SharedHead(channels, 3, width_groups=3, average=average)
+    def head(channels: int, **options: bool) -> nn.Sequential:
+        shared = layers.SharedHead(channels, 3, width_groups=3, **options)
+        for own in (shared.scale, shared.shift) if shared.conditioned else ():
+            nn.init.normal_(own)
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), layers.GradientScale(0.5), shared)
 
     net = Nested(
         [block(5, 7, 2), layers.Residual(block(7, 7, 1))],
         entries={0: nn.Conv2d(1, 5, 1), 1: layers.step_down((1, 4, 4), (7, 2, 2))},
-        exits={-1: head(5), 0: head(7), 1: head(7, average=True)},
+        exits={-1: head(5), 0: head(7, conditioned=True), 1: head(7, average=True)},
         statistics=statistics,
         groups=3,
     )
@@ -509,7 +511,9 @@ EXAMPLES = [
     layers.CausalBatchNorm1d(4, momentum=None, width_groups=4),
     layers.CausalBatchNorm2d(4, 1e-3, affine=False, track_running_stats=False, width_groups=2),
     layers.GradientScale(0.25),
+    layers.GlobalAvgPool2d(),
     layers.SharedHead(4, 3, width_groups=2, average=True),
+    layers.SharedHead(4, 3, width_groups=2, conditioned=True),
     Nested([nn.Flatten()], exits={0: nn.Linear(2, 2)}),
     Nested(
         [layers.CausalLinear(4, 4, width_groups=2)],
@@ -529,6 +533,26 @@ def test_every_known_layer_survives_a_description() -> None:
         assert describe(built) == json.loads(text)
         shapes = [[(n, t.shape, t.dtype) for n, t in architecture.named_tensors(m).items()] for m in (module, built)]
         assert shapes[0] == shapes[1] and all(t.is_meta for t in built.parameters())
+
+
+def test_a_head_is_conditioned_only_if_its_description_says_so() -> None:
+    text = {"class": "layers.SharedHead", "in_features": 4, "classes": 3, "width_groups": 2}  # as older files have it
+    assert describe(layers.SharedHead(4, 3, width_groups=2)) == text
+    assert list(dict(build(text).named_parameters())) == ["weight", "bias"]
+    own = {name: tuple(p.shape) for name, p in build(text | {"conditioned": True}).named_parameters()}
+    assert own == {"weight": (3, 4), "bias": (3,), "scale": (2, 4), "shift": (2, 3)}
+
+
+def test_a_class_without_a_constructor_takes_no_arguments(monkeypatch) -> None:
+    class Square(nn.Module):
+        def forward(self, x):
+            return x * x
+
+    monkeypatch.setattr(architecture, "_LAYERS", dict(architecture._LAYERS))
+    register_layer(Square)
+    assert describe(Square()) == {"class": "Square"} and type(build({"class": "Square"})) is Square
+    with pytest.raises(ValueError, match=r"^Square takes no argument args; it takes none$"):
+        register_layer(Square, ["args"])
 
 
 def test_description_is_short_and_keeps_names() -> None:

@@ -296,6 +296,70 @@ def test_a_shared_head_is_the_formula_for_every_width(features: int, groups: int
     assert head.every_width(x[:0]).shape == (groups, 0, 2)
 
 
+def conditioned_head(features: int, groups: int, average: bool) -> tuple[SharedHead, SharedHead]:
+    """A head with random scales and shifts, and one of the same weights without."""
+    torch.manual_seed(0)
+    plain = SharedHead(features, 2, width_groups=groups, average=average).double()
+    head = SharedHead(features, 2, width_groups=groups, average=average, conditioned=True).double()
+    head.load_state_dict(plain.state_dict(), strict=False)
+    return head, plain
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize(("features", "groups"), [(6, 3), (7, 3), (5, 5), (4, 1)])
+def test_a_conditioned_head_is_the_formula_for_every_width(features: int, groups: int, average: bool) -> None:
+    head, plain = conditioned_head(features, groups, average)
+    assert head.scale is not None and head.shift is not None and plain.scale is None and plain.shift is None
+    assert (head.scale.shape, head.shift.shape) == ((groups, features), (groups, 2))
+    x = torch.randn(4, features, dtype=torch.float64)
+    torch.testing.assert_close(head.every_width(x), plain.every_width(x), **EXACT)
+    for end in ends(features, groups):
+        assert torch.equal(head(x[:, :end]), plain(x[:, :end])), "a new one is as if it were not conditioned"
+    nn.init.normal_(head.scale)
+    nn.init.normal_(head.shift)
+    every = head.every_width(x)
+    assert every.shape == (groups, 4, 2)
+    for width, end in enumerate(ends(features, groups), 1):
+        want = torch.zeros(4, 2, dtype=torch.float64)
+        for example in range(4):
+            for k in range(2):
+                read = sum(
+                    head.weight[k, c] * (1 + head.scale[width - 1, c]) * x[example, c] for c in range(end)
+                )  # fmt: skip
+                want[example, k] = head.bias[k] + head.shift[width - 1, k] + read / (width if average else 1)
+        taken = head.narrow(width)
+        assert type(taken) is nn.Linear and taken.weight.shape == (2, end)
+        for logits in (every[width - 1], head(x[:, :end]), taken(x[:, :end])):
+            torch.testing.assert_close(logits, want, **EXACT)
+        torch.testing.assert_close(head.every_width(x[:, :end]), every[:width], **EXACT)
+    assert head.every_width(x[:0]).shape == (groups, 0, 2)
+
+
+def test_a_width_teaches_its_own_scale_and_shift_only() -> None:
+    head, _ = conditioned_head(7, 3, False)
+    x = torch.randn(4, 7, dtype=torch.float64)
+    for width, end in enumerate(ends(7, 3), 1):
+        for logits in (head.every_width(x)[width - 1], head(x[:, :end])):
+            weights = torch.randn_like(logits)
+            of_scale, of_shift, of_weight = torch.autograd.grad(
+                (logits * weights).sum(), [head.scale, head.shift, head.weight]
+            )
+            want = torch.zeros_like(of_scale)
+            want[width - 1, :end] = (weights @ head.weight[:, :end] * x[:, :end]).sum(0)
+            torch.testing.assert_close(of_scale, want, **EXACT)
+            assert (of_scale != 0).sum() == end and (of_weight[:, end:] == 0).all()
+            assert [bool(row.any()) for row in of_shift] == [w == width for w in range(1, 4)]
+
+
+def test_a_later_weight_that_is_no_number_leaves_narrow_members_alone() -> None:
+    head, _ = conditioned_head(6, 3, False)
+    x = torch.randn(2, 6, dtype=torch.float64)
+    before = head.every_width(x)
+    with torch.no_grad():
+        head.weight[:, -1] = torch.inf
+    assert torch.equal(head.every_width(x)[:2], before[:2])
+
+
 # What is refused ----------------------------------------------------------------------------------------------------
 
 
@@ -463,12 +527,13 @@ def test_random_networks_keep_the_laws(data: st.DataObject) -> None:
     ]  # fmt: skip
     entries = data.draw(st.sets(st.integers(0, len(stages)), min_size=1)) | {0}
     exits = data.draw(st.sets(st.integers(-1, len(stages) - 1))) | {len(stages) - 1}
-    average = data.draw(yes)
+    average, conditioned = data.draw(yes), data.draw(yes)
     net = Nested(
         stages,
         {i: nn.Conv2d(2, channels[i], 1) for i in entries},
         {i: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          SharedHead(channels[i + 1], 2, width_groups=groups, average=average)) for i in exits},
+                          SharedHead(channels[i + 1], 2, width_groups=groups, average=average,
+                                     conditioned=conditioned)) for i in exits},
         statistics=data.draw(st.sampled_from(["shared", "per-entry"])),
         groups=groups,
     )  # fmt: skip

@@ -216,12 +216,13 @@ def test_doubly_nested_is_trained_as_told(tmp_path: Path) -> None:
         "1",
     ]
     words += ["--groups", "3", "--channels", "2,3", "--blocks", "1", "--weights", "macs", "--drawn", "2"]
-    words += ["--distillation", "0.25", "--early-gradient", "0.5", "--early-transform"]
+    words += ["--distillation", "0.25", "--early-gradient", "0.5", "--early-transform", "--conditioned"]
     result = invoke(*words)
     assert result.exit_code == 0, result.output
     net = Source.open(str(tmp_path / "run")).network()
     assert (net.grid.exits, net.grid.widths) == ((-1, 0, 1), (1, 2, 3))
     assert [type(layer).__name__ for layer in net.exits["0"]][:2] == ["GradientScale", "CausalConv2d"]  # type: ignore[arg-type]
+    assert all(head[-1].conditioned for head in net.exits.values())  # type: ignore[index]
     bundle = tl.Bundle.open(tmp_path / "run" / "model.safetensors")
     recipe = bundle.provenance["recipe"]
     assert (recipe["drawn"], recipe["distillation"], recipe["epochs"]) == (2, 0.25, 1)

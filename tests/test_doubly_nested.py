@@ -107,7 +107,7 @@ def test_heads_of_early_exits_may_have_a_transform_of_their_own() -> None:
             nn.ReLU,
         )
         assert tuple(conv.weight.shape) == (channels, channels, 1, 1)
-    assert len(net.exits["2"]) == 3  # type: ignore[arg-type]
+    assert len(net.exits["2"]) == 2  # type: ignore[arg-type]
     answers = net.all(x)
     for member, logits in zip(net.grid, answers, strict=True):
         torch.testing.assert_close(extract(net, member)(x), logits, rtol=0, atol=1e-12)
@@ -116,6 +116,23 @@ def test_heads_of_early_exits_may_have_a_transform_of_their_own() -> None:
         - cost(extract(small(), Subnet(exit=0, width=3)), (3, 8, 8)).macs
     )
     assert more == 3 * 3 * 64
+
+
+@pytest.mark.parametrize(("groups", "plain", "more"), [(16, 469_424, 11_776), (22, 882_998, 20_944)])
+def test_parameters_of_conditioned_heads(groups: int, plain: int, more: int) -> None:
+    """In six, five and five heads; of the scales a member of w groups reads w of its own row."""
+    with torch.device("meta"):
+        nets = [doubly_nested.network(groups, conditioned=conditioned) for conditioned in (False, True)]
+    assert [sum(p.numel() for p in net.parameters()) for net in nets] == [plain, plain + more]
+    channels = 6 * 1 + 5 * 2 + 5 * 4
+    assert more == groups * (channels * groups + 16 * 10)
+
+
+def test_conditioned_heads_start_as_if_they_were_not() -> None:
+    plain, net, x = small(), small(conditioned=True), image()
+    torch.testing.assert_close(net.all(x), plain.all(x), rtol=0, atol=1e-12)
+    for member in net.grid:
+        assert torch.equal(net(x, member), plain(x, member))
 
 
 def test_the_recipe() -> None:
@@ -132,12 +149,13 @@ def test_every_way_is_told_to_the_recipe() -> None:
         assert (recipe.drawn, recipe.distillation) == (way.drawn, way.distillation)
         exponents = LAMBDAS[way.weights]
         assert recipe.weights == (doubly_nested.weights(net, **exponents) if exponents else None)
+        assert all(head[-1].conditioned == way.conditioned for head in net.exits.values())  # type: ignore[index]
         scales = [part.scale for part in net.modules() if isinstance(part, GradientScale)]
         assert scales == ([] if way.early_gradient == 1 else [way.early_gradient] * 3)
         assert isinstance(net.exits["0"][0], CausalConv2d | GradientScale) == (name not in plain())  # type: ignore[index]
     assert WAYS["uniform"] == Way()
     with pytest.raises(
-        ValueError, match="weights are one of uniform, depth-width, macs, depth-only, full-only, not 'f"
+        ValueError, match="weights are one of uniform, depth-width, macs, half-macs, depth-only, full-only, not 'f"
     ):
         doubly_nested.told(Recipe(epochs=1), Way(weights="full"), small())
 

@@ -24,7 +24,7 @@ from telescopic.layers import (
     SharedHead,
     step_down,
 )
-from telescopic.networks import mlp
+from telescopic.networks import causal_resnet, mlp
 from telescopic.papers import nsn
 from telescopic.testing import check, check_nested, laws
 from telescopic.testing.trial import Trial
@@ -180,6 +180,10 @@ FAMILIES: dict[str, tuple[Callable[[], Nested], tuple[int, ...]]] = {
     "all coordinates": (every_coordinate, (2, 4, 4)),
     "all coordinates, statistics per entry": (
         lambda: every_coordinate(statistics="per-entry", dropout=(0.2, 0.5)), (2, 4, 4)
+    ),
+    "conditioned heads": (lambda: causal_resnet(3, (1, 2), 1, 4, conditioned=True), (3, 4, 4)),
+    "conditioned heads that average": (
+        lambda: causal_resnet(2, (1,), 2, 3, average=True, conditioned=True), (3, 4, 4)
     ),
     "exit before all": (
         lambda: Nested([nn.Linear(4, 4)] * 1, exits={-1: nn.Linear(4, 2), 0: nn.Linear(4, 2)}, dropout=(0.3,)),
@@ -858,6 +862,60 @@ def learns_less_from_every_width(_: Patch) -> Nested:
             return torch.stack([nn.functional.linear(input[:, :n], half[:, :n], self.bias) for n in (2, 4)])
 
     return wide(head=Half(4, 3, width_groups=2))
+
+
+def conditioned_as(of_width: Callable[[SharedHead, int], tuple[Tensor, Tensor]]) -> Nested:
+    """All answers of the last head, and what is taken out of it, by this rule."""
+
+    class Other(SharedHead):
+        def of_width(self, width: int) -> tuple[Tensor, Tensor]:
+            return of_width(self, width)
+
+        def every_width(self, input: Tensor) -> Tensor:
+            return torch.stack([self(input[:, :features]) for features in (2, 4)])
+
+    return wide(head=Other(4, 3, width_groups=2, conditioned=True))
+
+
+@breaks(
+    "nesting", r"member exit=1,width=1 is extracted with 0 elements of exits\.1\.2\.shift, not the 3 of its .*; 3 are"
+)
+def has_no_shift(_: Patch) -> Nested:
+    return conditioned_as(lambda head, width: (SharedHead.of_width(head, width)[0], head.bias))
+
+
+@breaks("nesting", r"extracted with 2 elements of exits\.1\.2\.scale, not the 4 of its first groups; 6 are wrong")
+def has_the_scale_of_a_smaller_member(_: Patch) -> Nested:
+    def other(head: SharedHead, width: int) -> tuple[Tensor, Tensor]:
+        weight, bias = SharedHead.of_width(head, width)
+        scaled = torch.cat([weight[:, :2] / (1 + head.scale[width - 1, :2]) * (1 + head.scale[0, :2]),
+                            head.weight[:, 2:2 * width]], 1)  # fmt: skip
+        return scaled, bias
+
+    return conditioned_as(other)
+
+
+@breaks("independence", r"a part of exits\.1\.2\.scale is outside member exit=1,width=1, but gets .* its net\.all")
+def teaches_the_scale_of_another_width(_: Patch) -> Nested:
+    class Leaking(SharedHead):
+        def every_width(self, input: Tensor) -> Tensor:
+            return super().every_width(input) + (self.scale - self.scale.detach()).sum()
+
+    return wide(head=Leaking(4, 3, width_groups=2, conditioned=True))
+
+
+@breaks("gradient_mix", r"the gradient of exits\.1\.2\.scale, owned by member exit=1,width=1, without a mix")
+def learns_less_scale_than_its_members(_: Patch) -> Nested:
+    class Half(SharedHead):
+        def every_width(self, input: Tensor) -> Tensor:
+            half = (self.scale + self.scale.detach()) / 2
+            each = zip(half, self.shift, (2, 4), strict=True)
+            weight, bias = self.weight, self.bias
+            return torch.stack(
+                [nn.functional.linear(input[:, :n], weight[:, :n] * (1 + s[:n]), bias + b) for s, b, n in each]
+            )
+
+    return wide(head=Half(4, 3, width_groups=2, conditioned=True))
 
 
 @breaks("cost", r"member exit=0,width=1 has 55 parameters, and the catalogue says 56")

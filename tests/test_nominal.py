@@ -19,7 +19,7 @@ class Mixed(nn.Module):
         return x @ x.transpose(2, 3)
 
 
-def uneven() -> Nested:
+def uneven(conditioned: bool = False) -> Nested:
     """Channels that are no multiples of the groups, two entries, a depthwise convolution, a layer that runs twice."""
     groups = 3
     twice = CausalConv2d(7, 7, 1, bias=False, width_groups=groups)
@@ -32,7 +32,9 @@ def uneven() -> Nested:
     ]
     stem = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), CausalBatchNorm2d(5, width_groups=groups))
     heads = {
-        0: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), SharedHead(7, 4, width_groups=groups)),
+        0: nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), SharedHead(7, 4, width_groups=groups, conditioned=conditioned)
+        ),
         2: SharedHead(8, 4, width_groups=groups),
     }
     return Nested(stages, {0: stem, 1: step_down((2, 8, 8), (7, 4, 4))}, heads, groups=groups)
@@ -103,8 +105,9 @@ def test_members_by_counting_the_weights_that_are_read(shortcut: str) -> None:
     assert nominal_params(net) == [params for _, params in expected]
 
 
-def test_uneven_groups_and_other_products() -> None:
-    net = filled(uneven())
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_uneven_groups_and_other_products(conditioned: bool) -> None:
+    net = filled(uneven(conditioned))
     expected = []
     for member in net.grid:
         assert member.width is not None
@@ -113,6 +116,16 @@ def test_uneven_groups_and_other_products() -> None:
         expected.append((macs + (7 * member.width // 3 * 4 * 4 * 4 if member.exit == 2 else 0), params))
     assert nominal_macs(net, (2, 8, 8)) == [macs for macs, _ in expected]
     assert nominal_params(net) == [params for _, params in expected]
+
+
+def test_scales_and_shifts_are_the_familys_and_cost_a_member_nothing() -> None:
+    plain, net = uneven(), uneven(conditioned=True)
+    assert nominal_macs(net, (2, 8, 8)) == nominal_macs(plain, (2, 8, 8))
+    assert nominal_params(net) == nominal_params(plain)
+    for member in net.grid:
+        assert cost(extract(net, member), (2, 8, 8)) == cost(extract(plain, member), (2, 8, 8))
+    ours, theirs = (sum(parameter.numel() for parameter in made.parameters()) for made in (net, plain))
+    assert ours - theirs == 3 * (7 + 4)
 
 
 def test_what_is_executed_is_more() -> None:

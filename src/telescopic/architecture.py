@@ -60,10 +60,12 @@ def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None)
     # The same definition may be run again (a notebook's cell), which makes a new class of the same name and place.
     if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"{cls.__name__} is already registered, as {known.cls.__module__}.{known.cls.__qualname__}")
-    parameters = inspect.signature(cls).parameters
+    own = cls.__init__ is not nn.Module.__init__
+    parameters = inspect.signature(cls).parameters if own else {}  # not the *args of torch's, which takes none
     names = tuple(parameters if arguments is None else arguments)
     if unknown := sorted(set(names) - set(parameters)):
-        raise ValueError(f"{cls.__name__} takes no argument {', '.join(unknown)}; it takes {', '.join(parameters)}")
+        takes = ", ".join(parameters) or "none"
+        raise ValueError(f"{cls.__name__} takes no argument {', '.join(unknown)}; it takes {takes}")
     _LAYERS[_name(cls)] = _Layer(cls, {name: parameters[name].default for name in names}, _argument, cls)
 
 

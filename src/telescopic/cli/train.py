@@ -140,6 +140,9 @@ def doubly_nested(
     early_transform: Annotated[
         bool, typer.Option("--early-transform", help="Give each early exit a 1 × 1 convolution of its own.")
     ] = False,
+    conditioned: Annotated[
+        bool, typer.Option("--conditioned", help="Give each member a scale and a shift of its own in its head.")
+    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/doubly-nested-<data>)")] = None,
     seed: Seed = 0,
@@ -154,7 +157,9 @@ def doubly_nested(
 
     one_of("weights", weights, ("uniform", "depth-width", "macs"))
     sizes = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
-    exits: dict[str, Any] = {"early_gradient": early_gradient, "early_transform": early_transform}
+    exits: dict[str, Any] = {
+        "early_gradient": early_gradient, "early_transform": early_transform, "conditioned": conditioned
+    }  # fmt: skip
     way = papers.doubly_nested.Way(weights=weights, drawn=drawn, distillation=distillation, **exits)
 
     def build(images: "Dataset") -> "tuple[Nested, Recipe]":

@@ -79,6 +79,9 @@ def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
 def nominal_params(net: Nested) -> list[int]:
     """Parameters of each member, in grid order, without weights that may not be read; see `nominal_macs`.
 
+    Those of the member when it is extracted: a conditioned head is then as large as any, for its scale and shift are
+    part of its weights. What the whole family holds is more: `sum(p.numel() for p in net.parameters())`.
+
     Raises:
         ValueError: if a part cannot be made narrower.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from telescopic.layers.causal import filled, prefix, require_groups, width_of
+from telescopic.layers.causal import causal_mask, filled, prefix, require_groups, width_of
 
 Head = Callable[[Sequence[int], int], nn.Module]
 """Makes a head from the features' shape, without the batch, and the number of classes."""
@@ -67,7 +67,7 @@ class _Pool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         batch, channels, height, width = ctx.shape
-        each = (grad / (height * width)).view(batch, channels, 1, 1)
+        each: Tensor = (grad / (height * width)).view(batch, channels, 1, 1)
         if ctx.rows:
             each = each.expand(-1, -1, 1, width).contiguous(memory_format=torch.channels_last)
         return each.expand(ctx.shape)
@@ -107,33 +107,52 @@ class SharedHead(nn.Linear):
     Logits of width w = bias + Σ over the groups k ≤ w of W_k f_k, where f_k are the features of group k. That is the
     paper's formula; its text says "averaging", which divides the sum by w and is there to choose.
 
+    *Conditioned*, each width reads the features in its own way: it has a factor γ_w for each of them, and adds a vector
+    β_w to the logits (feature-wise linear modulation, FiLM). A shift of the features would be multiplied by W, and come
+    to such a vector: the same functions where a width has as many features as there are classes, at a higher price.
+    `scale` holds γ - 1, so that a new head equals one that is not conditioned, and weight decay draws it back there.
+
     Args:
         in_features: features, such as the mean of each channel.
         classes: number of classes.
         width_groups: number of groups of features.
         average: whether to divide the sum by the number of groups.
+        conditioned: whether each width has a scale and a shift of its own: rows of `scale`, `[width_groups,
+            in_features]`, of which it reads its own features' part, and of `shift`, `[width_groups, classes]`.
 
     Raises:
         ValueError: if there are more groups than features.
     """
 
-    def __init__(self, in_features: int, classes: int, *, width_groups: int, average: bool = False) -> None:
+    scale: nn.Parameter | None
+    shift: nn.Parameter | None
+
+    def __init__(
+        self, in_features: int, classes: int, *, width_groups: int, average: bool = False, conditioned: bool = False
+    ) -> None:
         require_groups(width_groups, in_features)
         super().__init__(in_features, classes)
         self.classes, self.width_groups, self.average = classes, width_groups, average
+        self.conditioned = conditioned
+        for name, size in (("scale", in_features), ("shift", classes)):
+            self.register_parameter(name, nn.Parameter(torch.zeros(width_groups, size)) if conditioned else None)
 
     def forward(self, input: Tensor) -> Tensor:
         """The first groups of features `[batch, features]` to logits `[batch, classes]`."""
-        weight = self.of_width(width_of(input.shape[1], self.in_features, self.width_groups))
-        return functional.linear(input, weight, self.bias)
+        weight, bias = self.of_width(width_of(input.shape[1], self.in_features, self.width_groups))
+        return functional.linear(input, weight, bias)
 
     def every_width(self, input: Tensor) -> Tensor:
-        """The first groups of features `[batch, features]` to the logits of every width up to theirs, by a running sum.
+        """The first groups of features `[batch, features]` to the logits of every width up to theirs.
+
+        By a running sum over the groups; conditioned, by one matrix product with the weights of all widths.
 
         Returns:
             Logits `[widths, batch, classes]`.
         """
         widths = width_of(input.shape[1], self.in_features, self.width_groups)
+        if self.scale is not None and self.shift is not None:
+            return self._every_conditioned(input, self.scale[:widths], self.shift[:widths])
         weight = self.weight[:, : input.shape[1]]
         if self.in_features % self.width_groups == 0:
             size = self.in_features // self.width_groups
@@ -149,12 +168,26 @@ class SharedHead(nn.Linear):
             total = total / torch.arange(1, widths + 1, device=total.device).view(-1, 1, 1)
         return total + self.bias
 
-    def of_width(self, width: int) -> Tensor:
-        """The weight that the first groups use, `[classes, features]`."""
-        weight = self.weight[:, : prefix(self.in_features, self.width_groups, width)]
-        return weight / width if self.average else weight
+    def _every_conditioned(self, input: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        widths, features = len(scale), input.shape[1]
+        weight = self.weight[:, :features] * (1 + scale[:, None, :features])  # [widths, classes, features]
+        if self.average:
+            weight = weight / torch.arange(1, widths + 1, device=weight.device).view(-1, 1, 1)
+        reads = causal_mask(self.width_groups, self.in_features, self.width_groups, weight.device)
+        weight = torch.where(reads[:widths, None, :features], weight, 0)
+        each = functional.linear(input, weight.flatten(0, 1)).view(len(input), widths, self.classes)
+        return each.transpose(0, 1) + (self.bias + shift)[:, None]
+
+    def of_width(self, width: int) -> tuple[Tensor, Tensor]:
+        """Weight `[classes, features]` and bias `[classes]` of the first groups."""
+        features = prefix(self.in_features, self.width_groups, width)
+        weight: Tensor = self.weight[:, :features]
+        bias: Tensor = self.bias
+        if self.scale is not None and self.shift is not None:
+            weight, bias = weight * (1 + self.scale[width - 1, :features]), bias + self.shift[width - 1]
+        return weight / width if self.average else weight, bias
 
     def narrow(self, width: int) -> nn.Linear:
         """The first groups' part as an ordinary linear layer with a copy of its weights."""
-        weight = self.of_width(width)
-        return filled(nn.Linear(weight.shape[1], self.classes, device="meta"), self, weight, self.bias)
+        weight, bias = self.of_width(width)
+        return filled(nn.Linear(weight.shape[1], self.classes, device="meta"), self, weight, bias)

@@ -18,6 +18,7 @@ def causal_resnet(
     in_channels: int = 3,
     shortcut: Literal["pad", "projection"] = "pad",
     average: bool = False,
+    conditioned: bool = False,
 ) -> Nested:
     """Build the residual network of Doubly Nested Network (2018, section 4), by default with its 16 exits × 22 widths.
 
@@ -39,6 +40,7 @@ def causal_resnet(
             its own new channels of zeros (ResNet's zeros behind all channels would move channels to other groups);
             `projection` is a causal 1 × 1 convolution.
         average: see `layers.SharedHead`.
+        conditioned: see `layers.SharedHead`.
 
     Returns:
         A nested network with `len(channels) * blocks + 1` exits.
@@ -68,7 +70,8 @@ def causal_resnet(
             given = made
     heads = {
         number - 1: nn.Sequential(
-            GlobalAvgPool2d(), SharedHead(groups * made, classes, width_groups=groups, average=average)
+            GlobalAvgPool2d(),
+            SharedHead(groups * made, classes, width_groups=groups, average=average, conditioned=conditioned),
         )
         for number, made in enumerate(made_by)
     }

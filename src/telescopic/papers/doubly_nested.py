@@ -65,6 +65,7 @@ def network(
     in_channels: int = 3,
     early_gradient: float = 1.0,
     early_transform: bool = False,
+    conditioned: bool = False,
 ) -> Nested:
     """The paper's network.
 
@@ -78,8 +79,10 @@ def network(
             paper's is 1.
         early_transform: whether every head but the last begins with a causal 1 × 1 convolution of its own, BatchNorm
             and ReLU, so that what an early exit needs need not be what the next block is given; the paper has none.
+        conditioned: whether each member has a scale and a shift of its own in its head, see `layers.SharedHead`; the
+            paper's has none, and names it as future work.
     """
-    net = causal_resnet(groups, channels, blocks, classes, in_channels=in_channels)
+    net = causal_resnet(groups, channels, blocks, classes, in_channels=in_channels, conditioned=conditioned)
     for exit_, head in list(net.exits.items())[:-1]:
         assert isinstance(head, nn.Sequential)
         before: list[nn.Module] = [] if early_gradient == 1 else [GradientScale(early_gradient)]
@@ -95,16 +98,23 @@ LAMBDAS: Mapping[str, Mapping[str, float]] = {
     "uniform": {},
     "depth-width": {"depth": 1, "width": 2},
     "macs": {"macs": 1},
+    "half-macs": {"macs": 1, "full": 0.5},
     "depth-only": {"width": inf},
     "full-only": {"depth": inf, "width": inf},
 }
-"""Ways to weigh the members' losses: exponents for `weights`."""
+"""Ways to weigh the members' losses: arguments of `weights`."""
 
 
 def weights(
-    net: Nested, *, depth: float = 0.0, width: float = 0.0, macs: float = 0.0, input_shape: Sequence[int] = (3, 32, 32)
+    net: Nested,
+    *,
+    depth: float = 0.0,
+    width: float = 0.0,
+    macs: float = 0.0,
+    full: float = 0.0,
+    input_shape: Sequence[int] = (3, 32, 32),
 ) -> tuple[float, ...]:
-    """λ(l, c) of the joint loss (Eq. 2) for each member, adding up to 1: depth^d · width^w · MACs^m.
+    """λ(l, c) of the joint loss (Eq. 2) for each member, adding up to 1: proportional to depth^d · width^w · MACs^m.
 
     With all exponents 0 it is uniform, which is likely the paper's own choice, for it names none. With an infinite one
     only members that are largest in this respect have a weight.
@@ -114,13 +124,16 @@ def weights(
         depth: exponent of the number of stages that a member runs, its adapter counted.
         width: exponent of its number of groups.
         macs: exponent of its nominal multiply-adds.
+        full: share that the full member gets beforehand; all members share the rest.
         input_shape: shape of one input, for the multiply-adds.
     """
     prices = nominal_macs(net, input_shape) if macs else [1] * len(net.grid)
     sizes = [(m.exit - m.entry + 2, m.width, price) for m, price in zip(net.grid, prices, strict=True)]  # type: ignore[operator]
     most = [max(column) for column in zip(*sizes, strict=True)]
     raw = [(d / most[0]) ** depth * (w / most[1]) ** width * (m / most[2]) ** macs for d, w, m in sizes]
-    return tuple(value / sum(raw) for value in raw)
+    shares = [(1 - full) * value / sum(raw) for value in raw]
+    shares[net.grid.index(net.grid.full)] += full
+    return tuple(shares)
 
 
 def recipe(*, epochs: int = 30, preprocess: Preprocess | None = None) -> Recipe:
@@ -153,6 +166,7 @@ class Way:
         distillation: see `Recipe`.
         early_gradient: see `network`.
         early_transform: see `network`.
+        conditioned: see `network`.
     """
 
     weights: str = "uniform"
@@ -160,6 +174,7 @@ class Way:
     distillation: float = 0.0
     early_gradient: float = 1.0
     early_transform: bool = False
+    conditioned: bool = False
 
 
 WAYS: Mapping[str, Way] = {
@@ -171,10 +186,14 @@ WAYS: Mapping[str, Way] = {
     "distilled": Way(distillation=0.5),
     "quiet-exits": Way(early_gradient=0.1),
     "own-transform": Way(early_transform=True),
+    "conditioned": Way(conditioned=True),
     "quiet-macs": Way(weights="macs", early_gradient=0.1),
     "own-macs": Way(weights="macs", early_transform=True),
+    "conditioned-macs": Way(weights="macs", conditioned=True),
     "drawn-macs": Way(weights="macs", drawn=4),
     "distilled-macs": Way(weights="macs", distillation=0.5),
+    "half-macs": Way(weights="half-macs"),
+    "half-distilled-macs": Way(weights="half-macs", distillation=0.5),
     "quiet-own-macs": Way(weights="macs", early_gradient=0.1, early_transform=True),
     "quiet-own-distilled-macs": Way(weights="macs", early_gradient=0.1, early_transform=True, distillation=0.5),
 }
@@ -233,6 +252,7 @@ def experiment(
         in_channels=input_shape[0],
         early_gradient=way.early_gradient,
         early_transform=way.early_transform,
+        conditioned=way.conditioned,
     )
     if kind:
         exits = {exit_: net.exits[str(exit_)]}
@@ -282,9 +302,9 @@ def dense(net: Nested) -> Nested:
 @torch.no_grad()
 def slice_(narrow: Nested, wide: Nested) -> None:
     """Give a narrow dense network the first channels of a wide one: Figure 4's "brute-force slicing"."""
-    tensors = named_tensors(wide)
-    for name, tensor in named_tensors(narrow).items():
-        tensor.copy_(tensors[name][tuple(map(slice, tensor.shape))])
+    # In the same order; their names may differ, for of one group nothing was made narrower.
+    for mine, theirs in zip(named_tensors(narrow).values(), named_tensors(wide).values(), strict=True):
+        mine.copy_(theirs[tuple(map(slice, mine.shape))])
 
 
 def classifier_only_(net: Nested, how: Recipe, *, epochs: int = 2) -> Recipe:

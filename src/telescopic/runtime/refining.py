@@ -33,7 +33,7 @@ class Step:
         widened: the stages known before, which it makes wider, if it does.
         added: the stages that it adds, at the full width of the member.
         head: the head.
-        sums: whether the head reads new groups only, and adds to the answer it gave before.
+        sums: whether the head is given the new groups only, and has kept what it needs of those before.
         keep: whether a wider step follows.
     """
 

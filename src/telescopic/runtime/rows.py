@@ -20,7 +20,8 @@ from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, Causa
 from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
 
 Kept = dict[str, Tensor]
-"""What later groups need of those before: the input of layers that mix channels, the sum of a shared head."""
+"""What later groups need of those before: the input of layers that mix channels, and of conditioned heads; the sum of
+other shared heads."""
 
 Op = Callable[..., Tensor]
 """`op(kept, *values)`: the new channels of a value from those of others."""
@@ -96,7 +97,7 @@ class Part:
 
     @property
     def sums(self) -> bool:
-        """Whether what it gives is a sum over groups: a shared head."""
+        """Whether it gives logits of all groups from the new ones alone: a shared head."""
         (result,) = (node.args[0] for node in self.graph.nodes if node.op == "output")
         last = isinstance(result, fx.Node) and result.op == "call_module"
         return last and isinstance(self.root.get_submodule(str(result.target)), SharedHead)
@@ -288,6 +289,9 @@ def _norm(layer: CausalBatchNorm1d | CausalBatchNorm2d, span: Span) -> Op | None
 
 
 def _head(layer: SharedHead, key: str, span: Span) -> Op:
+    if layer.conditioned:  # each width weighs all groups anew, so there is no sum to add to
+        own = tuple(tensor.detach() for tensor in layer.of_width(span.width))
+        return lambda kept, x: functional.linear(_known(kept, key, x, span), *own)
     columns = layer.weight.detach()[:, span.of(layer.in_features)]
     bias, divided = layer.bias.detach(), 1 / span.width if layer.average else 1.0
 

@@ -18,7 +18,8 @@ class Share:
 
     Attributes:
         read: which elements, bool of its shape.
-        size: how many elements it takes in an ordinary layer, which has zeros where a causal one may not read.
+        size: how many elements it takes in an ordinary layer, which has zeros where a causal one may not read; none
+            if they are folded into others.
     """
 
     read: Tensor
@@ -30,8 +31,9 @@ def shares(path: Sequence[nn.Module], groups: int, width: int) -> dict[int, Shar
 
     By definition, not by asking the layers: the first w of G groups of C channels are the first C·w // G channels; an
     output channel of a causal layer reads the input channels of its own group and of those before; a shared head reads
-    the first groups; of an adapter's last convolution or linear layer, and of the norms behind it, the first rows are
-    used. Only of classes of one's own with a method `narrow` it is asked which elements they keep.
+    the first groups, and a conditioned one the scale and the shift of its own width, which are folded into the rest; of
+    an adapter's last convolution or linear layer, and of the norms behind it, the first rows are used. Only of classes
+    of one's own with a method `narrow` it is asked which elements they keep.
     """
     found: dict[int, Share] = {}
     adapter, *others = path
@@ -55,18 +57,38 @@ def shares(path: Sequence[nn.Module], groups: int, width: int) -> dict[int, Shar
 def origins(net: nn.Module, take: Callable[[nn.Module], nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """Where each parameter of `take(net)` comes from: which elements of all of `net`'s parameters, and times what.
 
-    Found by numbering the elements and looking which numbers come out; a factor of 0 is a weight that is masked.
+    Found by numbering the elements and looking which numbers come out; a factor of 0 is a weight that is masked. Scales
+    and shifts of conditioned heads take a round of their own, for what is taken out is a product of theirs and others'.
+
+    Returns:
+        For each parameter taken, the elements' places among all, and its derivatives by them, both `[rounds, numel]`.
     """
-    numbered, ones = copy.deepcopy(net), copy.deepcopy(net)
+    heads = [module for module in net.modules() if isinstance(module, SharedHead) and module.conditioned]
+    own = {id(tensor) for head in heads for tensor in (head.scale, head.shift)}
+    others = [id(parameter) not in own for parameter in net.parameters()]
+    rounds = [_round(net, take, chosen) for chosen in ([others, [not other for other in others]] if own else [others])]
+    return [
+        (torch.stack([index for index, _ in each]), torch.stack([factor for _, factor in each]))
+        for each in zip(*rounds, strict=True)
+    ]
+
+
+def _round(
+    net: nn.Module, take: Callable[[nn.Module], nn.Module], chosen: Sequence[bool]
+) -> list[tuple[Tensor, Tensor]]:
+    """Places and derivatives of the parameters chosen, while the others stay as they are."""
+    copies = [copy.deepcopy(net) for _ in range(3)]
     count = 1
-    for number, one in zip(numbered.parameters(), ones.parameters(), strict=True):
-        number.data = torch.arange(count, count + number.numel(), dtype=number.dtype).view_as(number)
-        one.data = torch.ones_like(one)
+    for number, one, zero, is_chosen in zip(*(made.parameters() for made in copies), chosen, strict=True):
+        if is_chosen:
+            number.data = torch.arange(count, count + number.numel(), dtype=number.dtype).view_as(number)
+            one.data, zero.data = torch.ones_like(one), torch.zeros_like(zero)
         count += number.numel()
     found = []
-    for number, one in zip(take(numbered).parameters(), take(ones).parameters(), strict=True):
-        factor = one.detach()
-        index = (number.detach() / factor.where(factor != 0, 1)).round().long() - 1
+    for taken in zip(*(take(made).parameters() for made in copies), strict=True):
+        number, one, zero = (tensor.detach() for tensor in taken)
+        factor = one - zero
+        index = ((number - zero) / factor.where(factor != 0, 1)).round().long() - 1
         found.append((index.where(factor != 0, 0).flatten(), factor.flatten()))
     return found
 
@@ -79,6 +101,10 @@ def _by_rule(module: nn.Module, name: str, tensor: Tensor, groups: int, width: i
 
     kept = [size * width // groups for size in tensor.shape[:2]]
     if isinstance(module, SharedHead):
+        if name in ("scale", "shift"):
+            share = _first(tensor, [width, kept[1] if name == "scale" else len(tensor[0])])
+            share.read[: width - 1] = False
+            return Share(share.read, 0)
         return _first(tensor, [len(tensor), kept[1]] if name == "weight" else [])
     causal = isinstance(module, CausalConv2d | CausalLinear) and name == "weight"
     if not causal or getattr(module, "depthwise", False):

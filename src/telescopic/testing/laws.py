@@ -78,7 +78,8 @@ def nesting(trial: Trial) -> None:
     before one that it contains. Adapters and heads are excepted: members of one entry have the same adapter and
     members of one exit the same head, but a small member costs more than a larger one in total if its adapter (or
     head) costs more than what it leaves out. With several widths a member has of each parameter the elements of the
-    first groups, no more and no less.
+    first groups, no more and no less; but of a conditioned head's scales and shifts the row of its own width, which no
+    wider member has.
     """
     net, index = trial.net, trial.net.grid.index
     members = sorted({*trial.members, net.grid.full}, key=index)
@@ -171,7 +172,8 @@ def gradient_mix(trial: Trial) -> None:
     The gradient of net.all(x, mix) is the sum over members of mix[member][owner] times the gradient of that member
     alone, taken from an extracted copy; the owner is the smallest member that has the parameter. Without a mix all
     factors are 1, and towards the input they always are. No mix changes an answer. With several widths, an extracted
-    copy teaches the elements that it has, and only members that are checked learn.
+    copy teaches the elements that it has, by the chain rule those that are folded into them too, and only members that
+    are checked learn.
     """
     net, grid = trial.net, trial.net.grid
     chosen = range(len(grid)) if net.groups == 1 else sorted({grid.index(member) for member in trial.members})
@@ -189,7 +191,8 @@ def gradient_mix(trial: Trial) -> None:
         if m not in chosen:
             continue
         taken = extract(net, member)
-        copies = list(taken.parameters())
+        copies, belonging = list(taken.parameters()), trial.shares(member)
+        theirs = [parameter for parameter in theirs if belonging[id(parameter)].size]  # the others are folded into them
         numbers = f"{trial.label(member)} has {len(theirs)} parameters, extracted {len(copies)}, or in another order"
         alike = (
             [c.shape for c in copies] == [p.shape for p in theirs] if net.groups == 1 else len(copies) == len(theirs)
@@ -227,7 +230,7 @@ def scattered(net: Nested, member: Subnet, found: Sequence[Tensor]) -> list[Tens
     total = torch.zeros(sum(sizes), dtype=found[0].dtype if found else None)
     taken = origins(net, lambda numbered: extract(cast(Nested, numbered), member))
     for gradient, (index, factor) in zip(found, taken, strict=True):
-        total.index_add_(0, index, gradient.flatten() * factor)
+        total.index_add_(0, index.flatten(), (gradient.flatten() * factor).flatten())
     return [part.view_as(p) for part, p in zip(torch.split(total, sizes), net.parameters(), strict=True)]
 
 

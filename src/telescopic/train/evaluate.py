@@ -11,7 +11,7 @@ from telescopic.train.statistics import warn_of_unseen
 
 
 @torch.no_grad()
-def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size: int = 1000) -> Tensor:
+def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size: int = 200) -> Tensor:
     """Number of images that each member classifies rightly, `[members]` int64, in eval mode.
 
     The network's mode is restored afterwards; images may lie on another device than the network.
@@ -30,7 +30,7 @@ def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size:
     return correct.cpu()
 
 
-def evaluate(net: Nested, splits: Sequence[Split], preprocess: Preprocess, batch_size: int = 1000) -> Tensor:
+def evaluate(net: Nested, splits: Sequence[Split], preprocess: Preprocess, batch_size: int = 200) -> Tensor:
     """Accuracy of every member on several splits, with a warning if BatchNorm has seen no data of some member.
 
     Args:

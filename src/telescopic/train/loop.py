@@ -88,7 +88,6 @@ def fit(
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if world > 1:
-        # Else its threads may outlive the interpreter, which then ends with an abort.
         atexit.register(_leave_group)
     layout, dtype = _layout(net, device, precision), next(net.parameters()).dtype
     _lay_out(net, layout)
@@ -191,6 +190,9 @@ def fit(
             position = Position(position.epoch + 1)
             done = position.epoch > recipe.epochs
             keeper.end_epoch(history, position, must=stopping or done)
+            # No process goes on, to its end perhaps, before what it may rely on is on disk. One that ends at once after
+            # a reduction can abort: gloo's thread then drops the last tensor while the interpreter is taken down.
+            accelerator.wait_for_everyone()
             if board is not None:
                 board(history)
             if on_epoch is not None and rank == 0:
@@ -206,6 +208,7 @@ def fit(
 
 
 def _leave_group() -> None:
+    """At a process's end: torch warns of those that do without."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
