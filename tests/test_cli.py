@@ -215,17 +215,14 @@ def test_doubly_nested_is_trained_as_told(tmp_path: Path) -> None:
         "--epochs",
         "1",
     ]
-    words += ["--groups", "3", "--channels", "2,3", "--blocks", "1", "--weights", "macs", "--drawn", "2"]
-    words += ["--distillation", "0.25", "--early-gradient", "0.5", "--early-transform", "--conditioned"]
+    words += ["--groups", "3", "--channels", "2,3", "--blocks", "1", "--way", "drawn-macs"]
     result = invoke(*words)
     assert result.exit_code == 0, result.output
     net = Source.open(str(tmp_path / "run")).network()
     assert (net.grid.exits, net.grid.widths) == ((-1, 0, 1), (1, 2, 3))
-    assert [type(layer).__name__ for layer in net.exits["0"]][:2] == ["GradientScale", "CausalConv2d"]  # type: ignore[arg-type]
-    assert all(head[-1].conditioned for head in net.exits.values())  # type: ignore[index]
     bundle = tl.Bundle.open(tmp_path / "run" / "model.safetensors")
     recipe = bundle.provenance["recipe"]
-    assert (recipe["drawn"], recipe["distillation"], recipe["epochs"]) == (2, 0.25, 1)
+    assert (recipe["drawn"], recipe["distillation"], recipe["epochs"]) == (4, 0, 1)
     assert tuple(recipe["weights"]) == tl.papers.doubly_nested.weights(net, macs=1)
     assert bundle.provenance["method"] == "doubly-nested" and len(bundle.catalogue or ()) == 9
     assert all(member.label in invoke("choose", str(tmp_path / "run")).output for member in [bundle.catalogue.choose()])
@@ -238,7 +235,7 @@ def test_of_many_members_the_front_is_shown(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     run = str(tmp_path / "run")
-    small = ("--groups", "13", "--channels", "1,1,1", "--blocks", "1", "--weights", "uniform", "--epochs", "1")
+    small = ("--groups", "13", "--channels", "1,1,1", "--blocks", "1", "--way", "uniform", "--epochs", "1")
     result = invoke("train", "doubly-nested", "--data", images_32(tmp_path, 1), "--out", run, *small)
     assert result.exit_code == 0, result.output
     table = Source.open(run).catalogue()
@@ -268,7 +265,9 @@ def test_without_validation_images_there_is_no_front(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--weights", "most"), "weights is one of uniform, depth-width, macs, not 'most'"),
+        (("--way", "most"), "way is one of uniform, depth-only, depth-width, macs, "),
+        (("--way", "alone"), "not 'alone'"),
+        (("--network", "wide"), "network is one of aligned, paper, not 'wide'"),
         (("--channels", "1;2"), "--channels takes whole numbers such as 1,2,4, not '1;2'"),
         (("--channels", "2,1"), "groups of (2, 1) channels cannot be padded to fewer"),
     ],

@@ -121,28 +121,19 @@ def cnsn(
 @app.command("doubly-nested", epilog="Example:  telescopic train doubly-nested --data cifar10 --out runs/dnn")
 def doubly_nested(
     data: Data = "cifar10",
-    groups: Annotated[int, typer.Option(min=2, help="Channel groups, and so widths; the paper has 22.")] = 16,
-    channels: Annotated[str, typer.Option(help="Channels of a group in each part of the network.")] = "1,2,4",
-    blocks: Annotated[int, typer.Option(min=1, help="Residual blocks in each part.")] = 5,
-    weights: Annotated[
-        str, typer.Option(help="Of the losses: uniform (the paper), depth-width (depth · width²), or macs.")
-    ] = "depth-width",
-    drawn: Annotated[
-        int | None, typer.Option(min=0, help="Learn from so many members a step, beside the largest and the smallest.")
+    network: Annotated[
+        str, typer.Option(help="aligned (2 groups of 16, 32, 64 channels: quick on any processor), or paper.")
+    ] = "aligned",
+    groups: Annotated[
+        int | None, typer.Option(min=2, help="Channel groups, and so widths. (default: the network's)")
     ] = None,
-    distillation: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of a smaller member's loss that the full network teaches.")
-    ] = 0.0,
-    early_gradient: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of early exits' gradients that blocks learn from; the paper's is 1."),
-    ] = 1.0,
-    early_transform: Annotated[
-        bool, typer.Option("--early-transform", help="Give each early exit a 1 × 1 convolution of its own.")
-    ] = False,
-    conditioned: Annotated[
-        bool, typer.Option("--conditioned", help="Give each member a scale and a shift of its own in its head.")
-    ] = False,
+    channels: Annotated[
+        str | None, typer.Option(help="Channels of a group in each part, e.g. 1,2,4. (default: the network's)")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Residual blocks a part. (default: the network's)")] = None,
+    way: Annotated[
+        str, typer.Option(help="How members learn together: uniform (the paper), macs, ...; a wrong one lists all.")
+    ] = "depth-width",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/doubly-nested-<data>)")] = None,
     seed: Seed = 0,
@@ -155,20 +146,19 @@ def doubly_nested(
     from telescopic import papers
     from telescopic.data import Preprocess
 
-    one_of("weights", weights, ("uniform", "depth-width", "macs"))
-    sizes = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
-    exits: dict[str, Any] = {
-        "early_gradient": early_gradient, "early_transform": early_transform, "conditioned": conditioned
-    }  # fmt: skip
-    way = papers.doubly_nested.Way(weights=weights, drawn=drawn, distillation=distillation, **exits)
+    doubly_nested = papers.doubly_nested
+    one_of("network", network, tuple(doubly_nested.NETWORKS))
+    one_of("way", way, tuple(doubly_nested.WAYS))
+    sizes: dict[str, Any] = dict(doubly_nested.NETWORKS[network])
+    sizes |= {name: size for name, size in (("groups", groups), ("blocks", blocks)) if size is not None}
+    if channels is not None:
+        sizes["channels"] = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
 
     def build(images: "Dataset") -> "tuple[Nested, Recipe]":
-        shape, classes = images.input_shape, len(images.classes)
-        net = papers.doubly_nested.network(
-            groups, channels=sizes, blocks=blocks, classes=classes, in_channels=shape[0], **exits
+        preprocess, shape = Preprocess.fit(images.train), images.input_shape
+        return doubly_nested.experiment(
+            way, **sizes, epochs=epochs, preprocess=preprocess, input_shape=shape, classes=len(images.classes)
         )
-        how = papers.doubly_nested.recipe(epochs=epochs, preprocess=Preprocess.fit(images.train))
-        return net, papers.doubly_nested.told(how, way, net, shape)
 
     options: dict[str, Any] = {"data_dir": data_dir, "validation": validation, "precision": precision}
     _train("doubly-nested", data, build, out=out, seed=seed, resume=resume, **options)

@@ -34,14 +34,14 @@ def doubly_nested_tables(out: Path) -> "list[Table]":
                 groups.setdefault(settings, {}).setdefault(experiment, []).append(run)
     tables = []
     for _, found in sorted(groups.items()):
-        results = _Results(found)
+        results = Results(found)
         tables += [_ways(results, protocol) for protocol in PROTOCOLS]
         tables += [_figure_4(results), *_figure_5(results)]
     return [table for table in tables if table.rows]
 
 
 @dataclass(frozen=True)
-class _Results:
+class Results:
     """What the experiments with the same settings have come to."""
 
     found: Runs
@@ -81,6 +81,10 @@ class _Results:
         name = kind + (f"-x{exit_}" if exit_ != last else "") + (f"-w{width}" if width != groups else "")
         return [run["protocols"][protocol]["test"][-1] for run in self.found.get(name, [])]
 
+    def sliced(self, width: int) -> list[float]:
+        """Test accuracy of the first channels of the ordinary network, for each seed; nothing is trained any more."""
+        return [run["brute_force"][0] for run in self.found.get(f"sliced-w{width}", [])]
+
     def caption(self) -> str:
         """How the runs came about."""
         facts, (exits, widths) = self.facts, (doubly_nested.FACTS.exits, doubly_nested.FACTS.widths)
@@ -97,7 +101,7 @@ def grid_of(run: Mapping[str, Any]) -> Grid:
     return Grid((0,), run["exits"], run["widths"])
 
 
-def _ways(results: _Results, protocol: str) -> "Table":
+def _ways(results: Results, protocol: str) -> "Table":
     """Some members in each way to train, below the same networks by themselves."""
     last, groups = results.full
     widths = sorted({groups * k // 4 for k in (1, 2, 3)} - {0, groups}, reverse=True)
@@ -119,14 +123,12 @@ def _ways(results: _Results, protocol: str) -> "Table":
     return table
 
 
-def _figure_4(results: _Results) -> "Table":
+def _figure_4(results: Results) -> "Table":
     """Ways to a network of some width."""
     last, groups = results.full
     columns: dict[str, Callable[[int], list[float]]] = {
         "full\ntraining": lambda width: results.single("dense", last, width),
-        "brute-force\nslicing": lambda width: [
-            run["brute_force"][0] for run in results.found.get(f"sliced-w{width}", [])
-        ],
+        "brute-force\nslicing": results.sliced,
         "fine-tuned\nclassifier": lambda width: results.single("sliced", last, width),
         "ours,\nuniform": lambda width: results.tests("uniform", last, width),
         "ours,\nbest": lambda width: results.tests(results.best, last, width),
@@ -144,7 +146,7 @@ def _figure_4(results: _Results) -> "Table":
     return table
 
 
-def _figure_5(results: _Results) -> "list[Table]":
+def _figure_5(results: Results) -> "list[Table]":
     """The best members within a budget, if they may be cut by depth alone and if by width too; and all of them."""
     best, facts, (last, groups) = results.best, doubly_nested.FACTS, results.full
     if best is None:
