@@ -170,6 +170,7 @@ class Way:
     Attributes:
         weights: λ of the joint loss, a name in `LAMBDAS`.
         drawn: see `Recipe`.
+        balanced: see `Recipe`.
         distillation: see `Recipe`.
         early_gradient: see `network`.
         early_transform: see `network`.
@@ -178,6 +179,7 @@ class Way:
 
     weights: str = "uniform"
     drawn: int | None = None
+    balanced: bool = False
     distillation: float = 0.0
     early_gradient: float = 1.0
     early_transform: bool = False
@@ -190,6 +192,7 @@ WAYS: Mapping[str, Way] = {
     "depth-width": Way(weights="depth-width"),
     "macs": Way(weights="macs"),
     "drawn": Way(drawn=4),
+    "balanced": Way(balanced=True),
     "distilled": Way(distillation=0.5),
     "quiet-exits": Way(early_gradient=0.1),
     "own-transform": Way(early_transform=True),
@@ -199,6 +202,9 @@ WAYS: Mapping[str, Way] = {
     "conditioned-macs": Way(weights="macs", conditioned=True),
     "drawn-macs": Way(weights="macs", drawn=4),
     "distilled-macs": Way(weights="macs", distillation=0.5),
+    "balanced-macs": Way(weights="macs", balanced=True),
+    "balanced-half-macs": Way(weights="half-macs", balanced=True),
+    "balanced-distilled-macs": Way(weights="macs", balanced=True, distillation=0.5),
     "half-macs": Way(weights="half-macs"),
     "half-distilled-macs": Way(weights="half-macs", distillation=0.5),
     "quiet-own-macs": Way(weights="macs", early_gradient=0.1, early_transform=True),
@@ -288,7 +294,7 @@ def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32
         raise ValueError(f"weights are one of {', '.join(LAMBDAS)}, not {way.weights!r}")
     exponents = LAMBDAS[way.weights]
     shares = weights(net, **exponents, input_shape=input_shape) if exponents else None
-    return replace(how, weights=shares, drawn=way.drawn, distillation=way.distillation)
+    return replace(how, weights=shares, drawn=way.drawn, balanced=way.balanced, distillation=way.distillation)
 
 
 def dense(net: Nested) -> Nested:

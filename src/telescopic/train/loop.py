@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from telescopic.data import Dataset, Split, batches
 from telescopic.nested import Nested
+from telescopic.train.balance import gradient_factors
 from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
 from telescopic.train.evaluate import count_correct
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
 from telescopic.train.keeper import LAST, Keeper
-from telescopic.train.objective import Objective, parameter_groups
+from telescopic.train.objective import Objective, objective_weights, parameter_groups
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
 from telescopic.train.statistics import recalibrate_
@@ -92,6 +93,7 @@ def fit(
     layout, dtype = _layout(net, device, precision), next(net.parameters()).dtype
     _lay_out(net, layout)
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
+    factors = gradient_factors(net, objective_weights(net, recipe)) if recipe.balanced else []
     optimizer = torch.optim.SGD(
         parameter_groups(net, recipe),
         lr=recipe.learning_rate,
@@ -153,6 +155,9 @@ def fit(
                 optimizer.zero_grad()
                 # The mean over processes that the wrapper takes becomes the sum over the whole batch.
                 (loss * (world / size)).backward()
+                for parameter, factor in factors:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(factor)
                 optimizer.step()
                 sums += torch.cat((loss.detach().view(1), losses))
                 report.batch(batch + 1)

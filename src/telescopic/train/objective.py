@@ -47,7 +47,7 @@ class Objective(nn.Module):
     def __init__(self, net: Nested, recipe: Recipe) -> None:
         super().__init__()
         members = len(net.grid)
-        weights = recipe.weights or (1 / members,) * members
+        weights = objective_weights(net, recipe)
         if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
             raise ValueError(f"{members} members need as many loss weights, none negative, not all 0; got {weights}")
         if recipe.mix is not None and (len(recipe.mix) != members or any(len(row) != members for row in recipe.mix)):
@@ -104,6 +104,11 @@ class Objective(nn.Module):
         )
 
 
+def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:
+    """Weight of each member's loss, in grid order."""
+    return recipe.weights or (1 / len(net.grid),) * len(net.grid)
+
+
 def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
     """Parameters for the optimizer, with the L2 penalty of the full network's loss as their weight decay.
 
@@ -111,7 +116,7 @@ def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
     penalty's own gradient would be after the mix, for free. The recipe's plain weight decay is added for all.
     """
     full = net.grid.index(net.grid.full)
-    weight = recipe.weights[full] if recipe.weights else 1 / len(net.grid)
+    weight = objective_weights(net, recipe)[full]
     owners, inside = net.owners(), {name for name, _ in net.path(net.grid.full)}
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():

@@ -32,6 +32,8 @@ class Recipe:
         weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members.
         drawn: None takes all members' losses at each step; a number takes the full network's, the smallest member's
             and as many others, drawn anew (the sandwich rule of Yu and Huang 2019), with weights of the same sum.
+        balanced: divide each weight's gradient by the sum of the loss weights of the members that use it: so it learns
+            from their mean, as fast as in a network by itself. Else weights that few members use learn slowly.
         mix: gradient mix `[members, members]`, see `Nested.all`; None leaves gradients as they are.
         distillation: share α of each smaller member's loss that is learned from the full network's softened logits:
             (1 − α)·cross-entropy + α·T²·KL(full ‖ member). 0 is none.
@@ -57,6 +59,7 @@ class Recipe:
     weight_decay: float = 0.0
     weights: tuple[float, ...] | None = None
     drawn: int | None = None
+    balanced: bool = False
     mix: Mix | None = None
     distillation: float = 0.0
     temperature: float = 2.0
@@ -81,6 +84,8 @@ class Recipe:
             raise ValueError("a one-cycle schedule has no milestones: leave them out, or use schedule='steps'")
         if self.drawn is not None and self.drawn < 0:
             raise ValueError(f"drawn is a number of members, 0 or more, not {self.drawn}")
+        if self.balanced and (self.drawn is not None or self.mix is not None):
+            raise ValueError("balanced gradients know the weights of all members: they go with neither drawn nor mix")
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"warmup lies in 0 to the number of epochs, {self.epochs}, not {self.warmup}")
 
