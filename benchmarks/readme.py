@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from telescopic.papers import nsn
+from telescopic.papers.figures import doubly_nested_tables
 from telescopic.papers.reproduce import summaries
 from telescopic.papers.tables import cnsn_tables
 
@@ -48,7 +49,20 @@ def tables() -> str:
         if (ROOT / "results" / name).is_dir():
             some = [t for t in cnsn_tables(ROOT / "results" / name) if "last epoch" not in str(t.title)]
             text += "\n### CNSN on CIFAR-10\n" + "".join(map(_markdown, some))
-    return text + "\n### Speed and survival\n" + _speed() + _speed_cnsn()
+    for name, about in (
+        ("doubly-nested", "Doubly Nested Network on CIFAR-10"),
+        ("doubly-nested-ways", "Ways to train all members together"),
+    ):
+        if (ROOT / "results" / name).is_dir():
+            some = [t for t in doubly_nested_tables(ROOT / "results" / name) if not _left_out(str(t.title))]
+            text += f"\n### {about}\n" + "".join(map(_markdown, some))
+    text += "\n### Speed and survival\n" + _speed()
+    return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
+
+
+def _left_out(title: str) -> bool:
+    """What stands in the paper's page, or says little more."""
+    return "last epoch" in title or "all members of" in title
 
 
 def _markdown(table: Table) -> str:
@@ -96,9 +110,9 @@ def _speed() -> str:
     return f"\nEach by the program of its name in `benchmarks/`{where}:\n\n" + _table(("what", "measured"), rows)
 
 
-def _speed_cnsn() -> str:
-    """What benchmarks/speed_cnsn.py found, perhaps on another machine."""
-    found = _read("speed-cnsn")
+def _speed_of(method: str, program: str) -> str:
+    """What a method's benchmark found, perhaps on another machine."""
+    found = _read(program.replace("_", "-"))
     if found is None:
         return ""
     rows = []
@@ -110,7 +124,7 @@ def _speed_cnsn() -> str:
             elif not isinstance(value, dict):
                 rows.append([f"{case}: {name}", str(value)])
     where = f"{found['machine']}; {found['config']['threads']} threads where nothing else is said"
-    return f"\nCNSN, by `benchmarks/speed_cnsn.py` ({where}):\n\n" + _table(("what", "measured"), rows)
+    return f"\n{method}, by `benchmarks/{program}.py` ({where}):\n\n" + _table(("what", "measured"), rows)
 
 
 def _read(name: str) -> Any:
