@@ -230,6 +230,21 @@ def test_doubly_nested_is_trained_as_told(tmp_path: Path) -> None:
     assert again.exit_code == 0 and again.stdout == result.stdout
 
 
+def test_doubly_nested_is_trained_in_the_best_way_on_the_aligned_network(tmp_path: Path) -> None:
+    words = ("train", "doubly-nested", "--data", images_32(tmp_path, 3), "--out", str(tmp_path / "run"))
+    assert invoke(*words, "--epochs", "1").exit_code == 0
+    bundle = tl.Bundle.open(tmp_path / "run" / "model.safetensors")
+    assert (bundle.grid.exits, bundle.grid.widths) == (tuple(range(-1, 6)), (1, 2))
+    best = tl.papers.doubly_nested.WAYS[tl.papers.doubly_nested.BEST_WAY]
+    recipe = bundle.provenance["recipe"]
+    assert {name: recipe[name] for name in ("balanced", "drawn", "distillation")} == {
+        "balanced": best.balanced, "drawn": best.drawn, "distillation": best.distillation
+    }  # fmt: skip
+    net = Source.open(str(tmp_path / "run")).network()
+    shares = tl.papers.doubly_nested.weights(net, **tl.papers.doubly_nested.LAMBDAS[best.weights])
+    assert tuple(recipe["weights"]) == pytest.approx(shares)
+
+
 def test_of_many_members_the_front_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,7 +384,7 @@ def test_reproduce_doubly_nested_trains_and_shows(tmp_path: Path, monkeypatch: p
     words += ("--groups", "4", "--channels", "1,2", "--blocks", "1", "--epochs", "1")
     result = invoke(*words)
     assert result.exit_code == 0, result.output
-    ways = {"uniform", "depth-width", "depth-only", "alone", "dense"}
+    ways = {"uniform", "balanced-macs", "depth-only", "alone", "dense"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == ways | {
         f"{kind}-w{width}" for kind in ("dense", "sliced") for width in (1, 2, 3)
     }

@@ -95,6 +95,7 @@ def doubly_nested(
     data_dir: DataDir = None,
 ) -> None:
     """Train the paper's network, and what Figures 4 and 5 compare it with, and show both. Stop and go on at will."""
+    from telescopic.papers.doubly_nested import BEST_WAY
     from telescopic.papers.figures import doubly_nested_tables
     from telescopic.papers.reproduce import run_doubly_nested
 
@@ -102,7 +103,7 @@ def doubly_nested(
     sizes = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
     if not only:
         quarters = sorted({groups * k // 4 for k in (1, 2, 3)} - {0}, reverse=True)
-        only = ["uniform", "depth-width", "depth-only", "alone", "dense"]
+        only = ["uniform", BEST_WAY, "depth-only", "alone", "dense"]
         only += [f"{kind}-w{width}" for kind in ("dense", "sliced") for width in quarters]
     if not show:
         options: dict[str, Any] = {"epochs": epochs, "seed": seed, "precision": precision, "data_dir": data_dir}

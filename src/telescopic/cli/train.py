@@ -133,7 +133,7 @@ def doubly_nested(
     blocks: Annotated[int | None, typer.Option(min=1, help="Residual blocks a part. (default: the network's)")] = None,
     way: Annotated[
         str, typer.Option(help="How members learn together: uniform (the paper), macs, ...; a wrong one lists all.")
-    ] = "depth-width",
+    ] = "balanced-macs",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/doubly-nested-<data>)")] = None,
     seed: Seed = 0,

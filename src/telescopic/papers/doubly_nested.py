@@ -191,27 +191,21 @@ WAYS: Mapping[str, Way] = {
     "depth-only": Way(weights="depth-only"),
     "depth-width": Way(weights="depth-width"),
     "macs": Way(weights="macs"),
-    "drawn": Way(drawn=4),
-    "balanced": Way(balanced=True),
-    "distilled": Way(distillation=0.5),
-    "quiet-exits": Way(early_gradient=0.1),
-    "own-transform": Way(early_transform=True),
-    "conditioned": Way(conditioned=True),
+    "drawn-macs": Way(weights="macs", drawn=4),
+    "half-macs": Way(weights="half-macs"),
+    "distilled-macs": Way(weights="macs", distillation=0.5),
     "quiet-macs": Way(weights="macs", early_gradient=0.1),
     "own-macs": Way(weights="macs", early_transform=True),
-    "conditioned-macs": Way(weights="macs", conditioned=True),
-    "drawn-macs": Way(weights="macs", drawn=4),
-    "distilled-macs": Way(weights="macs", distillation=0.5),
+    "balanced": Way(balanced=True),
     "balanced-macs": Way(weights="macs", balanced=True),
     "balanced-half-macs": Way(weights="half-macs", balanced=True),
-    "balanced-distilled-macs": Way(weights="macs", balanced=True, distillation=0.5),
-    "half-macs": Way(weights="half-macs"),
-    "half-distilled-macs": Way(weights="half-macs", distillation=0.5),
-    "quiet-own-macs": Way(weights="macs", early_gradient=0.1, early_transform=True),
-    "quiet-own-distilled-macs": Way(weights="macs", early_gradient=0.1, early_transform=True, distillation=0.5),
+    "balanced-conditioned": Way(weights="macs", balanced=True, conditioned=True),
 }
 """Experiments that train all members. `uniform` is the paper's; `depth-only` is the conventional anytime network that
 Figure 5 compares with: it learns to be cut along its depth alone."""
+
+BEST_WAY = "balanced-macs"
+"""The best on average over all members, of those that were tried: see docs/papers/doubly-nested.md."""
 
 _SINGLE = re.compile(r"(alone|dense)(?:-x(\d+))?(?:-w(\d+))?")
 
