@@ -17,6 +17,9 @@ from .train import Recipe as Recipe, fit as fit, evaluate as evaluate, pairwise 
 from .train import recalibrate as recalibrate
 from .train import History as History, TrainingError as TrainingError, CheckpointError as CheckpointError
 
+# Learning how wide each layer is
+from . import shrink as shrink
+
 # Measuring and choosing
 from .catalogue import measure as measure, Catalogue as Catalogue, Member as Member, BudgetError as BudgetError
 from .cost import cost as cost, Cost as Cost, latency as latency, Latency as Latency
