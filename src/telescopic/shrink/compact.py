@@ -1,7 +1,7 @@
 """Dead channels are removed while a network is trained, and it goes on training as if they were still there."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -80,9 +80,9 @@ def compact_(
         tensors = named_tensors(model)
         check_optimizers(cuts, tensors, optimizers)
         before = _outputs(model, inputs)
-        undo = _snapshot(model, optimizers)
-        apply_(cuts, tensors, optimizers)
+        undo = _snapshot(model, optimizers, [absorption.bias for absorption in channels.absorptions.values()])
         _absorb(channels.absorptions.values(), removed)
+        apply_(cuts, tensors, optimizers)
         resize_(model, {id(tensors[cut.name]) for cut in cuts})
         try:
             _prove(model, inputs, before)
@@ -110,16 +110,17 @@ def price_(model: nn.Module, example: Tensor | Sequence[Tensor] | None = None) -
 
 
 def examples(model: nn.Module, example: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
-    """Two examples, on the network's device."""
+    """Two examples, on the network's device and of its type."""
     given = getattr(model, "shrink_example", None) if example is None else example
     if given is None:
         raise ValueError(
             "without an example it is not known which channels belong together: pass example=a batch of inputs, or "
             "use what add_filters returned (of DistributedDataParallel, its .module)"
         )
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     batches = [given] if isinstance(given, Tensor) else list(given)
-    return [(x if len(x) > 1 else torch.cat((x, x)))[:2].detach().to(device).clone() for x in batches]
+    two = [(x if len(x) > 1 else torch.cat((x, x)))[:2].detach().to(like.device) for x in batches]
+    return [x.to(like.dtype, copy=True) if x.is_floating_point() else x.clone() for x in two]
 
 
 def watched(model: nn.Module, inputs: Sequence[Tensor], *, absorb: bool = False) -> Channels:
@@ -176,9 +177,8 @@ def _cuts(channels: Channels, removed: Tensor) -> Iterator[Cut]:
 
 
 @torch.no_grad()
-def _absorb(absorptions: Any, removed: Tensor) -> None:
+def _absorb(absorptions: Iterable[Absorption], removed: Tensor) -> None:
     for absorption in absorptions:
-        absorption: Absorption
         shift = absorption.shifts[:, removed[absorption.ids]].sum(1)
         absorption.bias.add_(shift.to(absorption.bias))
 
@@ -206,10 +206,10 @@ def _prove(model: nn.Module, inputs: Sequence[Tensor], before: list[Tensor]) -> 
         model(*(x.clone() for x in inputs))
 
 
-def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Callable[[], None]:
-    """What puts everything back as it is now."""
+def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer], written: Sequence[Tensor]) -> Callable[[], None]:
+    """What puts everything back as it is now, and the contents of those that are written."""
     tensors = [(t, t.detach(), t.grad) for t in named_tensors(model).values()]
-    clones = [(t, t.detach().clone()) for name, t in named_tensors(model).items() if name.endswith("bias")]
+    clones = [(t, t.detach().clone()) for t in written]
     sizes = [(part, dict(part.__dict__)) for part in model.modules()]
     states = [(state, dict(state)) for optimizer in optimizers for state in optimizer.state.values()]
 
