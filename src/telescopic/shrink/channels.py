@@ -67,6 +67,7 @@ class Channels:
     _held: list[tuple[Tensor, str]] = field(default_factory=list)
     _read: list[tuple[Tensor, str]] = field(default_factory=list)
     _equal: list[tuple[Tensor, int]] = field(default_factory=list)
+    _leads: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _work: list[tuple[Tensor, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -123,9 +124,20 @@ class Channels:
         """Multiply-adds of one example that are shared evenly by these channels."""
         self._work.append((ids.clamp(min=0), macs))
 
+    def lead(self, ids: Tensor, to: Tensor) -> None:
+        """Something that is not known makes a tensor of these channels from others."""
+        self._leads.append((ids[ids != FREE].unique(), to.reshape(-1)[:1]))
+
     def outer(self) -> Tensor:
-        """Channels of the network's inputs and outputs."""
-        return torch.cat([ids for ids, reason in self._held if reason in (INPUT, OUTPUT)])
+        """Channels that have to do with the network's inputs or outputs, with those they go with: which ones."""
+        label, found = self.labels(), torch.zeros(self._num, dtype=torch.bool)
+        for ids, reason in self._held:
+            if reason in (INPUT, OUTPUT):
+                found[label[ids]] = True
+        for ids, to in reversed(self._leads):
+            if found[label[to]].any():
+                found[label[ids]] = True
+        return found[label]
 
     def labels(self) -> Tensor:
         """For each channel, the smallest of those that stay or go together with it."""

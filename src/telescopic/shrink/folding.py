@@ -66,8 +66,8 @@ def _in_front(model: nn.Module, watch: Watch, path: str) -> set[str]:
         layers |= makers
     for layer in layers:
         for out in [out for p, _, out in watch.made if p == layer]:
-            if others := set(watch.users.get(id(out), [])) - {path} or not watch.users.get(id(out)):
-                who = ", ".join(sorted(others)) if isinstance(others, set) else "the network's output"
+            if others := set(watch.users.get(id(out), ["the network's output"])) - {path}:
+                who = min(others) or "a function in the network's forward pass"
                 raise ValueError(f"filter {path} cannot be folded into {layer}, whose output goes to {who} too")
     return layers
 

@@ -140,7 +140,36 @@ def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
 
         made = func(*tree_map(chosen, call.args), **tree_map(chosen, call.kwargs))
         results.append([made] if isinstance(made, Tensor) else list(made))
+    if isinstance(call.args[0], Tensor):
+        _picked(watch, call, watch.flow(call.args[0]).ids, results[0])
     return [Flow(*parts) for parts in zip(*results, strict=True)]
+
+
+def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> None:
+    """Channels that are told apart by their number, as in halves or the first four, stay in step or stay at all."""
+    given = [d for d in range(ids.ndim) if varies(ids, d)]
+    vector = along(ids, given[0]) if len(given) == 1 else None
+    if all(torch.equal(out.unique(), ids.unique()) for out in made):
+        split = [d for d in range(made[0].ndim) if varies(made[0], d)]
+        if len(split) <= max(len(given), 1):
+            return
+        if len(split) == 2 and vector is not None and torch.equal(_rows(made[0], split), vector):
+            first, *others = vector.view(made[0].shape[split[0]], -1)  # which may be put into another order next
+            for other in others:
+                watch.channels.join(first, other)
+            return
+    elif vector is not None and call.name == "chunk" and len(vector) % len(made) == 0:
+        watch.channels.equal(vector, len(made))
+        return
+    watch.channels.hold(ids, f"{call.name} in {watch.where()}, which tells channels apart by their number")
+
+
+def _rows(ids: Tensor, dims: Sequence[int]) -> Tensor:
+    """What varies along two dimensions, in one row."""
+    for d in range(ids.ndim):
+        if d not in dims:
+            ids = ids.narrow(d, 0, 1)
+    return ids.reshape(-1)
 
 
 def _padded(watch: Watch, call: Call) -> Flow | None:

@@ -18,6 +18,10 @@ Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]
 """What a function or a layer does to channels: from a call to what its outputs are, or None if it cannot tell."""
 
 
+_ESCAPES = {"__setitem__", "numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "storage", "__dlpack__"}
+"""What gives no tensor, but changes one or lets others read it."""
+
+
 class Call:
     """A call of a function of torch or of a layer.
 
@@ -122,7 +126,7 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             name = func.__self__.__name__
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)) or name == "__setitem__":
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)) or name in _ESCAPES:
             self._note(Call(name.strip("_"), func, args, kwargs, out), inputs)
         return out
 
@@ -149,27 +153,32 @@ class Watch(TorchFunctionMode):
 
     def _unknown(self, call: Call, inputs: list[Tensor], outs: list[Tensor]) -> list[Flow]:
         reason = f"{call.name} in {self.where()}, which is not known to treat each channel alone"
+        results = [self.channels.fixed(out.shape, reason) for out in outs]
         for tensor in inputs:
-            flow = self.flow(tensor)
-            self.channels.hold(flow.ids, reason)
-        return [alive(self.channels.fixed(out.shape, reason)) for out in outs]
+            ids = self.flow(tensor).ids
+            self.channels.hold(ids, reason)
+            for result in results:
+                if result.shape == ids.shape:  # such as log_softmax
+                    self.channels.lead(ids, result)
+        return [alive(ids) for ids in results]
 
     # Which layer is running -------------------------------------------------------------------------------------------
 
     def enter(self, path: str, module: nn.Module) -> None:
         """A module starts."""
         self._inside.append(path)
-        if type(module) in self.layers and not self._within:
+        if type(module) in self.layers or self._within:
             self._within.append(path)
 
     def leave(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """A module ends."""
-        if self._within == [path] and type(module) in self.layers:
+        if len(self._within) == 1:
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if isinstance(module, Filter):
                 self.channels.filters.setdefault(path, module)
             if all(isinstance(out, Tensor) and out is not t for t in inputs):
                 self._note(Call(type(module).__name__, module, args, kwargs, out), inputs)
+        if self._within:
             self._within.pop()  # not before: the rule calls functions too
         self._inside.pop()
         if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):

@@ -61,9 +61,9 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images in a batch, over all processes together.
+        learning_rate: step size, the largest of the schedule, for torch's form of momentum (V ← mV + G, W ← W − lr·V).
         optimizer: `sgd`, stochastic gradient descent with momentum; or torch's `adam` or `adamw`, which have no use
             for `momentum` and `nesterov`.
-        learning_rate: step size, the largest of the schedule, for torch's form of momentum (V ← mV + G, W ← W − lr·V).
         schedule: `steps`, which multiplies the rate at each milestone; or `one-cycle`, which lets it fall in a
             straight line to 0 at the end of the last epoch (Smith 2018, with constant momentum).
         warmup: epochs, perhaps part of one, in which the rate first rises from 0 in a straight line.
@@ -93,8 +93,8 @@ class Recipe:
 
     epochs: int
     batch_size: int = 128
-    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.1
+    optimizer: Optimizer = "sgd"
     schedule: Schedule = "steps"
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
