@@ -151,7 +151,7 @@ def test_no_optimizer_holds_a_stale_parameter_and_all_move() -> None:
     x = torch.randn(IMAGES)
     net = shrink.add_filters(LeNet(norm=False), x)
     optimizer = Adam(net.parameters(), 0.01)
-    for epoch in range(3):
+    for _ in range(3):
         step(net, optimizer, x)
         kill(net, lambda size: [0])
         loss = step(net, None, x)  # alive while the next step is taken
@@ -393,7 +393,7 @@ def networks(draw: st.DrawFn) -> nn.Sequential:
         parts: list[nn.Module] = [nn.Conv2d(given, made, 3, padding=1, groups=groups, bias=bias and not normed)]
         parts += [nn.BatchNorm2d(made)] * normed
         parts += [Filter(made)] * draw(st.booleans())
-        return parts + [draw(st.sampled_from([nn.ReLU(), nn.Tanh(), nn.GELU(), nn.Identity(), nn.PReLU(made)]))]
+        return [*parts, draw(st.sampled_from([nn.ReLU(), nn.Tanh(), nn.GELU(), nn.Identity(), nn.PReLU(made)]))]
 
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(st.sampled_from(["conv", "depthwise", "grouped", "residual", "add", "cat", "gate", "pool", "up"]))

@@ -45,7 +45,7 @@ def widths(log: shrink.Log) -> list[int]:
     return list(log.left.values())
 
 
-# What a channel takes with it ------------------------------------------------------------------------------------------
+# What a channel takes with it -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
@@ -461,7 +461,7 @@ def test_several_inputs() -> None:
             return self.head(torch.cat((self.words(word), torch.relu(self.dense(x))), 0))
 
     inputs = torch.randn(4, 3), torch.tensor([0, 4, 2, 2])
-    with pytest.raises(ValueError, match="behind dense could never .* linear in head"):
+    with pytest.raises(ValueError, match=r"behind dense could never .* linear in head"):
         shrink.add_filters(Sum(), inputs)
 
 

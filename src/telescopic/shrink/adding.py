@@ -55,7 +55,7 @@ def add_filters(
             "there is no place for a filter: no convolution or linear layer was chosen whose outputs are not the "
             "network's own, and which its forward pass calls"
         )
-    paths = {}
+    paths: dict[str, str] = {}
     for path, place in chosen:
         layer = made.get_submodule(place)
         filtered = Filtered(layer, Filter(_channels(maker := made.get_submodule(path))).to(next(maker.parameters())))

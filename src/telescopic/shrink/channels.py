@@ -106,15 +106,15 @@ class Channels:
         one, other = one.reshape(-1), other.reshape(-1)
         different = (one != other) & (one != FREE) & (other != FREE)
         if different.any():
-            self._pairs.append(torch.stack((one[different], other[different])).unique(dim=1))
+            self._pairs.append(torch.unique(torch.stack((one[different], other[different])), dim=1))
 
     def hold(self, ids: Tensor, reason: str) -> None:
         """Channels that stay."""
-        self._held.append((ids[ids != FREE].unique(), reason))
+        self._held.append((torch.unique(ids[ids != FREE]), reason))
 
     def read(self, ids: Tensor, reason: str) -> None:
         """Channels that something reads while they may be anything but zero."""
-        self._read.append((ids[ids != FREE].unique(), reason))
+        self._read.append((torch.unique(ids[ids != FREE]), reason))
 
     def equal(self, ids: Tensor, groups: int) -> None:
         """Channels of which each group keeps as many as the others."""
@@ -126,7 +126,7 @@ class Channels:
 
     def lead(self, ids: Tensor, to: Tensor) -> None:
         """Something that is not known makes a tensor of these channels from others."""
-        self._leads.append((ids[ids != FREE].unique(), to.reshape(-1)[:1]))
+        self._leads.append((torch.unique(ids[ids != FREE]), to.reshape(-1)[:1]))
 
     def outer(self) -> Tensor:
         """Channels that have to do with the network's inputs or outputs, with those they go with: which ones."""
@@ -167,12 +167,13 @@ class Channels:
             dead[label[self.theta(path)[part.dead().cpu()]]] = True
         for ids, _ in (*self._held, *self._read):
             used[label[ids]] = True
-        removed = (dead & ~used)[label]
+        removed: Tensor = (dead & ~used)[label]
         while True:
             back = self._missed(removed, multiple_of)
             if not len(back):
-                return removed
+                break
             removed &= ~torch.isin(label, label[back])
+        return removed
 
     def _missed(self, removed: Tensor, multiple_of: int) -> Tensor:
         """Channels that should not have been removed."""

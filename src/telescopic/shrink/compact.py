@@ -18,7 +18,7 @@ from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.watch import Watch
 
 _STUCK: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Tensor, Log]] = WeakKeyDictionary()
-"""For networks of which nothing could be removed: with which options, which channels were dead, and why."""
+"""For networks that were compacted: with which options, which channels are still dead, and why."""
 
 
 def compact_(
@@ -94,9 +94,7 @@ def compact_(
             ) from error
         _price(model, inputs)
     log = Log(cuts, gone, {p: n - gone.get(p, 0) for p, n in left.items()}, held, time.perf_counter() - start)
-    _STUCK.pop(model, None)
-    if not cuts:
-        _STUCK[model] = (options, dead, log)
+    _STUCK[model] = (options, torch.cat([part.dead() for part in filters]), log)
     return log
 
 

@@ -31,7 +31,7 @@ class Cut:
         if kept.ndim == 1:
             out = tensor.index_select(self.dim, kept)
         else:
-            groups = tensor.unflatten(0, (len(kept), -1))  # [groups, outputs of a group, inputs of a group, ...]
+            groups = torch.unflatten(tensor, 0, (len(kept), -1))  # [groups, outputs of a group, inputs of a group, ...]
             out = torch.stack([group.index_select(1, row) for group, row in zip(groups, kept, strict=True)]).flatten(
                 0, 1
             )

@@ -149,7 +149,7 @@ def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> No
     """Channels that are told apart by their number, as in halves or the first four, stay in step or stay at all."""
     given = [d for d in range(ids.ndim) if varies(ids, d)]
     vector = along(ids, given[0]) if len(given) == 1 else None
-    if all(torch.equal(out.unique(), ids.unique()) for out in made):
+    if all(torch.equal(torch.unique(out), torch.unique(ids)) for out in made):
         split = [d for d in range(made[0].ndim) if varies(made[0], d)]
         if len(split) <= max(len(given), 1):
             return
