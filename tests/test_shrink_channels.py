@@ -141,6 +141,23 @@ def test_concatenation_flatten_and_channels_in_the_last_dimension() -> None:
     assert net.head.in_features == 15 and net.d.in_features == 11 * 16
 
 
+def stacked(self: Any, x: Tensor) -> Tensor:
+    y = torch.stack([self.a(x), self.b(x)]).sum(0) + torch.stack((self.a(x), self.b(x)), -1).sum(dim=-1, keepdim=False)
+    return self.c(y) + y.sum(1, keepdim=True)
+
+
+def test_a_sum_of_stacked_branches() -> None:
+    torch.manual_seed(0)
+    x, net = torch.randn(3, 3), Forward(stacked, a=nn.Linear(3, 6), b=nn.Linear(3, 6), c=nn.Linear(6, 2))
+    net = shrink.add_filters(net, x)
+
+    def some(net: Any) -> None:
+        net.a[1].theta.data[[0, 1, 2]] = 0
+        net.b[1].theta.data[[1, 2, 3]] = 0
+
+    assert widths(exact(net, x, dead=some)) == [4, 4]
+
+
 def shuffled(self: Any, x: Tensor) -> Tensor:
     x = self.a(x)
     x = x.view(len(x), 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
@@ -346,6 +363,42 @@ def test_what_torch_does_not_announce_is_refused() -> None:
     net = nn.Sequential(nn.Linear(3, 6), Forward(hidden), nn.Linear(6, 2))
     with pytest.raises(ValueError, match=r"2 \(Linear\) reads a tensor made by something that torch does not announce"):
         shrink.add_filters(net, torch.randn(2, 3))
+
+
+def test_outputs_that_cannot_be_found_are_refused() -> None:
+    class Answer:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    net = Forward(lambda self, x: Answer(self.a(x)), a=nn.Linear(3, 6))
+    with pytest.raises(ValueError, match=r"returns Answer, in which tensors cannot be found"):
+        shrink.add_filters(net, torch.randn(2, 3))
+    as_dict = Forward(
+        lambda self, x: {"logits": self.b(self.a(x).relu()), "n": 1}, a=nn.Linear(3, 6), b=nn.Linear(6, 2)
+    )
+    assert list(filters(shrink.add_filters(as_dict, torch.randn(2, 3)))) == ["a.1"]
+
+
+def test_what_gets_out_of_torch_is_refused() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y * float(y.detach().numpy().mean()))
+
+    net = nn.Sequential(Forward(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2)))
+    with pytest.raises(ValueError, match=r"behind 0\.a could never .* numpy in 0 \(Forward\)"):
+        shrink.add_filters(net, torch.randn(2, 3))
+
+
+def test_a_type_that_the_forward_pass_needs() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)).float())  # fails in double precision
+
+    x = torch.randn(2, 3)
+    net = shrink.add_filters(Forward(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2)), x)
+    kill(net)
+    y = net(x)
+    assert shrink.compact_(net)
+    torch.testing.assert_close(net(x), y)
 
 
 class Opaque(nn.Module):

@@ -79,7 +79,7 @@ def compact_(
     if cuts:
         tensors = named_tensors(model)
         check_optimizers(cuts, tensors, optimizers)
-        before = _outputs(model, inputs)
+        before = _before(model, inputs)
         undo = _snapshot(model, optimizers, [absorption.bias for absorption in channels.absorptions.values()])
         _absorb(channels.absorptions.values(), removed)
         apply_(cuts, tensors, optimizers)
@@ -182,23 +182,37 @@ def _absorb(absorptions: Iterable[Absorption], removed: Tensor) -> None:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    """What a network gives in eval mode; in another precision if one is named."""
+    tensors = {name: t.to(dtype) for name, t in named_tensors(model).items() if dtype and t.is_floating_point()}
+    given = [x.to(dtype) if dtype and x.is_floating_point() else x.clone() for x in inputs]
     with unchanged(model, training=False):
-        return [leaf for leaf in tree_leaves(model(*(x.clone() for x in inputs))) if isinstance(leaf, Tensor)]
+        made = torch.func.functional_call(model, tensors, tuple(given)) if tensors else model(*given)
+    return [leaf.clone() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
 
 
-def _prove(model: nn.Module, inputs: Sequence[Tensor], before: list[Tensor]) -> None:
+def _before(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], torch.dtype | None]:
+    """Outputs in double precision, whatever processors make of single, or in the network's own if it needs that."""
+    try:
+        return _outputs(model, inputs, torch.float64), torch.float64
+    except Exception:  # such as a tensor of another type that its forward pass makes
+        return _outputs(model, inputs, None), None
+
+
+def _prove(model: nn.Module, inputs: Sequence[Tensor], before: tuple[list[Tensor], torch.dtype | None]) -> None:
     """Run a network again.
 
     Raises:
         ValueError: if its outputs changed by more than rounding.
     """
-    for now, then in zip(_outputs(model, inputs), before, strict=True):
+    for now, then in zip(_outputs(model, inputs, before[1]), before[0], strict=True):
         if now.shape != then.shape:
             raise ValueError(f"it gives {tuple(now.shape)} instead of {tuple(then.shape)}")
         if now.is_floating_point() and then.numel():
             difference, size = float((now - then).abs().max()), float(then.abs().max())
-            if not difference <= torch.finfo(now.dtype).eps ** 0.5 * max(size, 1e-6) and then.isfinite().all():
+            # Some layers compute in single precision whatever they get.
+            bound = max(torch.finfo(now.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5 * max(size, 1e-6)
+            if not difference <= bound and then.isfinite().all():
                 raise ValueError(f"its outputs change by {difference:.3g}, of {size:.3g}")
     with unchanged(model, training=True), torch.no_grad():
         model(*(x.clone() for x in inputs))

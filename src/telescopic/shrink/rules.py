@@ -192,13 +192,18 @@ def _reduced(watch: Watch, call: Call) -> Flow | None:
         return None
     dims = range(len(x.shape)) if dims is None or dims == () else (dims,) if isinstance(dims, int) else tuple(dims)
     keep = bool(call.given(2, "keepdim", False))
-    if any(varies(x.ids, d % len(x.shape)) for d in dims):
+    over = [d % len(x.shape) for d in dims] or list(range(len(x.shape)))
+    if any(varies(x.ids, d) for d in over):
         if call.name != "sum":
             return None
-        watch.channels.read(x.ids[~x.zero], f"sum in {watch.where()}")
-        return alive(torch.full((), FREE).expand(call.out.shape))
+        if all(d in over or not varies(x.ids, d) for d in range(len(x.shape))):
+            watch.channels.read(x.ids[~x.zero], f"sum in {watch.where()}")
+            return alive(torch.full((), FREE).expand(call.out.shape))
+        first = x.ids  # a sum of stacked tensors, whose channels lie along another dimension
+        for d in over:
+            first = first.narrow(d, 0, 1)
+        watch.channels.join(first.expand(x.shape), x.ids)
     value = call.func(x.value, *call.args[1:], **call.kwargs)
-    over = list(dims) or list(range(len(x.shape)))
     return Flow(x.ids.amax(over, keep), value, x.zero.long().amin(over, keep).bool())
 
 

@@ -1,6 +1,6 @@
 """A network is run, and every function of torch that it calls tells what becomes of its channels."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,9 @@ Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]
 
 _ESCAPES = {"__setitem__", "numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "storage", "__dlpack__"}
 """What gives no tensor, but changes one or lets others read it."""
+
+
+_PLAIN = (type(None), bool, int, float, str)
 
 
 class Call:
@@ -207,10 +210,12 @@ class Watch(TorchFunctionMode):
             self.known[id(x)] = (x, alive(self.channels.fixed(x.shape, INPUT)))
         with self.hooked(), torch.enable_grad(), self:
             out = self.network(*inputs)
-        for result in _tensors(out):
-            self.channels.hold(self.flow(result).ids, OUTPUT)
+        for result in tree_leaves(out):
+            if isinstance(result, Tensor):
+                self.channels.hold(self.flow(result).ids, OUTPUT)
+            elif not isinstance(result, _PLAIN):
+                raise ValueError(
+                    f"the network returns {type(result).__name__}, in which tensors cannot be found: return them alone "
+                    "or in tuples, lists and dicts, or register the class with torch.utils._pytree"
+                )
         return out
-
-
-def _tensors(values: Any) -> Iterable[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
