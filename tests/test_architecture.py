@@ -32,8 +32,8 @@ FLOORS = (
     ("catalogue",),
     ("bundle", "export", "runtime", "testing"),
     ("papers",),
-    ("report", "plots", "heatmaps"),
-    ("run",),
+    ("report", "plots", "heatmaps", "widths"),
+    ("run", "search"),
     ("cli",),
     ("__main__",),
 )

@@ -20,6 +20,7 @@ from telescopic.bundle import Bundle, BundleError, header, load, save, store
 from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
+from telescopic.layers.filter import Filtered
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.subnet import Grid, Subnet
@@ -514,6 +515,8 @@ EXAMPLES = [
     layers.GlobalAvgPool2d(),
     layers.SharedHead(4, 3, width_groups=2, average=True),
     layers.SharedHead(4, 3, width_groups=2, conditioned=True),
+    layers.Filter(5),
+    Filtered(nn.Linear(2, 3), layers.Filter(3)),
     Nested([nn.Flatten()], exits={0: nn.Linear(2, 2)}),
     Nested(
         [layers.CausalLinear(4, 4, width_groups=2)],

@@ -26,8 +26,8 @@ class CheckpointError(ValueError):
 class Position:
     """Where in a run a checkpoint was taken: `batch` batches of epoch number `epoch` (from 1) are done.
 
-    `sums` are the running sums of that epoch: minimised loss, then each member's, over the images seen. `compacting` are
-    those of its seconds in which dead channels were removed.
+    `sums` are the running sums of that epoch: minimised loss, then each member's, over the images seen. `compacting`
+    are those of its seconds in which dead channels were removed.
     """
 
     epoch: int = 1

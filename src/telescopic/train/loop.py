@@ -75,7 +75,8 @@ def fit(
         What every epoch has seen.
 
     Raises:
-        ValueError: if recipe and network do not fit, such as one that shrinks a network without filters, or `out` already holds a run and `resume` is False.
+        ValueError: if recipe and network do not fit, such as one that shrinks a network without filters, or `out`
+            already holds a run and `resume` is False.
         CheckpointError: if the checkpoint to resume from is corrupt or of another run.
         TrainingError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
