@@ -141,6 +141,25 @@ def test_concatenation_flatten_and_channels_in_the_last_dimension() -> None:
     assert net.head.in_features == 15 and net.d.in_features == 11 * 16
 
 
+def tokens(self: Any, x: Tensor) -> Tensor:
+    x = self.embed(x)
+    x = x + self.two(functional.gelu(self.one(self.norm(x))))
+    return self.head(x.mean(1))
+
+
+def test_tokens() -> None:
+    torch.manual_seed(0)
+    layers = {"embed": nn.Linear(4, 6), "norm": nn.LayerNorm(6), "one": nn.Linear(6, 12), "two": nn.Linear(12, 6)}
+    x, net = torch.randn(3, 5, 4), Forward(tokens, **layers, head=nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"behind embed could never .* layer_norm in norm \(LayerNorm\)"):
+        shrink.add_filters(net, x)
+    net = shrink.add_filters(net, x, where=lambda path: path == "one")
+    assert repr(net.one[1]) == "TokenFilter(12)" and net.one[1].macs.tolist() == [5 * (6 + 6)] * 12
+    assert widths(exact(net, x)) == [8]
+    plain = shrink.fold(net).eval()
+    torch.testing.assert_close(plain(x.double()), net.eval()(x.double()), rtol=1e-12, atol=1e-12)
+
+
 def stacked(self: Any, x: Tensor) -> Tensor:
     y = torch.stack([self.a(x), self.b(x)]).sum(0) + torch.stack((self.a(x), self.b(x)), -1).sum(dim=-1, keepdim=False)
     return self.c(y) + y.sum(1, keepdim=True)

@@ -1,5 +1,7 @@
 """A layer that switches channels off for good (Leclerc et al., ShrinkNets, section 2.1)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,9 @@ class Filter(nn.Module):
         params: parameters that go with each channel, `[channels]`; set by `shrink.price_`, NaN before.
         macs: multiply-adds that go with each channel, `[channels]`; likewise.
     """
+
+    dim: ClassVar[int] = 1
+    """Along which channels lie."""
 
     alive: Tensor
     params: Tensor
@@ -42,15 +47,21 @@ class Filter(nn.Module):
         return ~self.alive | (self.theta <= 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features `[batch, channels, ...]` to features."""
+        """Features `[batch, channels, ...]`, or as `dim` says, to features."""
         if torch.is_grad_enabled():
             with torch.no_grad():
                 self.alive.logical_and_(self.theta > 0)
-        return x * self.scale().view(-1, *[1] * (x.ndim - 2))
+        return x * self.scale().view([-1 if d == self.dim % x.ndim else 1 for d in range(x.ndim)])
 
     def extra_repr(self) -> str:
         """Number of channels."""
         return str(len(self.theta))
+
+
+class TokenFilter(Filter):
+    """A filter of tokens, `[batch, tokens, channels]`: channels are the last dimension."""
+
+    dim = -1
 
 
 class Filtered(nn.Sequential):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from telescopic.layers.filter import Filter, Filtered
+from telescopic.layers.filter import Filter, Filtered, TokenFilter
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import compact_, examples, price_, unchanged
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
@@ -49,7 +49,8 @@ def add_filters(
         raise ValueError("the network has filters already")
     made = copy.deepcopy(model)
     inputs = examples(made, example)
-    chosen = [(path, place) for path, place in _places(made, inputs).items() if where is None or where(path)]
+    places, tokens = _places(made, inputs)
+    chosen = [(path, place) for path, place in places.items() if where is None or where(path)]
     if not chosen:
         raise ValueError(
             "there is no place for a filter: no convolution or linear layer was chosen whose outputs are not the "
@@ -58,7 +59,9 @@ def add_filters(
     paths: dict[str, str] = {}
     for path, place in chosen:
         layer = made.get_submodule(place)
-        filtered = Filtered(layer, Filter(_channels(maker := made.get_submodule(path))).to(next(maker.parameters())))
+        maker: Any = made.get_submodule(path)
+        part = TokenFilter(maker.out_features) if path in tokens else Filter(_channels(maker))
+        filtered = Filtered(layer, part.to(next(maker.parameters())))
         names = [name for name, part in made.named_modules(remove_duplicate=False) if part is layer]
         for name in names:
             made.set_submodule(name, filtered)
@@ -73,8 +76,8 @@ def _channels(layer: Any) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
-def _places(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
-    """For each layer that makes channels, by path: behind what its filter stands."""
+def _places(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, str], set[str]]:
+    """For each layer that makes channels, by path, behind what its filter stands; and which of them make tokens."""
     channels = Channels()
     watch = Watch(model, channels, FUNCTIONS, LAYERS, absorb=False, price=False)
     with unchanged(model, training=False):
@@ -82,6 +85,7 @@ def _places(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
     reads = {(path, id(x)): id(out) for path, x, out in watch.made}
     outer = channels.outer()
     behind: dict[str, set[str]] = {}
+    tokens: set[str] = set()
     for path, _, out in watch.made:
         layer = model.get_submodule(path)
         ids = watch.known[id(out)][1].ids if isinstance(layer, nn.Linear | _ConvNd) else None
@@ -89,11 +93,14 @@ def _places(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, str]:
             (user,) = users if len(users := watch.users.get(id(out), [])) == 1 else [path]
             norm = isinstance(model.get_submodule(user), _NORMS) and (user, id(out)) in reads
             behind.setdefault(path, set()).add(user if norm else path)
+            if isinstance(layer, nn.Linear) and out.ndim > 2:
+                tokens.add(path)
     alone = [place for places in behind.values() for place in places]
-    return {
+    found = {
         path: place if len(places) == 1 and alone.count(place := next(iter(places))) == 1 else path
         for path, places in behind.items()
     }
+    return found, tokens
 
 
 def _try(model: nn.Module, paths: dict[str, str], absorb: bool) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import Filter, TokenFilter
 from telescopic.shrink.flow import FREE, Flow, alive, along, every, lean, spread, varies
 from telescopic.shrink.mixing import FUNCTIONS as MIXING
 from telescopic.shrink.watch import Call, Rule, Watch
@@ -215,14 +215,14 @@ def _like(watch: Watch, call: Call) -> Flow:
 def _filter(watch: Watch, call: Call) -> Flow | None:
     """Where a channel dies."""
     x, part = watch.flow(call.args[0]), call.func
-    ids = along(x.ids, 1)
+    ids = along(x.ids, part.dim)
     if ids is None:
         return None
     watch.axis(part.theta, 0, ids)
     for buffer in (part.alive, part.params, part.macs):
         watch.axis(buffer, 0, ids)
-    dead = spread(part.dead().cpu(), x.shape, 1) | x.zero
-    scale = spread(part.scale().detach().double().cpu(), x.shape, 1)
+    dead = spread(part.dead().cpu(), x.shape, part.dim) | x.zero
+    scale = spread(part.scale().detach().double().cpu(), x.shape, part.dim)
     return Flow(x.ids, torch.where(dead, 0.0, x.value * scale), dead)
 
 
@@ -232,4 +232,4 @@ for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), 
 FUNCTIONS |= dict.fromkeys(_POOLS.split(), each_channel)
 FUNCTIONS |= {"pad": _padded, "sum": _reduced, "mean": _reduced, "amax": _reduced, "amin": _reduced}
 FUNCTIONS |= dict.fromkeys(("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"), _like)
-LAYERS: dict[type[nn.Module], Rule] = {Filter: _filter}
+LAYERS: dict[type[nn.Module], Rule] = {Filter: _filter, TokenFilter: _filter}
