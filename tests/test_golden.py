@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from telescopic.data import Augment, Dataset, Preprocess, Split, load
 from telescopic.nested import Nested
-from telescopic.papers import cnsn, doubly_nested, nsn
+from telescopic.papers import cnsn, doubly_nested, nsn, shrinknets
+from telescopic.shrink.family import living
 from telescopic.train import Objective, Recipe, fit
 
 CNSN = {1: 1.700003600699, 10: 1.483370496389, 30: 1.286843731678}
@@ -25,6 +26,7 @@ DOUBLY_NESTED = {
     "quiet-own-distilled-macs": {1: 1.481169602622, 10: 1.418436200461, 30: 1.343046453085},
     "drawn": {1: 2.376469756622, 10: 2.306767737987, 30: 2.233690538536},
 }
+SHRINKNETS = {1: 2.456959853790, 10: 0.972335581629, 30: 0.313378243989}
 NSN = {1: 7.20544434, 10: 6.25153446, 30: 4.70296144}
 
 
@@ -96,3 +98,15 @@ def test_golden_losses_of_doubly_nested(way: str) -> None:
     losses = losses_of(net.double(), data, replace(recipe, batch_size=64, augment=Augment(pad=1)))
     assert len(losses) == 30
     assert {step: losses[step - 1] for step in DOUBLY_NESTED[way]} == pytest.approx(DOUBLY_NESTED[way], rel=1e-6)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_golden_losses_of_shrinknets() -> None:
+    """On digits, in float64, with a rate and a λ so high that channels die and are removed within these steps."""
+    digits = load("digits")
+    data = replace(digits, train=Split(digits.train.images[:960], digits.train.labels[:960]))
+    torch.manual_seed(0)
+    net, recipe = shrinknets.experiment("3e-2", epochs=2, units=100, input_shape=(1, 8, 8))
+    losses = losses_of(net.double(), data, replace(recipe, batch_size=64, learning_rate=2e-2))
+    assert len(losses) == 30 and living(net) == (71,)
+    assert {step: losses[step - 1] for step in SHRINKNETS} == pytest.approx(SHRINKNETS, rel=1e-6)

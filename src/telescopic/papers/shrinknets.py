@@ -195,7 +195,9 @@ def parse(name: str) -> tuple[float, str]:
     Raises:
         ValueError: if that is no experiment.
     """
-    number, _, way = name.rpartition("-") if name.rpartition("-")[2] in WAYS else (name, "", "")
+    number, _, way = name.rpartition("-")
+    if way not in WAYS or not way:
+        number, way = name, ""
     try:
         penalty = float(number)
     except ValueError:

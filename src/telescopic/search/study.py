@@ -44,7 +44,11 @@ def open_study(storage: str, name: str) -> "optuna.Study":
     if "://" not in storage:
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
     with _opening(storage):
-        return optuna.create_study(storage=_opened(storage), study_name=name, direction="maximize", load_if_exists=True)
+        kept = _opened(storage)
+        study: optuna.Study = optuna.create_study(
+            storage=kept, study_name=name, direction="maximize", load_if_exists=True
+        )
+        return study
 
 
 def known_study(storage: str, name: str) -> "optuna.Study | None":
@@ -61,7 +65,8 @@ def known_study(storage: str, name: str) -> "optuna.Study | None":
         kept = _opened(storage)
         if name not in optuna.get_all_study_names(kept):
             return None
-        return optuna.load_study(storage=kept, study_name=name)
+        study: optuna.Study = optuna.load_study(storage=kept, study_name=name)
+        return study
 
 
 def _optuna() -> Any:
@@ -261,9 +266,12 @@ def _pick_up(study: "optuna.Study") -> None:
         silent = time.time() - float(trial.user_attrs.get("seen", begun)) > SILENCE
         here = trial.user_attrs.get("host") == socket.gethostname()
         if silent or (here and not _lives(int(trial.user_attrs["pid"]))):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            try:
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            except ValueError:  # another process was first
+                continue
             if trial.params:
-                study.enqueue_trial(trial.params, skip_if_exists=True)
+                study.enqueue_trial(trial.params)
 
 
 def _lives(process: int) -> bool:

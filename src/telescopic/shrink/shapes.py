@@ -87,8 +87,10 @@ def _strict(model: nn.Module) -> Iterator[None]:
         sizes = {len(tensor) for tensor in own}
         if isinstance(part, Filter):
             sizes.add(args[0].shape[1])
-        elif isinstance(part, nn.Linear | nn.modules.conv._ConvNd):
-            sizes.add(int(getattr(part, "out_channels", 0) or part.out_features))
+        elif isinstance(part, nn.Linear):
+            sizes.add(part.out_features)
+        elif isinstance(part, nn.modules.conv._ConvNd):
+            sizes.add(part.out_channels)
         if len(sizes) > 1:
             raise ValueError(f"a {type(part).__name__} would have {' and '.join(map(str, sorted(sizes)))} channels")
 

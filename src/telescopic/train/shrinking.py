@@ -1,5 +1,6 @@
 """What the training loop does to a network that learns its widths."""
 
+import math
 import time
 
 import torch
@@ -100,7 +101,8 @@ class Shrinking:
         for part in self.filters.children():
             assert isinstance(part, Filter)
             state = self.optimizer.state[part.theta]
-            usual = (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])).sqrt() + group["eps"]
+            debiased = state["exp_avg_sq"] / -torch.expm1(state["step"] * math.log(group["betas"][1]))
+            usual = debiased.sqrt() + group["eps"]
             weight = 1.0 if self.how.by == "channels" else getattr(part, self.how.by)
             amount = group["lr"] * (self.how.penalty * weight / usual).clamp(max=1)
             part.theta.copy_(torch.where(part.dead(), part.theta, (part.theta - amount).clamp(min=0)))
