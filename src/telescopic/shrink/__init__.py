@@ -6,6 +6,7 @@ from telescopic.shrink.compact import price_ as price_
 from telescopic.shrink.folding import fold as fold
 from telescopic.shrink.log import Cut as Cut
 from telescopic.shrink.log import Log as Log
+from telescopic.shrink.ordering import order_ as order_
 from telescopic.shrink.penalty import drop_ as drop_
 from telescopic.shrink.penalty import parameter_groups as parameter_groups
 from telescopic.shrink.penalty import size as size

@@ -153,6 +153,21 @@ class Channels:
                 label = found
         return label
 
+    def alike(self) -> Tensor:
+        """For each label of channels, a number that it shares with those it could change places with; -1 if it stays.
+
+        They have as many entries in each axis, and in each group of one.
+        """
+        label = self.labels()
+        kind = torch.zeros(self._num, dtype=torch.long)
+        parts = [(axis.ids, axis.groups) for axis in self.axes.values()] + self._equal
+        for row in [row for ids, groups in parts for row in ids.view(groups, -1)]:
+            entries = torch.bincount(label[row], minlength=self._num)
+            kind = torch.unique(kind * (entries.max() + 1) + entries, return_inverse=True)[1]
+        for ids, _ in self._held:
+            kind[label[ids]] = -1
+        return kind
+
     def removed(self, multiple_of: int = 1) -> Tensor:
         """Which channels can be removed, `[channels]`.
 

@@ -1,7 +1,7 @@
 """Dead channels are removed while a network is trained, and it goes on training as if they were still there."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -77,17 +77,10 @@ def compact_(
     cuts, held = tuple(_cuts(channels, removed)), channels.reasons(removed)
     gone = {path: n for path in channels.filters if (n := int(removed[channels.theta(path)].sum()))}
     if cuts:
-        tensors = named_tensors(model)
-        check_optimizers(cuts, tensors, optimizers)
-        before = _before(model, inputs)
-        undo = _snapshot(model, optimizers, [absorption.bias for absorption in channels.absorptions.values()])
-        _absorb(channels.absorptions.values(), removed)
-        apply_(cuts, tensors, optimizers)
-        resize_(model, {id(tensors[cut.name]) for cut in cuts})
+        check_optimizers(cuts, named_tensors(model), optimizers)
         try:
-            _prove(model, inputs, before)
+            change_(model, optimizers, inputs, cuts, channels.absorptions.values(), removed)
         except Exception as error:
-            undo()
             raise ValueError(
                 f"without its dead channels the network would not do the same: {error}. If its forward pass writes "
                 "down a number of channels, take it from x.shape instead, as flatten(1) does"
@@ -96,6 +89,33 @@ def compact_(
     log = Log(cuts, gone, {p: n - gone.get(p, 0) for p, n in left.items()}, held, time.perf_counter() - start)
     _STUCK[model] = (options, torch.cat([part.dead() for part in filters]), log)
     return log
+
+
+def change_(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    inputs: Sequence[Tensor],
+    cuts: Sequence[Cut],
+    absorptions: Collection[Absorption] = (),
+    removed: Tensor | None = None,
+) -> None:
+    """Cut a network, and have biases absorb what is removed; if it gives something else then, it is put back.
+
+    Raises:
+        Exception: whatever the network raises, or what differs.
+    """
+    tensors = named_tensors(model)
+    before = _before(model, inputs)
+    undo = _snapshot(model, optimizers, [absorption.bias for absorption in absorptions])
+    if removed is not None:
+        _absorb(absorptions, removed)
+    apply_(cuts, tensors, optimizers)
+    resize_(model, {id(tensors[cut.name]) for cut in cuts})
+    try:
+        _prove(model, inputs, before)
+    except Exception:
+        undo()
+        raise
 
 
 def price_(model: nn.Module, example: Tensor | Sequence[Tensor] | None = None) -> None:

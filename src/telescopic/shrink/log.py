@@ -16,7 +16,8 @@ class Cut:
     Attributes:
         name: of the tensor.
         dim: which dimension.
-        kept: their indices, in order: `[kept]`; for the inner dimension of a grouped convolution `[groups, kept]`.
+        kept: their indices, in the order in which they stand then: `[kept]`; for the inner dimension of a grouped
+            convolution `[groups, kept]`.
         size: number of entries before.
     """
 
@@ -43,7 +44,7 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """What `compact_` did; false if it removed nothing.
+    """What `compact_` removed, or `order_` moved; false if nothing.
 
     Attributes:
         cuts: of parameters and buffers, in the order in which they are applied.
@@ -63,7 +64,7 @@ class Log:
         return bool(self.cuts)
 
     def replay_(self, module: nn.Module, *optimizers: Optimizer) -> None:
-        """Remove the same from a copy of the network, such as a moving average of its weights.
+        """Do the same to a copy of the network, such as a moving average of its weights.
 
         Raises:
             ValueError: if it has not the shapes that the network had.
