@@ -128,7 +128,8 @@ def _lines(
 
 
 def _name_ends(axes: "Axes", lines: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
-    """Write each line's name beside its end, with its last value."""
+    """Write each line's name beside its end."""
+    axes.autoscale_view()
     to_axes = axes.transAxes.inverted()
     ends = [line[-1] if line[-1] > 0 or axes.get_yscale() != "log" else axes.get_ylim()[0] for line in lines.values()]
     heights = [float(to_axes.transform(axes.transData.transform((1, end)))[1]) for end in ends]

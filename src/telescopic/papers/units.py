@@ -47,23 +47,20 @@ def shrinknets_tables(out: Path) -> "list[Table]":
 
 def _units(group: Sequence[Run]) -> "Table":
     data, units = group[0]["data"], group[0]["units"]
-    columns = [f"epoch {epoch}\n{whose}" for epoch in EPOCHS for whose in ("paper", "ours")]
+    columns = [f"epoch\n{epoch}" for epoch in EPOCHS]
     table = narrow(f"Figure 1: hidden units left on {data}", "experiment", *columns, "test\n%", "MACs")
-    known = {
-        (row.data, row.penalty): {1: row.epoch_1, 5: row.epoch_5, 100: row.epoch_100} for row in shrinknets.FIGURE_1
-    }
+    known = {row.penalty: row for row in shrinknets.FIGURE_1 if row.data == data}
     for run in group:
-        penalty, _ = shrinknets.parse(run["experiment"])
-        theirs, left = known.get((data, penalty), {}), run["left"]
-        cells = []
-        for epoch in EPOCHS:
-            paper = theirs.get(epoch)
-            cells += [f"{paper:,}" if paper else "–", f"{left[epoch - 1]:,}" if epoch <= len(left) else "–"]
-        name = run["experiment"] + (f", seed {run['seed']}" if run["seed"] else "")
-        table.add_row(name, *cells, f"{100 * run['tests'][-1]:.2f}", human(run["macs"]))
+        penalty, way = shrinknets.parse(run["experiment"])
+        left, row = run["left"], known.get(penalty)
+        cells = [f"{left[epoch - 1]:,}" if epoch <= len(left) else "–" for epoch in EPOCHS]
+        table.add_row(_name(run), *cells, f"{100 * run['tests'][-1]:.2f}", human(run["macs"]))
+        if row is not None and not way:
+            theirs = {1: row.epoch_1, 5: row.epoch_5, 100: row.epoch_100}
+            table.add_row("  the paper's", *(f"{n:,}" if (n := theirs.get(epoch)) else "–" for epoch in EPOCHS))
     table.caption = (
-        f"{group[0]['train_images']:,} training images, {units:,} units to start with. The paper's numbers are λ by "
-        "itself. Test accuracy and MACs are those after the last epoch that was trained."
+        f"{group[0]['train_images']:,} training images, {units:,} units to start with. Test accuracy and MACs are "
+        "those after the last epoch that was trained."
     )
     return table
 
@@ -99,10 +96,14 @@ def _times(group: Sequence[Run]) -> "Table":
             total = each * epochs if shorter else sum(whole["seconds"][:epochs])
             cells[2:4] = [f"{'≈ ' if shorter else ''}{total / 60:.1f}", f"{total / seconds:.1f}"]
             cells[5] = f"{each / median(run['seconds'][-5:]):.1f}"
-        table.add_row(run["experiment"] + (f", seed {run['seed']}" if run["seed"] else ""), *cells)
+        table.add_row(_name(run), *cells)
     table.caption = "Masked: with the same seed, dead channels are multiplied by 0 and never removed."
     if extrapolated:
         table.caption += " ≈: extrapolated from fewer epochs."
     machines = sorted({f"{run['machine']}, {run['threads']} threads" for run in group})
     table.caption += f" Measured on {'; '.join(machines)}."
     return table
+
+
+def _name(run: Run) -> str:
+    return str(run["experiment"]) + (f", seed {run['seed']}" if run["seed"] else "")

@@ -155,7 +155,7 @@ def _boxes(by_kind: Cells, data: str, network: str) -> Plot:
 
 def _sizes(by_kind: Cells, data: str, network: str) -> Plot:
     colours = ramp(len(by_kind))
-    with canvas(place=(0.16, 0.16, 0.81, 0.74)) as (figure, axes):
+    with canvas(place=(0.16, 0.16, 0.81, 0.67)) as (figure, axes):
         params = [model.params for some in by_kind.values() for model in some]
         axes.set_xscale("log")
         axes.set_xlim(min(params) / 1.3, max(params) * 1.3)
@@ -163,8 +163,11 @@ def _sizes(by_kind: Cells, data: str, network: str) -> Plot:
         for (kind, some), colour in zip(by_kind.items(), colours, strict=True):
             places = [(model.params, model.test) for model in some]
             axes.plot(*zip(*places, strict=True), "o", ms=5, color=colour.light, mew=0, alpha=0.8, label=NAMES[kind])
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
-        axes.set(title=f"test accuracy, {network} on {data}", xlabel="parameters (logarithmic)")
+        axes.legend(
+            frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.05, 0.98), handletextpad=0.1
+        )
+        axes.set(xlabel="parameters (logarithmic)")
+        axes.set_title(f"test accuracy, {network} on {data}", pad=24)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.6g} %")
         svg, png = rendered(figure)
     caption = f"From {tick(min(params))} to {tick(max(params))} parameters."

@@ -40,14 +40,12 @@ def open_study(storage: str, name: str) -> "optuna.Study":
         ImportError: if Optuna is not installed.
         ValueError: if the storage cannot be opened.
     """
-    optuna = _optuna()
+    api = _optuna()
     if "://" not in storage:
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
     with _opening(storage):
         kept = _opened(storage)
-        study: optuna.Study = optuna.create_study(
-            storage=kept, study_name=name, direction="maximize", load_if_exists=True
-        )
+        study: optuna.Study = api.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
         return study
 
 
@@ -58,14 +56,14 @@ def known_study(storage: str, name: str) -> "optuna.Study | None":
         ImportError: if Optuna is not installed.
         ValueError: if the storage cannot be opened.
     """
-    optuna = _optuna()
+    api = _optuna()
     if "://" not in storage and not Path(storage).exists():
         return None
     with _opening(storage):
         kept = _opened(storage)
-        if name not in optuna.get_all_study_names(kept):
+        if name not in api.get_all_study_names(kept):
             return None
-        study: optuna.Study = optuna.load_study(storage=kept, study_name=name)
+        study: optuna.Study = api.load_study(storage=kept, study_name=name)
         return study
 
 
