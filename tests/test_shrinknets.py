@@ -21,13 +21,13 @@ from telescopic.cost import cost
 from telescopic.data import Augment, Dataset, Preprocess, Split, batches, load
 from telescopic.extract import extract
 from telescopic.layers import Filter
-from telescopic.layers.filter import Filtered
+from telescopic.layers.filter import Filtered, TokenFilter
 from telescopic.nested import Nested
 from telescopic.networks import lenet, mlp
 from telescopic.papers import cnsn, shrinknets
 from telescopic.papers.reproduce import run_shrinknets, runs
 from telescopic.papers.units import figure_1_runs, shrinknets_tables
-from telescopic.shrink import compact_
+from telescopic.shrink import add_filters, compact_
 from telescopic.shrink.family import Every, add_filters_to_family, filters, fold_family, living
 from telescopic.shrink.log import named_tensors
 from telescopic.shrink.shapes import reshape_
@@ -399,6 +399,22 @@ def test_networks_without_filters_keep_their_shapes() -> None:
         reshape_(net, other, X.float())
     with pytest.raises(ValueError, match="is only in one of the two"):
         reshape_(net, {}, X.float())
+
+
+def test_a_plain_network_of_tokens_is_reshaped_too() -> None:
+    """Whose filters have channels along the last dimension."""
+
+    def made(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return add_filters(nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)), torch.rand(2, 5, 6))
+
+    small, wide, x = made(0), made(1), torch.rand(2, 5, 6)
+    kill(small)
+    compact_(small)
+    assert sizes(small)[0] < 12 and type(next(iter(filters(small).values()))) is TokenFilter
+    reshape_(wide, {name: tensor.shape for name, tensor in named_tensors(small).items()}, x)
+    wide.load_state_dict(small.state_dict())
+    torch.testing.assert_close(wide(x), small(x), rtol=0, atol=0)
 
 
 def test_reshaped_parameters_learn_and_twins_share_them() -> None:

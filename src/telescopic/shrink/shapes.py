@@ -86,7 +86,7 @@ def _strict(model: nn.Module) -> Iterator[None]:
         own = [t for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)) if t.ndim == 1]
         sizes = {len(tensor) for tensor in own}
         if isinstance(part, Filter):
-            sizes.add(args[0].shape[1])
+            sizes.add(args[0].shape[part.dim])
         elif isinstance(part, nn.Linear):
             sizes.add(part.out_features)
         elif isinstance(part, nn.modules.conv._ConvNd):
