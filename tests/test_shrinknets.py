@@ -483,6 +483,22 @@ def test_networks_start_as_wide_as_the_papers() -> None:
     assert order == [Filtered, nn.ReLU, nn.MaxPool2d], "the filter stands between the convolution and its ReLU"
 
 
+def test_a_lenet_shrinks_through_its_flatten() -> None:
+    torch.manual_seed(0)
+    net = shrinknets.network("lenet", widths=(6, 5, 30)).double().eval()
+    x = torch.rand(3, 1, 28, 28, dtype=torch.float64)
+    before = net(x)
+    for part, left in zip(filters(net).values(), (4, 2, 9), strict=True):
+        with torch.no_grad():
+            part.theta[left:] = 0
+    kept = net(x)
+    assert compact_(Every(net), example=x) and not torch.equal(before, kept)
+    torch.testing.assert_close(net(x), kept, rtol=0, atol=1e-12)
+    plain = extract(fold_family(net, x))
+    assert [tuple(p.shape) for p in plain.parameters() if p.ndim > 1] == [(4, 1, 5, 5), (2, 4, 5, 5), (9, 32), (10, 9)]
+    torch.testing.assert_close(plain(x), kept, rtol=0, atol=1e-12)
+
+
 def test_lenet_by_hand_and_images_too_small() -> None:
     plain = lenet()
     shapes = [tuple(block[0].weight.shape) if isinstance(block[0], nn.Conv2d) else 0 for block in plain][:2]  # type: ignore[index]
