@@ -196,7 +196,42 @@ def test_an_optimizer_that_cannot_be_cut_is_refused() -> None:
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
+def test_an_optimizer_that_keeps_its_history_with_another_parameter_is_refused() -> None:
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 4), Filter(4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=1)
+    net(x).square().sum().backward()
+    optimizer.step(lambda: net(x).square().sum())
+    assert list(optimizer.state) == [net[0].weight]  # which keeps its shape
+    kill(net)
+    with pytest.raises(ValueError, match=r"^LBFGS keeps a list, 'old_dirs', of which it is not known what to remove"):
+        shrink.compact_(net, optimizer, example=x)
+    assert net[1].weight.shape == (4, 3)
+
+
 # Edges ----------------------------------------------------------------------------------------------------------------
+
+
+class Running(nn.Module):
+    """Centres features by a running mean, which it exchanges for a new tensor each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x - self.mean
+
+
+def test_buffers_that_are_exchanged_are_as_before() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Running(), nn.Linear(3, 6), Filter(6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(4, 3)
+    net(x + 1)
+    mean, value = net[0].mean, float(net[0].mean)
+    kill(net)
+    assert shrink.compact_(net, example=x)
+    assert net[0].mean is mean and float(mean) == value
 
 
 def test_nothing_dead() -> None:

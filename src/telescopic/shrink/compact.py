@@ -156,7 +156,12 @@ def watched(model: nn.Module, inputs: Sequence[Tensor], *, absorb: bool = False)
 def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
     """Training or eval mode for a while, after which modes, buffers and random numbers are as before."""
     modes = [(part, part.training) for part in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (part, name, buffer, buffer.detach().clone())
+        for part in model.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
     devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
     with torch.random.fork_rng(devices):
         for part, _ in modes:
@@ -166,7 +171,8 @@ def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
         finally:
             for part, mode in modes:
                 part.training = mode
-            for buffer, kept in buffers:
+            for part, name, buffer, kept in buffers:
+                part._buffers[name] = buffer  # some forward passes exchange it instead of writing to it
                 buffer.data.copy_(kept)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_WILL_DO = "Optimizers whose state has the parameter's shape will do, such as SGD, Adam, AdamW, RMSprop and Adagrad"
+
 
 @dataclass(frozen=True, eq=False)
 class Cut:
@@ -98,16 +100,20 @@ def check_optimizers(cuts: Iterable[Cut], tensors: Mapping[str, Tensor], optimiz
     """
     concerned = {cut.name: tensors[cut.name] for cut in cuts}
     for optimizer in optimizers:
+        # Of any parameter: LBFGS keeps all its history with the first, whether that is cut or not.
+        for state in optimizer.state.values() if concerned else ():
+            for key, value in state.items() if isinstance(state, dict) else ():
+                if isinstance(value, list | tuple | dict):
+                    raise ValueError(
+                        f"{type(optimizer).__name__} keeps a {type(value).__name__}, {key!r}, of which it is not known "
+                        f"what to remove. {_WILL_DO}"
+                    )
         for name, tensor in concerned.items():
             for key, value in optimizer.state.get(tensor, {}).items():
-                fits = not isinstance(value, list | tuple | dict)
-                if isinstance(value, Tensor) and value.numel() > 1:
-                    fits = value.shape == tensor.shape
-                if not fits:
+                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != tensor.shape:
                     raise ValueError(
                         f"{type(optimizer).__name__} keeps {key!r} of {name}, which has not the shape of {name} "
-                        f"{tuple(tensor.shape)}, so that it is not known what to remove from it. Optimizers whose "
-                        "state has the parameter's shape will do, such as SGD, Adam, AdamW, RMSprop and Adagrad"
+                        f"{tuple(tensor.shape)}, so that it is not known what to remove from it. {_WILL_DO}"
                     )
 
 
