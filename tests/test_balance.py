@@ -13,7 +13,7 @@ from telescopic.data import Dataset, Preprocess, Split
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet, mlp
 from telescopic.papers import doubly_nested
-from telescopic.train import Recipe, fit
+from telescopic.train import Recipe, Shrink, fit
 from telescopic.train.balance import gradient_factors, loss_shares
 
 
@@ -110,7 +110,7 @@ def test_a_step_moves_each_weight_by_the_mean_over_its_members() -> None:
     assert full[-1] < 0.3 < full[0] < 1, "or nothing is balanced here"
 
 
-@pytest.mark.parametrize("other", [{"drawn": 1}, {"mix": ((1.0,),)}])
-def test_balanced_goes_with_neither_drawn_nor_mix(other: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="they go with neither drawn nor mix"):
+@pytest.mark.parametrize("other", [{"drawn": 1}, {"mix": ((1.0,),)}, {"shrink": Shrink(penalty=0.1)}])
+def test_balanced_goes_with_nothing_that_changes_who_learns_what(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not with drawn, mix or shrink"):
         Recipe(epochs=1, balanced=True, **other)

@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from telescopic import architecture, layers
+from telescopic import architecture, layers, shrink
 from telescopic.architecture import build, describe, register_layer
 from telescopic.bundle import Bundle, BundleError, header, load, save, store
 from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
+from telescopic.layers.filter import Filtered
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.subnet import Grid, Subnet
@@ -105,8 +106,20 @@ def widths(statistics="per-entry") -> Nested:
     return net
 
 
+def shrunk() -> Nested:
+    """Filters, of tokens too, after some of their channels died and were removed."""
+    tokens = nn.Sequential(nn.Linear(4, 5), layers.TokenFilter(5), nn.ReLU(), nn.Linear(5, 4))  # of each row of pixels
+    features = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), layers.Filter(6), nn.ReLU())
+    net = Nested([tokens, features], exits={1: nn.Linear(6, 3)})
+    tokens[1].theta.data[:2] = features[2].theta.data[1:4] = 0
+    log = shrink.compact_(net, example=torch.randn(2, 1, 4, 4))
+    assert log.left == {"stages.0.1": 3, "stages.1.2": 3}
+    return net
+
+
 NETWORKS = {
     "mlp": perceptron,
+    "learned widths": shrunk,
     "one member": lambda: mlp(16, (5,), 3, entries=(0,)),
     "convolutions": convolutions,
     "statistics per entry": lambda: convolutions("per-entry"),
@@ -514,6 +527,9 @@ EXAMPLES = [
     layers.GlobalAvgPool2d(),
     layers.SharedHead(4, 3, width_groups=2, average=True),
     layers.SharedHead(4, 3, width_groups=2, conditioned=True),
+    layers.Filter(5),
+    layers.TokenFilter(3),
+    Filtered(nn.Linear(2, 3), layers.Filter(3)),
     Nested([nn.Flatten()], exits={0: nn.Linear(2, 2)}),
     Nested(
         [layers.CausalLinear(4, 4, width_groups=2)],

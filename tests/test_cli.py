@@ -411,3 +411,113 @@ def test_help_answers_without_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0 and result.stdout.rstrip().endswith("False"), result.stderr
+
+
+@pytest.fixture(scope="module")
+def shrunk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of `telescopic train shrinknet`, and what it printed."""
+    out = tmp_path_factory.mktemp("shrink") / "run"
+    words = ("--data", "digits", "--out", str(out), "--penalty", "0.2", "--network", "mlp", "--widths", "30,20,10")
+    result = invoke("train", "shrinknet", *words, "--epochs", "40", "--collect", "20")
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_train_shrinknet_leaves_an_ordinary_network(shrunk: tuple[Path, str]) -> None:
+    out, printed = shrunk
+    history = Source.open(str(out)).history()
+    assert history is not None and len(history) == 40
+    left = history[-1].widths
+    assert sum(left) < 55
+    for name, width in zip(history.filters, left, strict=True):
+        assert f"{name} {width}" in printed
+    assert f"channels {' '.join(map(str, left))} " in printed and "as fast as the first epoch" in printed
+    assert "removing channels took" in printed
+    net = Source.open(str(out)).network()
+    linears = [part for part in net.modules() if isinstance(part, torch.nn.Linear)]
+    assert tuple(part.out_features for part in linears) == (*left, 10), "as it was after the last epoch"
+    assert not any(type(part).__module__.startswith("telescopic") for part in tl.extract(net).modules())
+    bundle = tl.Bundle.open(out / "model.safetensors")
+    assert bundle.provenance["epoch"] == 40 and bundle.provenance["recipe"]["shrink"]["collect"] == 20
+    assert bundle.catalogue is not None and bundle.catalogue[0].test_accuracy == pytest.approx(history[-1].test[0])
+    assert Source.open(str(out)).facts()["penalty"] == "0.2"
+    header, *rows = (out / "log.csv").read_text().splitlines()
+    assert header.endswith("compacting," + ",".join(f"{name}:channels" for name in history.filters))
+    assert rows[-1].endswith(",".join(map(str, left)))
+
+
+def test_a_report_shows_how_the_widths_fell(shrunk: tuple[Path, str], tmp_path: Path) -> None:
+    result = invoke("report", str(shrunk[0]), "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text()
+    assert "channels left in each layer" in page and "stages.2.0" in page and "training loss" in page
+    assert {path.name for path in (tmp_path / "plots").glob("training-widths.*")} == {
+        "training-widths.svg",
+        "training-widths.png",
+    }
+    assert "Dashed: epoch" not in page, "no epoch was chosen: the last one was kept"
+
+
+def test_train_shrinknet_goes_on(shrunk: tuple[Path, str]) -> None:
+    words = ("--data", "digits", "--out", str(shrunk[0]), "--penalty", "0.2", "--network", "mlp")
+    again = invoke(
+        "train", "shrinknet", *words, "--widths", "30,20,10", "--epochs", "40", "--collect", "20", "--resume"
+    )
+    assert again.exit_code == 0 and again.stdout in shrunk[1]
+    other = invoke("train", "shrinknet", *words, "--widths", "30,20,10", "--epochs", "40", "--resume")
+    assert "was trained with shrink = " in str(other.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--by", "watts"), "by is one of channels, params, macs, not 'watts'"),
+        (("--method", "magic"), "method is one of gradient, proximal, random, not 'magic'"),
+        (("--collect", "often"), "collect is epoch, pays, a number of steps or None, not 'often'"),
+        (("--collect", "never", "--method", "random"), "say when, with collect="),
+        (("--network", "vgg"), "network is one of one-layer, mlp, lenet, not 'vgg'"),
+        (("--widths", "many"), "--widths takes whole numbers such as 500,500,500, not 'many'"),
+        (("--network", "lenet", "--data", "digits"), "images of 8 × 8 pixels are too small"),
+    ],
+)
+def test_what_train_shrinknet_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert message in fails(monkeypatch, capsys, "train", "shrinknet", *words)
+
+
+def test_search_shrinknet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(tl.papers.shrinknets, "NETWORKS", {"mlp": ((), (12, 10, 8))})
+    storage = ("--data", "digits", "--epochs", "1", "--storage", str(tmp_path / "x.db"))
+    nothing = invoke("search", "shrinknet", *storage, "--show")
+    assert nothing.exit_code == 0 and "has no models of mlp on digits trained for 1 epochs" in nothing.output
+    result = invoke("search", "shrinknet", *storage, "--models", "2", "--kind", "shrinknets", "--kind", "fixed-l2")
+    assert result.exit_code == 0, result.output
+    assert "digits-mlp-shrinknets-1: 2 of 2 models" in result.output and "fixed widths, L2" in result.output
+    names = {"models-mlp-digits.csv", "figure2-mlp-digits.svg", "sizes-mlp-digits.svg"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    assert len((tmp_path / "models-mlp-digits.csv").read_text().splitlines()) == 5
+    shown = invoke("search", "shrinknet", *storage, "--show")
+    assert shown.stdout.strip() and shown.stdout in result.output
+    error = fails(monkeypatch, capsys, "search", "shrinknet", *storage, "--kind", "big")
+    assert "kind is one of fixed, fixed-l2, shrinknets, not 'big'" in error
+
+
+def test_reproduce_shrinknets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    words = ("reproduce", "shrinknets", "--data", "digits", "--epochs", "2", "--out", str(tmp_path))
+    result = invoke(*words, "--units", "20", "--only", "1e-2", "--only", "1e-2-masked")
+    assert result.exit_code == 0, result.output
+    assert "Figure 1: hidden units left on digits" in result.stdout and "1e-2-masked" in result.stdout
+    for name in ("figure1-units-digits", "figure1-loss-digits"):
+        assert str(tmp_path / f"{name}.svg") in result.stdout.replace("\n", "") and (tmp_path / f"{name}.png").exists()
+    monkeypatch.setattr(tl.papers.shrinknets, "NETWORKS", {"mlp": ((), (12, 10, 8))})
+    second = invoke(*words, "--figure", "2", "--models", "1")
+    assert second.exit_code == 0, second.output
+    assert all(name in second.stdout for name in ("fixed widths", "fixed widths, L2", "ShrinkNets"))
+    assert (tmp_path / "figure2-mlp-digits.svg").exists() and (tmp_path / "search.db").exists()
+    assert "--figure is one of 1, 2, not '3'" in fails(monkeypatch, capsys, *words, "--figure", "3")
+    assert "give λ such as 1e-3" in fails(monkeypatch, capsys, *words, "--only", "small")

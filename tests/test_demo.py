@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,29 @@ def test_ones_own_network_runs_end_to_end(tmp_path: Path) -> None:
     assert file == network  # answers differ by rounding only
     assert file > 15  # which member is chosen depends on the machine; one in ten is chance
     assert (tmp_path / "runs" / "own-network" / "member.onnx").stat().st_size > 10_000
+
+
+def test_ones_own_network_shrinks_in_ones_own_loop(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "shrink_own_network.py"), "--epochs", "5"],
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"│ (as it is|shrunk) +│ (.*) │", result.stdout)
+    assert [name for name, _ in rows] == ["as it is", "shrunk"], result.stdout
+    cells = [[float(cell.strip(" %").replace(",", "")) for cell in row.split("│")] for _, row in rows]
+    whole, shrunk = cells
+    assert whole[:2] == [87_370, 381_440]
+    assert shrunk[0] < 40_000 and shrunk[1] < 250_000
+    assert min(whole[-1], shrunk[-1]) > 90
+    left = re.findall(r"left: norm1 (\d+), norm2 (\d+), hidden (\d+)", result.stdout)
+    assert len(left) == 5 and all(int(n) <= of for n, of in zip(left[-1], (32, 64, 256), strict=True))
+    files = [(tmp_path / "runs" / "shrink-own-network" / f"{name}.onnx") for name in ("as-it-is", "shrunk")]
+    assert files[1].stat().st_size < files[0].stat().st_size / 2
 
 
 def test_the_readme_shows_the_results_that_are_here() -> None:

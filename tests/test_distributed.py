@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from telescopic.data import Dataset, Split
 from telescopic.nested import Nested
 from telescopic.networks import mlp
-from telescopic.train import CheckpointError, History, Objective, Recipe, fit, pairwise
+from telescopic.shrink.family import add_filters_to_family, filters
+from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, fit, pairwise
 from telescopic.train.checkpoint import read_facts
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.1, l2=1e-3, mix=pairwise(3), distillation=0.2)
+SHRINKING = Recipe(epochs=4, batch_size=16, learning_rate=0.1, shrink=Shrink(penalty=0.4, collect=3))
 SIZES = (53, 49)
 """Training images: the last batch has 5, of which one process gets 3 and the other 2; or 1, and one gets none."""
 
@@ -41,12 +43,20 @@ def network(seed: int = 0) -> Nested:
     return mlp(16, (16, 16), 3)
 
 
+def filtered(seed: int = 0) -> Nested:
+    """That learns its widths: with three members, whose adapters shrink too."""
+    torch.manual_seed(seed)
+    return add_filters_to_family(mlp(16, (24, 20), 3), torch.rand(2, 1, 4, 4))
+
+
 def state(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
 
 
 def without_times(history: History) -> list[dict[str, Any]]:
-    epochs = [{k: v for k, v in asdict(e).items() if k not in ("seconds", "images_per_s")} for e in history]
+    epochs = [
+        {k: v for k, v in asdict(e).items() if k not in ("seconds", "images_per_s", "compacting")} for e in history
+    ]
     return list(json.loads(json.dumps(epochs)))
 
 
@@ -63,6 +73,13 @@ def each_process(folder: Path) -> None:
         )
         save_file(state(net), folder / f"{num}-{rank}.safetensors")
         seen[str(num)] = without_times(history), called
+    net = filtered(rank)
+    seen["shrunk"] = without_times(fit(net, data(53), SHRINKING, out=folder / "shrunk", **options))
+    save_file(state(net), folder / f"shrunk-{rank}.safetensors")
+    longer = replace(SHRINKING, epochs=6)
+    seen["shrunk on"] = without_times(
+        fit(filtered(rank), data(53), longer, out=folder / "shrunk", resume=True, **options)
+    )
     net = network(rank)
     seen["resumed"] = without_times(fit(net, data(53), RECIPE, out=folder / "begun", resume=True, **options))
     save_file(state(net), folder / f"resumed-{rank}.safetensors")
@@ -132,10 +149,24 @@ def test_two_processes_train_as_one(folder: Path, num: int) -> None:
     assert moved > 0.05, "weights that hardly move would prove nothing"
 
 
-@pytest.mark.parametrize("name", [str(num) for num in SIZES] + ["resumed"])
+@pytest.mark.parametrize("name", [str(num) for num in SIZES] + ["resumed", "shrunk"])
 def test_both_processes_end_with_the_same_weights(folder: Path, name: str) -> None:
     one, other = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_two_processes_shrink_as_one(folder: Path) -> None:
+    """Channels are removed within epochs, and in the resumed run from the start."""
+    net = filtered()
+    history = fit(net, data(53), replace(SHRINKING, epochs=6), keep="last", cpu=True, progress=False)
+    for rank in (0, 1):
+        seen = json.loads((folder / f"{rank}.json").read_text())
+        assert [row["widths"] for row in seen["shrunk on"]] == [list(epoch.widths) for epoch in history]
+        assert_alike(seen["shrunk"], without_times(history)[:4])
+        assert_alike(seen["shrunk on"], without_times(history))
+    assert history[3].widths[0] < 20 and len(next(iter(filters(net).values())).theta) < 20
+    stored = load_file(folder / "shrunk-0.safetensors")
+    assert {tuple(t.shape) for t in stored.values()} != {tuple(t.shape) for t in state(filtered()).values()}
 
 
 def test_two_processes_go_on_where_one_stopped(folder: Path) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from telescopic.data import Augment, Dataset, Preprocess, Split, load
 from telescopic.nested import Nested
-from telescopic.papers import cnsn, doubly_nested, nsn
+from telescopic.papers import cnsn, doubly_nested, nsn, shrinknets
+from telescopic.shrink.family import living
 from telescopic.train import Objective, Recipe, fit
 
 CNSN = {1: 1.700003600699, 10: 1.483370496389, 30: 1.286843731678}
@@ -26,6 +27,7 @@ DOUBLY_NESTED = {
     "drawn-macs": {1: 2.403781560506, 10: 2.291061545034, 30: 1.908749313948},
     "balanced-macs": {1: 2.381608863577, 10: 2.290042571326, 30: 2.001605196308},
 }
+SHRINKNETS = {1: 2.456959853790, 10: 0.972335581629, 30: 0.313378243989}
 NSN = {1: 7.20544434, 10: 6.25153446, 30: 4.70296144}
 
 
@@ -97,3 +99,15 @@ def test_golden_losses_of_doubly_nested(way: str) -> None:
     losses = losses_of(net.double(), data, replace(recipe, batch_size=64, augment=Augment(pad=1)))
     assert len(losses) == 30
     assert {step: losses[step - 1] for step in DOUBLY_NESTED[way]} == pytest.approx(DOUBLY_NESTED[way], rel=1e-6)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_golden_losses_of_shrinknets() -> None:
+    """On digits, in float64, with a rate and a λ so high that channels die and are removed within these steps."""
+    digits = load("digits")
+    data = replace(digits, train=Split(digits.train.images[:960], digits.train.labels[:960]))
+    torch.manual_seed(0)
+    net, recipe = shrinknets.experiment("3e-2", epochs=2, units=100, input_shape=(1, 8, 8))
+    losses = losses_of(net.double(), data, replace(recipe, batch_size=64, learning_rate=2e-2))
+    assert len(losses) == 30 and living(net) == (71,)
+    assert {step: losses[step - 1] for step in SHRINKNETS} == pytest.approx(SHRINKNETS, rel=1e-6)

@@ -157,3 +157,40 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensorboard(tmp_path / "board")(history())
     assert seen["loss"] == (0.5, 3) and seen["validation/entry=0"] == (0.8, 3) and seen["test/entry=1"] == (0.2, 3)
     assert math.isclose(seen["losses/entry=1"][0], 0.25) and len(seen) == 3 + 6 + 1
+
+
+def shrinking(layers: int = 2) -> History:
+    """Of a network that learns its widths, and becomes twice as fast."""
+    rows = [
+        epoch(
+            i, (0.5, 0.5), (0.5, 0.5), images_per_s=500.0 * i, widths=(2000 // i, *[7] * (layers - 1)), compacting=0.25
+        )  # type: ignore[arg-type]
+        for i in (1, 2)
+    ]
+    return History(("a", "b"), 1, rows, [f"layer{i}" for i in range(layers)])
+
+
+def test_widths_are_shown_live_and_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    text = picture(Live(shrinking(), epochs=3, num_batches=4))
+    assert "channels 1,000 7   2.0× as fast as the first epoch" in text
+    Plain(shrinking(), epochs=2).epoch()
+    assert capsys.readouterr().err.endswith("0:00 left  channels 1,000 7   2.0× as fast as the first epoch\n")
+    Plain(shrinking(13), epochs=2).epoch()
+    assert "channels 1,000 7 7 7 7 7 … 7 7 7 7 7   2.0×" in capsys.readouterr().err
+
+
+def test_widths_survive_json_and_stand_in_the_log(tmp_path: Path) -> None:
+    seen = shrinking()
+    again = History.from_dict(json.loads(json.dumps(seen.to_dict())))
+    assert list(again) == list(seen) and again.filters == ("layer0", "layer1")
+    older = {key: value for key, value in history().to_dict().items() if key != "filters"}
+    for row in older["epochs"]:
+        del row["widths"], row["compacting"]
+    assert list(History.from_dict(older)) == list(history()), "written before there were any"
+    seen.to_csv(tmp_path / "log.csv")
+    lines = list(csv.reader((tmp_path / "log.csv").read_text().splitlines()))
+    assert lines[0][-3:] == ["compacting", "layer0:channels", "layer1:channels"] and lines[2][-3:] == [
+        "0.25",
+        "1000",
+        "7",
+    ]

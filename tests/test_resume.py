@@ -28,7 +28,8 @@ from telescopic.data import Augment, Dataset, Preprocess, Split
 from telescopic.files import replacing
 from telescopic.nested import Nested
 from telescopic.networks import mlp
-from telescopic.train import CheckpointError, History, Objective, Recipe, evaluate, fit, pairwise
+from telescopic.shrink.family import add_filters_to_family, filters
+from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, evaluate, fit, pairwise
 from telescopic.train.checkpoint import load_checkpoint, read_facts
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
@@ -73,6 +74,17 @@ def convolutions() -> Nested:
     return Nested([block(1), block(3)], entries, {1: head}, dropout=(0.1,), statistics="per-entry")
 
 
+def filtered() -> Nested:
+    """That learns its widths."""
+    torch.manual_seed(0)
+    return add_filters_to_family(convolutions(), torch.rand(2, 1, 4, 4))
+
+
+def one_filtered() -> Nested:
+    torch.manual_seed(0)
+    return add_filters_to_family(mlp(16, (40,), 4, entries=(0,)), torch.rand(2, 1, 4, 4))
+
+
 def state(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
@@ -82,7 +94,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def without_times(history: History) -> list[dict[str, Any]]:
-    return [{k: v for k, v in asdict(e).items() if k not in ("seconds", "images_per_s")} for e in history]
+    return [{k: v for k, v in asdict(e).items() if k not in ("seconds", "images_per_s", "compacting")} for e in history]
 
 
 def run(net: Nested, out: Path, recipe: Recipe = RECIPE, **options: Any) -> History:
@@ -112,8 +124,22 @@ def interrupting() -> Iterator[Callable[[int], None]]:
 CYCLE = replace(RECIPE, schedule="one-cycle", milestones=(), warmup=0.7, weight_decay=1e-3, nesterov=True)
 
 
+ADAM = replace(RECIPE, mix=None, l2=0.0, optimizer="adam", learning_rate=0.02, shrink=Shrink(penalty=0.3))
+PROXIMAL = replace(ADAM, shrink=Shrink(penalty=0.1, method="proximal", by="macs", collect=3))
+RANDOM = replace(ADAM, optimizer="sgd", shrink=Shrink(penalty=0.5, method="random", level=0.3))
+
+
 @pytest.mark.parametrize(
-    ("build", "recipe"), [(layers, RECIPE), (layers, CYCLE), (convolutions, replace(RECIPE, mix=None))]
+    ("build", "recipe"),
+    [
+        (layers, RECIPE),
+        (layers, CYCLE),
+        (convolutions, replace(RECIPE, mix=None)),
+        (one_filtered, ADAM),
+        (one_filtered, PROXIMAL),
+        (filtered, RANDOM),
+        (filtered, replace(ADAM, shrink=Shrink(penalty=0.3, collect=None))),
+    ],
 )
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_interrupted_anywhere_it_ends_bit_for_bit_alike(
@@ -122,6 +148,8 @@ def test_interrupted_anywhere_it_ends_bit_for_bit_alike(
     """In the first batch, within an epoch, in its last batch, twice in one epoch, in the last epoch."""
     whole = build()
     history = run(whole, tmp_path / "whole", recipe, keep=keep)
+    if recipe.shrink is not None:
+        assert history[-1].widths < tuple(len(part.theta) for part in filters(build()).values()), "or nothing is tested"
     for passes in (1, 3, 4, 1, 2):  # 4 batches an epoch
         interrupting(passes)
         with pytest.raises(KeyboardInterrupt, match="resume to go on"):

@@ -22,6 +22,7 @@ from telescopic.layers import (
     Residual,
     SharedHead,
 )
+from telescopic.layers.filter import Filter, Filtered, TokenFilter
 from telescopic.nested import Nested
 
 MAX_PARTS = 10_000
@@ -294,6 +295,11 @@ _LAYERS: dict[str, _Layer] = {
     ),
     "ModuleDict": _Layer(nn.ModuleDict, {"children": []}, _children, lambda children=(): nn.ModuleDict(dict(children))),
     "ModuleList": _Layer(nn.ModuleList, {"modules": []}, lambda held, _: list(held), nn.ModuleList),
+    "layers.Filtered": _Layer(Filtered, {"parts": ()}, lambda held, _: list(held), lambda parts: Filtered(*parts)),
+    **{
+        _name(cls): _Layer(cls, {"channels": None}, lambda held, _: len(held.theta), cls, plain=True)
+        for cls in (Filter, TokenFilter)
+    },
 }
 for _classes, _arguments in _STOCK:
     for _cls in _classes:

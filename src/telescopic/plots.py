@@ -136,14 +136,16 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
     """
     number = len(history.labels)
     shown = some(range(number), MAX_CURVES)
-    colours, chosen = ramp(len(shown)), history.best()
+    # What learned its widths is kept as it was at the end.
+    colours, chosen = ramp(len(shown)), history[-1] if history.filters else history.best()
     judged = math.isfinite(chosen.validation[history.full])
     kind, title = ("validation", "validation accuracy") if judged else ("test", "test accuracy")
     kind, title = ("losses", "training loss") if quantity == "loss" else (kind, title)
     epochs = [epoch.epoch for epoch in history]
     lines = [[float(getattr(epoch, kind)[m]) for epoch in history] for m in shown]
     settled = [v for line in lines for v in line[len(line) // 20 :] if math.isfinite(v)] or [0.0]
-    caption = f"Dashed: epoch {chosen.epoch}, the full network's best on validation images, was kept." if judged else ""
+    marked = judged and not history.filters
+    caption = f"Dashed: epoch {chosen.epoch}, the full network's best on validation images, was kept." if marked else ""
     right = 0.04 + 0.018 * min(18, max(map(len, history.labels)))
     with canvas(place=(0.14, 0.16, 0.86 - right, 0.74)) as (figure, axes):
         axes.set(xlabel="epoch", xlim=(0, epochs[-1] + (len(epochs) == 1)))
@@ -157,7 +159,7 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
             log_ticks(axes.yaxis, min(settled), max(settled))
         axes.set(title=title + " (logarithmic)" * (axes.get_yscale() == "log"))
         _mark_rates(axes, history, *((0.01, "bottom") if quantity == "accuracy" else (0.99, "top")))
-        if judged:
+        if marked:
             axes.axvline(chosen.epoch, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
         for line, colour in zip(lines, colours, strict=True):
             axes.plot(epochs, line, color=colour.light, linewidth=1.3)

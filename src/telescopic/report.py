@@ -22,6 +22,7 @@ from telescopic.plots import COSTS, MAX_FRONT, MAX_NAMED, VARIABLES, Plot, curve
 from telescopic.quantities import human
 from telescopic.subnet import Grid
 from telescopic.train import History
+from telescopic.widths import widths
 
 _DARK = {"--ink": "#e6e9ed", "--muted": "#9aa4af", "--line": "#3a424c", "--page": "#14171b", "--accent": "#74aaff"}
 PALETTE = {VARIABLES[light]: (light, _DARK[VARIABLES[light]]) for light in VARIABLES}
@@ -30,6 +31,7 @@ PALETTE["--panel"] = ("#f3f5f7", "#1d2228")
 PALETTE |= {c.variable: (c.light, c.dark) for number in range(1, MAX_NAMED + 1) for c in ramp(number)}
 PALETTE |= {c.variable: (c.light, c.dark) for c in HEAT}
 _PLOTS = {"accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss", *NAMES}
+_PLOTS |= {"training-widths"}
 _COLUMNS = {
     **{"accuracy": ("validation", "%"), "test_accuracy": ("test", "%"), "macs": ("MACs", ""), "params": ("params", "")},
     **{"bytes": ("size", "B"), "peak_activation": ("peak", "B"), "largest_feature_map": ("largest map", "B")},
@@ -78,6 +80,8 @@ def write_report(
     learned = [curves(history, "loss")] if history else []
     if history and any(map(math.isfinite, (*history[-1].validation, *history[-1].test))):
         learned.insert(0, curves(history, "accuracy"))
+    if history and history.filters:
+        learned.append(widths(history))
     maps = heatmaps(net.grid, catalogue)
     _write_plots(folder / "plots", [*worth, *maps, *learned])
     template = resources.files("telescopic").joinpath("report.html").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from telescopic.catalogue import Catalogue, measure, measure_latency
 from telescopic.data import DataError, Dataset, Preprocess
 from telescopic.nested import Nested
 from telescopic.provenance import commit
+from telescopic.shrink.family import fold_family
 from telescopic.train import History, Recipe, fit
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.keeper import LAST
@@ -37,9 +38,15 @@ def train(
         options: further options of `telescopic.fit`.
 
     Returns:
-        The catalogue of the trained network: the epoch chosen on validation images.
+        The catalogue of the trained network: the epoch chosen on validation images. What has learned its widths is
+        kept as it is after the last epoch, when it is smallest, and without filters.
     """
+    if recipe.shrink is not None:
+        options = {"keep": "last"} | options
     history = fit(net, data, recipe, out=out, seed=seed, **options)
+    if recipe.shrink is not None:
+        first = next(net.parameters())
+        net = fold_family(net, recipe.preprocess(data.train.images[:2].to(first.device)).to(first.dtype))
     catalogue = measure(net, data, preprocess=recipe.preprocess)
     if int(os.environ.get("RANK", "0")) == 0:
         catalogue.to_json(out / CATALOGUE)
@@ -48,7 +55,7 @@ def train(
             "method": method,
             "data": data.name,
             "seed": seed,
-            "epoch": history.best().epoch,
+            "epoch": (history[-1] if options.get("keep") == "last" else history.best()).epoch,
             "epochs": len(history),
             "recipe": recipe.to_dict(),
             "commit": commit(),
@@ -176,7 +183,10 @@ class Source:
             for key, value in facts.items()
             if isinstance(value, str | int | float) and not isinstance(value, bool)
         }
-        shown |= {k: v for k, v in dict(recipe or {}).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        told = dict(recipe or {})
+        for part in (told, told.get("shrink")):
+            values = dict(part) if isinstance(part, dict) else {}
+            shown |= {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         versions = facts.get("versions")
         if isinstance(versions, dict):
             shown["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from telescopic.cli import anytime, data, families, reproduce, train
+from telescopic.cli import anytime, data, families, reproduce, search, train
 
 # Everything heavy is imported inside the commands, so that --help answers at once.
 
@@ -22,6 +22,7 @@ app.command()(families.report)
 app.command(epilog="Example:  telescopic anytime runs/dnn --deadline-ms 2 --deadline-ms 5")(anytime.anytime)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(search.app, name="search")
 app.add_typer(reproduce.app, name="reproduce")
 
 

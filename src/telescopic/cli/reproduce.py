@@ -111,3 +111,66 @@ def doubly_nested(
             run_doubly_nested(out, only, data=data, groups=groups, channels=sizes, blocks=blocks, **options)
     for table in doubly_nested_tables(out):
         show_table(table)
+
+
+@app.command("shrinknets", epilog="Example:  telescopic reproduce shrinknets --only 1e-2 --only 1e-2-masked")
+def shrinknets(
+    out: Out = Path("runs/reproduce-shrinknets"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An experiment of Figure 1; may be given several times: λ such as 1e-3, or with a way: 1e-3-masked "
+            "(nothing is removed), -proximal, -random, -pays. (default: the paper's five λ)"
+        ),
+    ] = None,
+    figure: Annotated[list[int] | None, typer.Option(help="1 or 2; may be given twice. (default: 1)")] = None,
+    data: Annotated[str, typer.Option(help="mnist, as in the paper, fashion-mnist, or another data set.")] = "mnist",
+    units: Annotated[int, typer.Option(min=1, help="Figure 1: hidden units to start with.")] = 10_000,
+    network: Annotated[str, typer.Option(help="Figure 2: mlp or lenet.")] = "mlp",
+    models: Annotated[int, typer.Option(min=1, help="Figure 2: random models of each kind.")] = 50,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images. (default: the paper's, 100; of lenet 200)")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Figure 2: models trained at once.")] = 1,
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    show: Show = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train what Figures 1 and 2 show, and print the paper's numbers beside ours. Stop and go on at will."""
+    from telescopic.papers import shrinknets
+    from telescopic.papers.reproduce import run_shrinknets
+    from telescopic.papers.units import figure_1_runs, shrinknets_tables
+    from telescopic.widths import figure_1, write_plots
+
+    one_of("precision", precision, ("fp32", "bf16"))
+    figures = figure or [1]
+    for number in figures:
+        one_of("--figure", str(number), ("1", "2"))
+    if 1 in figures:
+        names = only or ["1e-1", "1e-2", "1e-3", "1e-4", "1e-5"]
+        if not show:
+            options: dict[str, Any] = {"epochs": epochs or shrinknets.EPOCHS["one-layer"], "units": units}
+            with interruptible():
+                run_shrinknets(out, names, data=data, seed=seed, precision=precision, data_dir=data_dir, **options)
+        for table in shrinknets_tables(out):
+            show_table(table)
+        for path in write_plots(out, [plot for group in figure_1_runs(out) for plot in figure_1(group)]):
+            print(path)
+    if 2 in figures:
+        from telescopic.cli.search import run_search
+
+        storage = out / "search.db"
+        run_search(
+            str(storage),
+            data=data,
+            network=network,
+            kinds=list(shrinknets.KINDS),
+            models=models,
+            epochs=epochs,
+            processes=processes,
+            seed=seed,
+            show=show,
+            data_dir=data_dir,
+            out=out,
+        )

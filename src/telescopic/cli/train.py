@@ -164,6 +164,53 @@ def doubly_nested(
     _train("doubly-nested", data, build, out=out, seed=seed, resume=resume, **options)
 
 
+@app.command("shrinknet", epilog="Example:  telescopic train shrinknet --data mnist --penalty 1e-3 --out runs/shrink")
+def shrinknet(
+    data: Data = "mnist",
+    penalty: Annotated[
+        float, typer.Option(min=0, help="λ, which takes the place of all widths: the larger, the smaller the network.")
+    ] = 1e-3,
+    network: Annotated[
+        str, typer.Option(help="one-layer (10,000 units), mlp (500, 500, 500), lenet (50, 50, 5000).")
+    ] = "one-layer",
+    widths: Annotated[
+        str | None, typer.Option(help="Widths to start with, e.g. 2000. (default: the network's)")
+    ] = None,
+    by: Annotated[str, typer.Option(help="What a channel weighs: 1 (channels), its params, or its macs.")] = "channels",
+    method: Annotated[
+        str, typer.Option(help="gradient (the paper), proximal (exact zeros), or random removal.")
+    ] = "gradient",
+    collect: Annotated[
+        str, typer.Option(help="When dead channels are removed: epoch (the paper), pays, never, or a number of steps.")
+    ] = "epoch",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images; the paper takes 100.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/shrinknet-<data>)")] = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    data_dir: DataDir = None,
+    validation: Validation = None,
+    precision: Precision = "fp32",
+) -> None:
+    """Train a network that learns its widths and gets faster meanwhile (Leclerc et al., ShrinkNets)."""
+    from telescopic import papers
+    from telescopic.data import Preprocess
+
+    shrinknets = papers.shrinknets
+    one_of("network", network, tuple(shrinknets.NETWORKS))
+    sizes = None if widths is None else numbers("--widths", widths, int, "whole numbers such as 500,500,500")
+    when: str | int | None = {"never": None}.get(collect, int(collect) if collect.isdecimal() else collect)
+    how: dict[str, Any] = {"by": by, "method": method, "collect": when}
+    shrinknets.recipe(penalty=penalty, epochs=epochs, **how)  # refuses what it does not know before the data are there
+
+    def build(images: "Dataset") -> "tuple[Nested, Recipe]":
+        shape, classes = images.input_shape, len(images.classes)
+        net = shrinknets.network(network, input_shape=shape, classes=classes, widths=sizes)
+        return net, shrinknets.recipe(penalty=penalty, epochs=epochs, preprocess=Preprocess.fit(images.train), **how)
+
+    options: dict[str, Any] = {"data_dir": data_dir, "validation": validation, "precision": precision}
+    _train("shrinknet", data, build, out=out, seed=seed, resume=resume, **options)
+
+
 def _train(
     method: str,
     data: str,
@@ -195,6 +242,8 @@ def _train(
         table = train(net, images, recipe, folder, method=method, seed=seed, resume=resume, precision=precision)
     if speaks:
         _show(table, folder)
+        if method == "shrinknet":
+            print(f"\n{_left(folder)}")
         if method == "cnsn" and len(table) > 1:
             print(f"\n{_storage(folder, table)}")
         # Something that a member fits, also where the smallest is not much smaller than the largest.
@@ -211,6 +260,22 @@ def _show(table: "Catalogue", folder: Path) -> None:
     print(
         f"\nThese {len(front)} of {len(table)} members are more accurate on validation images than all that need no "
         f"more MACs.\nAll of them:  telescopic catalogue {folder}"
+    )
+
+
+def _left(folder: Path) -> str:
+    """What a network has become that learned its widths."""
+    from telescopic.run import Source
+
+    history = Source.open(str(folder)).history()
+    assert history is not None
+    first, last, seconds = history[0], history[-1], sum(epoch.seconds for epoch in history)
+    layers = ", ".join(f"{name} {width:,}" for name, width in zip(history.filters, last.widths, strict=True))
+    share = 100 * sum(epoch.compacting for epoch in history) / seconds
+    return (
+        f"Channels left: {layers}. The filters are part of the weights in {folder}: it is an ordinary network.\n"
+        f"The last epoch was {last.images_per_s / first.images_per_s:.1f} times as fast as the first; removing "
+        f"channels took {share:.1f} % of the time."
     )
 
 

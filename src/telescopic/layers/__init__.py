@@ -6,6 +6,8 @@ from telescopic.layers.causal import CausalBatchNorm1d as CausalBatchNorm1d
 from telescopic.layers.causal import CausalBatchNorm2d as CausalBatchNorm2d
 from telescopic.layers.causal import CausalConv2d as CausalConv2d
 from telescopic.layers.causal import CausalLinear as CausalLinear
+from telescopic.layers.filter import Filter as Filter
+from telescopic.layers.filter import TokenFilter as TokenFilter
 from telescopic.layers.heads import GlobalAvgPool2d as GlobalAvgPool2d
 from telescopic.layers.heads import GradientScale as GradientScale
 from telescopic.layers.heads import SharedHead as SharedHead

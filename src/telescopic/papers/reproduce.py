@@ -1,6 +1,7 @@
 """The papers' experiments, run one after another; `tables` reads what they leave."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from telescopic.data import Dataset, Preprocess, load
 from telescopic.extract import extract
 from telescopic.files import replacing
 from telescopic.nested import Nested
-from telescopic.papers import cnsn, doubly_nested, nsn
+from telescopic.papers import cnsn, doubly_nested, nsn, shrinknets
 from telescopic.papers.policies import by_policy, keep_shared
 from telescopic.provenance import commit, versions
+from telescopic.shrink.family import fold_family
 from telescopic.train import Epoch, History, Recipe, evaluate, fit
 from telescopic.train.checkpoint import load_checkpoint, read_facts
 from telescopic.train.keeper import BEST, LAST
@@ -193,6 +195,74 @@ def run_doubly_nested(
         _experiment(
             out / _folder(name, seed), {"experiment": name, **wanted}, partial(how, name), images, what, progress
         )
+
+
+def run_shrinknets(
+    out: Path,
+    names: Sequence[str],
+    *,
+    data: str = "mnist",
+    units: int = 10_000,
+    epochs: int = 100,
+    seed: int = 0,
+    precision: Literal["fp32", "bf16"] | str = "fp32",
+    data_dir: Path | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Train experiments of ShrinkNets' Figure 1, into folders called after data, experiment and seed.
+
+    All training images are used, as the authors must have done: of 10,000 units with θ uniform in (0, 1], the 2,366
+    that are gone after the first epoch are those that 235 steps of Adam can bring to 0, which 60,000 images make.
+
+    Raises:
+        ValueError: if an experiment is unknown.
+        CheckpointError: if a folder holds a run of other settings.
+    """
+    images = load(data, data_dir=data_dir, validation=0)
+    preprocess, shape = Preprocess.fit(images.train), images.input_shape
+    wanted = {"data": data, "units": units, "epochs": epochs, "seed": seed, "precision": precision}
+    sizes: dict[str, Any] = {"epochs": epochs, "units": units, "input_shape": shape, "classes": len(images.classes)}
+
+    def more(net: Nested, history: History, folder: Path, recipe: Recipe) -> dict[str, Any]:
+        first = next(net.parameters())
+        plain = fold_family(net, preprocess(images.train.images[:2].to(first.device)).to(first.dtype))
+        price = cost(extract(plain), shape)
+        return {
+            "left": [epoch.widths[0] for epoch in history],
+            "losses": [round(epoch.loss, 6) for epoch in history],
+            "tests": [epoch.test[0] for epoch in history],
+            "seconds": [round(epoch.seconds, 3) for epoch in history],
+            "compacting": [round(epoch.compacting, 4) for epoch in history],
+            "macs": price.macs,
+            "params": price.params,
+            "peak_bytes": peak_bytes(),
+        }
+
+    for name in names:
+        shrinknets.parse(name)
+    for name in names:
+        _experiment(
+            out / _folder(f"{data}-{name}", seed),
+            {"experiment": name, **wanted},
+            partial(shrinknets.experiment, name, preprocess=preprocess, **sizes),
+            images,
+            more,
+            progress,
+        )
+
+
+def peak_bytes() -> int | None:
+    """Most memory that this process has held so far: on the GPU if there is one, else as the system counts it.
+
+    To compare two experiments by it, run each in a process of its own.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _folder(name: str, seed: int) -> str:

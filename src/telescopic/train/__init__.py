@@ -9,4 +9,5 @@ from telescopic.train.loop import fit as fit
 from telescopic.train.objective import Objective as Objective
 from telescopic.train.objective import pairwise as pairwise
 from telescopic.train.recipe import Recipe as Recipe
+from telescopic.train.recipe import Shrink as Shrink
 from telescopic.train.statistics import recalibrate as recalibrate

@@ -23,6 +23,8 @@ def tensorboard(folder: Path) -> Callable[[History], None]:
         for kind in ("losses", "validation", "test"):
             for label, value in zip(history.labels, last[kind], strict=True):
                 writer.add_scalar(f"{kind}/{label}", value, last["epoch"])
+        for label, width in zip(history.filters, last["widths"], strict=True):
+            writer.add_scalar(f"channels/{label}", width, last["epoch"])
         writer.flush()
 
     return write

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from telescopic.architecture import named_tensors
 from telescopic.files import replacing
+from telescopic.layers.filter import Filter
+from telescopic.shrink.shapes import reshape_
 
 FORMAT = 1
 
@@ -24,13 +26,15 @@ class CheckpointError(ValueError):
 class Position:
     """Where in a run a checkpoint was taken: `batch` batches of epoch number `epoch` (from 1) are done.
 
-    `sums` are the running sums of that epoch: minimised loss, then each member's, over the images seen.
+    `sums` are the running sums of that epoch: minimised loss, then each member's, over the images seen. `compacting`
+    are those of its seconds in which dead channels were removed.
     """
 
     epoch: int = 1
     batch: int = 0
     seconds: float = 0.0
     sums: list[float] = field(default_factory=list)
+    compacting: float = 0.0
 
 
 def save_checkpoint(
@@ -66,8 +70,16 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error}); delete it to start the run anew") from error
 
 
-def load_checkpoint(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def load_checkpoint(
+    path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, example: Tensor | None = None
+) -> None:
     """Put a checkpoint's tensors into a network and its optimizer.
+
+    Args:
+        path: the file.
+        net: the network.
+        optimizer: its optimizer, if it is to go on.
+        example: a batch of inputs `[batch, ...]`. With it, a network with filters gets the widths of the checkpoint's.
 
     Raises:
         CheckpointError: if the file cannot be read or is of another network; nothing has been changed then.
@@ -78,7 +90,8 @@ def load_checkpoint(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer
     own = named_tensors(net)
     shapes = {name[4:]: tuple(t.shape) for name, t in stored.items() if name.startswith("net/")}
     expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    if shapes != expected:
+    learned = example is not None and any(isinstance(part, Filter) for part in net.modules())
+    if shapes != expected and not (learned and shapes.keys() == expected.keys()):
         differing = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
         raise CheckpointError(f"{path} is of another network: {', '.join(differing[:3])} differ in name or shape")
     state: dict[int, dict[str, Tensor]] = {}
@@ -88,6 +101,11 @@ def load_checkpoint(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer
             if kind != "optimizer" or not index.isdecimal():
                 raise CheckpointError(f"{path} is not a checkpoint: it has a tensor {name!r}")
             state.setdefault(int(index), {})[key] = tensor
+    if example is not None and shapes != expected:
+        try:
+            reshape_(net, shapes, example)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is of another network: {error}") from error
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(stored[f"net/{name}"])

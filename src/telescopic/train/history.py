@@ -23,6 +23,8 @@ class Epoch:
         losses: each member's own training loss, in grid order.
         validation: each member's accuracy on the validation images, a fraction; NaN if there are none.
         test: each member's accuracy on the test images, a fraction.
+        widths: living channels of each filter, of a network that learns its widths.
+        compacting: seconds, of those above, in which dead channels were removed.
     """
 
     epoch: int
@@ -33,6 +35,8 @@ class Epoch:
     losses: tuple[float, ...]
     validation: tuple[float, ...]
     test: tuple[float, ...]
+    widths: tuple[int, ...] = ()
+    compacting: float = 0.0
 
 
 class History(Sequence[Epoch]):
@@ -42,10 +46,13 @@ class History(Sequence[Epoch]):
         labels: name of each member, in grid order.
         full: position of the full network among them.
         epochs: what has been seen so far.
+        filters: name of each filter, of a network that learns its widths.
     """
 
-    def __init__(self, labels: Sequence[str], full: int, epochs: Sequence[Epoch] = ()) -> None:
-        self.labels, self.full, self.epochs = tuple(labels), full, list(epochs)
+    def __init__(
+        self, labels: Sequence[str], full: int, epochs: Sequence[Epoch] = (), filters: Sequence[str] = ()
+    ) -> None:
+        self.labels, self.full, self.epochs, self.filters = tuple(labels), full, list(epochs), tuple(filters)
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -78,7 +85,8 @@ class History(Sequence[Epoch]):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"labels": self.labels, "full": self.full, "epochs": [asdict(epoch) for epoch in self.epochs]}
+        epochs = [asdict(epoch) for epoch in self.epochs]
+        return {"labels": self.labels, "full": self.full, "filters": self.filters, "epochs": epochs}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -86,17 +94,21 @@ class History(Sequence[Epoch]):
         rows: list[dict[str, Any]] = [
             {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in data["epochs"]
         ]
-        return cls(data["labels"], data["full"], [Epoch(**row) for row in rows])
+        return cls(data["labels"], data["full"], [Epoch(**row) for row in rows], data.get("filters", ()))
 
     def to_csv(self, path: Path) -> None:
-        """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each."""
+        """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each.
+
+        If widths were learned, further columns are `compacting` in seconds, and `<filter>:channels` for each.
+        """
         kinds = (("train_loss", "losses"), ("validation", "validation"), ("test", "test"))
         plain = ("epoch", "seconds", "images_per_s", "learning_rate", "loss")
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             out = csv.writer(file, lineterminator="\n")
-            out.writerow([*plain, *(f"{label}:{kind}" for label in self.labels for kind, _ in kinds)])
+            learned = ["compacting", *(f"{name}:channels" for name in self.filters)] if self.filters else []
+            out.writerow([*plain, *(f"{label}:{kind}" for label in self.labels for kind, _ in kinds), *learned])
             for epoch in self.epochs:
                 members = [getattr(epoch, name)[m] for m in range(len(self.labels)) for _, name in kinds]
-                out.writerow(
-                    [epoch.epoch, *(f"{value:.6g}" for value in [*(getattr(epoch, p) for p in plain[1:]), *members])]
-                )
+                values = [*(getattr(epoch, p) for p in plain[1:]), *members]
+                values += [epoch.compacting, *epoch.widths] if self.filters else []
+                out.writerow([epoch.epoch, *(f"{value:.6g}" for value in values)])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from telescopic.architecture import named_tensors
 from telescopic.nested import Nested
+from telescopic.shrink.shapes import reshape_
 from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint
 from telescopic.train.history import History
 
@@ -22,6 +23,7 @@ class Keeper:
         out: the folder, or None.
         net: the network.
         optimizer: its optimizer.
+        example: a batch of inputs, with which a network with filters is given the widths that it had.
         same: the facts in which a run must agree with what it goes on from, its recipe among them.
         facts: further facts to note.
         writes: whether this process is the one that writes.
@@ -33,6 +35,7 @@ class Keeper:
         out: Path | None,
         net: Nested,
         optimizer: torch.optim.Optimizer,
+        example: Tensor,
         same: dict[str, Any],
         facts: dict[str, Any],
         *,
@@ -40,6 +43,7 @@ class Keeper:
         seconds: float,
     ) -> None:
         self.out, self.net, self.optimizer, self.same, self.facts = out, net, optimizer, same, facts
+        self.example = example
         self.folder = out if writes else None
         self.seconds, self.saved = seconds, time.monotonic()
         self.best: dict[str, Tensor] = {}
@@ -62,9 +66,9 @@ class Keeper:
         # A kill may have come between writing the last state and the copy of it that is the best one.
         just_best = len(history) > 0 and position.batch == 0 and history.best() is history[-1]
         if len(history) > 0 and not just_best:
-            load_checkpoint(self.out / BEST, self.net)
+            load_checkpoint(self.out / BEST, self.net, example=self.example)
             self.best = self._copy()
-        load_checkpoint(self.out / LAST, self.net, self.optimizer)
+        load_checkpoint(self.out / LAST, self.net, self.optimizer, example=self.example)
         if just_best:
             self._save_best(history, position)
         return history, position
@@ -91,7 +95,9 @@ class Keeper:
             self._save_best(history, position)
 
     def restore_best(self) -> None:
-        """Put the best weights into the network, if an epoch has finished."""
+        """Put the best weights into the network, if an epoch has finished. It may have been wider then."""
+        if self.best:
+            reshape_(self.net, {name: tensor.shape for name, tensor in self.best.items()}, self.example)
         with torch.no_grad():
             for name, tensor in named_tensors(self.net).items() if self.best else ():
                 tensor.copy_(self.best[name])

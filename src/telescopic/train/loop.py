@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from telescopic.data import Dataset, Split, batches
 from telescopic.nested import Nested
+from telescopic.shrink.family import filters, living
 from telescopic.train.balance import gradient_factors
 from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
@@ -19,9 +20,11 @@ from telescopic.train.evaluate import count_correct
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
 from telescopic.train.keeper import LAST, Keeper
-from telescopic.train.objective import Objective, objective_weights, parameter_groups
+from telescopic.train.objective import Objective, objective_weights
+from telescopic.train.optimizer import optimizer_for
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
+from telescopic.train.shrinking import Shrinking
 from telescopic.train.statistics import recalibrate_
 
 CHECK_EVERY = 100  # batches between looks at the loss: a look waits for the device
@@ -73,7 +76,8 @@ def fit(
         What every epoch has seen.
 
     Raises:
-        ValueError: if recipe and network do not fit, or `out` already holds a run and `resume` is False.
+        ValueError: if recipe and network do not fit, such as one that shrinks a network without filters, or `out`
+            already holds a run and `resume` is False.
         CheckpointError: if the checkpoint to resume from is corrupt or of another run.
         TrainingError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
@@ -94,21 +98,29 @@ def fit(
     _lay_out(net, layout)
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
     factors = gradient_factors(net, objective_weights(net, recipe)) if recipe.balanced else []
-    optimizer = torch.optim.SGD(
-        parameter_groups(net, recipe),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        fused=device.type in ("cpu", "cuda", "mps"),
-    )
+    optimizer = optimizer_for(net, recipe, device)
+    train, held = data.train.to(device), [_share(s, rank, world).to(device) for s in (data.validation, data.test)]
+    num_batches = math.ceil(len(train) / recipe.batch_size)
+    example = recipe.preprocess(train.images[:2]).to(dtype)
+    shrinking = None
+    if recipe.shrink is not None:
+        steps = recipe.epochs * num_batches
+        shrinking = Shrinking(net, recipe.shrink, optimizer, example, steps=steps, seed=seed)
     same = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
     same |= {"precision": precision, "statistics": net.statistics}
     facts = {"threads": torch.get_num_threads(), "processes": world}
-    keeper = Keeper(out, net, optimizer, same, facts, writes=rank == 0, seconds=checkpoint_seconds)
+    keeper = Keeper(out, net, optimizer, example, same, facts, writes=rank == 0, seconds=checkpoint_seconds)
     labels = [net.grid.label(member) for member in net.grid]
-    history, position = keeper.resume(History(labels, net.grid.index(net.grid.full)))
-    train, held = data.train.to(device), [_share(s, rank, world).to(device) for s in (data.validation, data.test)]
-    num_batches = math.ceil(len(train) / recipe.batch_size)
+    history, position = keeper.resume(History(labels, net.grid.index(net.grid.full), filters=tuple(filters(net))))
+
+    def wrapped() -> nn.Module:
+        """The network in its present widths, for several processes."""
+        accelerator.free_memory()  # or the wrapper of the wider network would go on adding gradients up
+        module: nn.Module = accelerator.prepare_model(Objective(net, recipe))
+        return module
+
+    if shrinking is not None and world > 1:
+        objective = wrapped()
     exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
     board = tensorboard(out / "tensorboard") if out is not None and rank == 0 else None
 
@@ -139,6 +151,8 @@ def fit(
             if position.sums and rank == 0:  # of the whole batches before, so they are added once
                 sums += torch.tensor(position.sums, dtype=exact, device=device)
             net.train()
+            if shrinking is not None:
+                shrinking.seconds = position.compacting
             order = batches(train, recipe.batch_size, seed=seed, epoch=position.epoch, rank=rank, world=world)
             for batch, (images, target) in enumerate(order):
                 if batch < position.batch:
@@ -154,24 +168,31 @@ def fit(
                     loss, losses = objective(x, target)
                 optimizer.zero_grad()
                 # The mean over processes that the wrapper takes becomes the sum over the whole batch.
-                (loss * (world / size)).backward()
+                mean = loss * (world / size)
+                (mean if shrinking is None else mean + shrinking.penalty()).backward()
                 for parameter, factor in factors:
                     if parameter.grad is not None:
                         parameter.grad.mul_(factor)
                 optimizer.step()
+                if shrinking is not None and shrinking.after_step(step + 1) and world > 1:
+                    objective = wrapped()
                 sums += torch.cat((loss.detach().view(1), losses))
                 report.batch(batch + 1)
                 pause = (request.requested or keeper.overdue()) and world == 1 and batch + 1 < num_batches
                 if pause or (batch + 1) % CHECK_EVERY == 0:
                     require_finite(sums, batch + 1)
                 if pause:
-                    position = Position(position.epoch, batch + 1, time.monotonic() - began, sums.tolist())
+                    compacting = 0.0 if shrinking is None else shrinking.seconds
+                    seconds = time.monotonic() - began
+                    position = Position(position.epoch, batch + 1, seconds, sums.tolist(), compacting)
                     keeper.save(history, position)
                     if request.requested:
                         stop()
             trained = time.monotonic() - began
             totals = accelerator.reduce(sums, "sum").cpu() / len(train)
             require_finite(totals, num_batches)
+            if shrinking is not None and shrinking.after_epoch(position.epoch * num_batches) and world > 1:
+                objective = wrapped()
             if net.statistics == "recalibrated":
                 recalibrate_(net, train, recipe.preprocess, augment=recipe.augment, seed=seed)
             accuracy = []
@@ -188,6 +209,8 @@ def fit(
                     losses=tuple(totals[1:].tolist()),
                     validation=accuracy[0],
                     test=accuracy[1],
+                    widths=living(net),
+                    compacting=0.0 if shrinking is None else shrinking.seconds,
                 )
             )
             # Ctrl-C may reach one process before the others: they stop after the same epoch, or none does.

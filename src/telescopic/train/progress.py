@@ -41,7 +41,7 @@ class Plain(Silent):
         left = _left(self.history, self.epochs)
         print(
             f"epoch {last.epoch}/{self.epochs}  loss {last.loss:.4f}  test: {accuracy}{more}  "
-            f"{last.images_per_s:,.0f} images/s  {left} left",
+            f"{last.images_per_s:,.0f} images/s  {left} left{_widths(self.history, ' ')}",
             file=sys.stderr,
             flush=True,
         )
@@ -76,7 +76,7 @@ class Live(Silent):
             last, best = self.history[-1], self.history.best()
             head.append(
                 f"   loss {last.loss:.4f}   {last.images_per_s:,.0f} images/s   "
-                f"{_left(self.history, self.epochs)} left   best: epoch {best.epoch}"
+                f"{_left(self.history, self.epochs)} left   best: epoch {best.epoch}{_widths(self.history, chr(10))}"
             )
             for name in ("member", "training loss", "validation", "test"):
                 table.add_column(name, justify="left" if name == "member" else "right")
@@ -86,6 +86,17 @@ class Live(Silent):
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=1.0, completed=share, width=60))
         return Group(head, bar, table)
+
+
+def _widths(history: History, before: str) -> str:
+    """Channels left in each layer, and how much faster it has become."""
+    last = history[-1]
+    if not last.widths:
+        return ""
+    faster = last.images_per_s / history[0].images_per_s
+    shown = [f"{width:,}" for width in last.widths]
+    more = [*shown[:6], "…", *shown[-5:]] if len(shown) > 12 else shown
+    return f"{before} channels {' '.join(more)}   {faster:.1f}× as fast as the first epoch"
 
 
 def _left(history: History, epochs: int) -> str:

@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen value."""
+"""What a training run is told: frozen values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -6,18 +6,64 @@ from typing import Any, Literal, Self, get_args
 
 from telescopic.data import Augment, Preprocess
 from telescopic.nested import Mix
+from telescopic.shrink.penalty import By
 
 Schedule = Literal["steps", "one-cycle"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink:
+    """How the widths of a network with filters are learned while it is trained.
+
+    Attributes:
+        penalty: λ of λ·Σ max(0, θ), which is added to the mean loss.
+        by: what a channel weighs in the sum: 1, the number of parameters that go with it, or its multiply-adds.
+        method: `gradient` lets the optimizer follow the penalty's gradient, as in the paper; `proximal` takes λ times
+            the step size off each θ after each step instead, so that it becomes exactly 0; `random` is like gradient,
+            and before each collection channels of small θ die at random (see `shrink.drop_`).
+        level: which θ are small, for `random`.
+        collect: when dead channels are removed: after each `epoch`, as in the paper; every so many steps; when it
+            `pays`, by what is measured; or None, never.
+        multiple_of: each layer keeps a multiple of this many channels.
+
+    Raises:
+        ValueError: if a number lies outside its range, or channels are to be dropped at random but never removed.
+    """
+
+    penalty: float
+    by: By = "channels"
+    method: Literal["gradient", "proximal", "random"] = "gradient"
+    level: float = 0.05
+    collect: Literal["epoch", "pays"] | int | None = "epoch"
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if not self.penalty >= 0:
+            raise ValueError(f"the penalty is 0 or more, not {self.penalty}")
+        if not self.level > 0 or self.multiple_of < 1:
+            raise ValueError(f"level is above 0 and multiple_of 1 or more, not {self.level} and {self.multiple_of}")
+        for name, allowed in (("by", get_args(By)), ("method", ("gradient", "proximal", "random"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        steps = isinstance(self.collect, int) and not isinstance(self.collect, bool) and self.collect > 0
+        if not steps and self.collect not in ("epoch", "pays", None):
+            raise ValueError(f"collect is epoch, pays, a number of steps or None, not {self.collect!r}")
+        if self.method == "random" and self.collect is None:
+            raise ValueError("channels die at random just before they are removed: say when, with collect=")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a nested network is trained, by stochastic gradient descent with momentum.
+    """How a nested network is trained.
 
     Attributes:
         epochs: passes over the training images.
         batch_size: images in a batch, over all processes together.
         learning_rate: step size, the largest of the schedule, for torch's form of momentum (V ← mV + G, W ← W − lr·V).
+        optimizer: `sgd`, stochastic gradient descent with momentum; or torch's `adam` or `adamw`, which have no use
+            for `momentum` and `nesterov`.
         schedule: `steps`, which multiplies the rate at each milestone; or `one-cycle`, which lets it fall in a
             straight line to 0 at the end of the last epoch (Smith 2018, with constant momentum).
         warmup: epochs, perhaps part of one, in which the rate first rises from 0 in a straight line.
@@ -39,6 +85,7 @@ class Recipe:
             (1 − α)·cross-entropy + α·T²·KL(full ‖ member). 0 is none.
         temperature: T of the distillation.
         label_smoothing: probability spread over all classes in the cross-entropy.
+        shrink: how the widths of a network with filters are learned; None leaves them as they are.
         preprocess: turns uint8 images into what the network sees.
         augment: random changes of the training images.
 
@@ -49,6 +96,7 @@ class Recipe:
     epochs: int
     batch_size: int = 128
     learning_rate: float = 0.1
+    optimizer: Optimizer = "sgd"
     schedule: Schedule = "steps"
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
@@ -64,6 +112,7 @@ class Recipe:
     distillation: float = 0.0
     temperature: float = 2.0
     label_smoothing: float = 0.0
+    shrink: Shrink | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
     augment: Augment = field(default_factory=Augment)
 
@@ -78,14 +127,15 @@ class Recipe:
         for name in ("distillation", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} of a recipe lies in 0 to 1, not {getattr(self, name)}")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f"schedule of a recipe is {' or '.join(get_args(Schedule))}, not {self.schedule!r}")
+        for name, allowed in (("schedule", get_args(Schedule)), ("optimizer", get_args(Optimizer))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} of a recipe is {' or '.join(allowed)}, not {getattr(self, name)!r}")
         if self.schedule == "one-cycle" and self.milestones:
             raise ValueError("a one-cycle schedule has no milestones: leave them out, or use schedule='steps'")
         if self.drawn is not None and self.drawn < 0:
             raise ValueError(f"drawn is a number of members, 0 or more, not {self.drawn}")
-        if self.balanced and (self.drawn is not None or self.mix is not None):
-            raise ValueError("balanced gradients know the weights of all members: they go with neither drawn nor mix")
+        if self.balanced and not (self.drawn is self.mix is self.shrink is None):
+            raise ValueError("balanced gradients know all members and their weights: not with drawn, mix or shrink")
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"warmup lies in 0 to the number of epochs, {self.epochs}, not {self.warmup}")
 
@@ -113,7 +163,7 @@ class Recipe:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         if values.get("mix") is not None:
             values["mix"] = tuple(tuple(row) for row in values["mix"])
-        kinds: dict[str, Callable[..., Any]] = {"preprocess": Preprocess, "augment": Augment}
+        kinds: dict[str, Callable[..., Any]] = {"preprocess": Preprocess, "augment": Augment, "shrink": Shrink}
         for name, kind in kinds.items():
             if isinstance(values.get(name), Mapping):
                 values[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})

@@ -1,0 +1,61 @@
+"""One search in several processes of this machine, which know of each other by the storage alone."""
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from telescopic.data import load
+from telescopic.search.study import open_study, search, study_name
+
+
+def search_in_processes(processes: int, storage: str, *, told: Callable[[str], None] | None, **options: Any) -> None:
+    """Search in so many processes, with one thread each; in this one if it is one.
+
+    Args:
+        processes: how many.
+        storage: see `search`.
+        told: called with a sentence after each model; of several processes, each prints its own to standard error.
+        options: further ones of `search`.
+
+    Raises:
+        ValueError: if a process failed, and all that `search` raises.
+        KeyboardInterrupt: after Ctrl-C.
+    """
+    if processes == 1:
+        search(storage, told=told, **options)
+        return
+    epochs, data_dir = options.get("epochs"), options.get("data_dir")
+    # What several would get in each other's way with is done before: the tables of the database, the download.
+    open_study(storage, study_name(options["data"], options["network"], options["kind"], epochs))
+    load(options["data"], data_dir=data_dir)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(storage, options)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:  # which the terminal has sent to all of them
+        for worker in workers:
+            worker.join()
+        raise
+    if bad := [worker.exitcode for worker in workers if worker.exitcode]:
+        if -signal.SIGINT in bad or 130 in bad:
+            raise KeyboardInterrupt
+        raise ValueError(f"{len(bad)} of {processes} processes failed; what they said stands above")
+
+
+def _work(storage: str, options: dict[str, Any]) -> None:
+    """What one process does."""
+    torch.set_num_threads(1)
+    try:
+        search(storage, told=lambda sentence: print(sentence, file=sys.stderr, flush=True), **options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

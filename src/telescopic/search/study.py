@@ -1,0 +1,301 @@
+"""Models are drawn at random and trained, one a trial of Optuna, by as many processes and hosts as there are."""
+
+import math
+import os
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from telescopic.cost import cost
+from telescopic.data import Dataset, Preprocess, load
+from telescopic.extract import extract
+from telescopic.papers import shrinknets
+from telescopic.provenance import commit
+from telescopic.shrink.family import fold_family
+from telescopic.train import History, fit
+
+if TYPE_CHECKING:
+    import optuna
+
+FAILURES = 3  # trials in a row that may fail before a process gives up
+SILENCE = 3600.0  # seconds without a finished epoch after which a trial of another host is taken to be dead
+
+
+def open_study(storage: str, name: str) -> "optuna.Study":
+    """A study in a storage, made if it is not there.
+
+    Args:
+        storage: the path of an SQLite database, which is made; the path of a journal, `<name>.journal`, which several
+            hosts may share on a network file system; or a database's URL, such as `postgresql://host/name`.
+        name: of the study.
+
+    Raises:
+        ImportError: if Optuna is not installed.
+        ValueError: if the storage cannot be opened.
+    """
+    api = _optuna()
+    if "://" not in storage:
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+    with _opening(storage):
+        kept = _opened(storage)
+        study: optuna.Study = api.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
+        return study
+
+
+def known_study(storage: str, name: str) -> "optuna.Study | None":
+    """A study that is in a storage; None if it is not, and then nothing is made.
+
+    Raises:
+        ImportError: if Optuna is not installed.
+        ValueError: if the storage cannot be opened.
+    """
+    api = _optuna()
+    if "://" not in storage and not Path(storage).exists():
+        return None
+    with _opening(storage):
+        kept = _opened(storage)
+        if name not in api.get_all_study_names(kept):
+            return None
+        study: optuna.Study = api.load_study(storage=kept, study_name=name)
+        return study
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(
+            "random search needs Optuna, which is not installed: pip install 'telescopic[search]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _opened(storage: str) -> "optuna.storages.BaseStorage":
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if "://" in storage:
+        return RDBStorage(storage)
+    if Path(storage).suffix == ".journal":
+        return JournalStorage(JournalFileBackend(storage))
+    return RDBStorage(f"sqlite:///{Path(storage)}")
+
+
+@contextmanager
+def _opening(storage: str) -> Iterator[None]:
+    """Say which storage it is that cannot be opened."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"the storage {storage} needs a driver that is not installed: {error}") from error
+    except Exception as error:  # of SQLAlchemy, of the operating system, or of Optuna itself
+        text = " ".join(str(error).split())
+        raise ValueError(f"the storage {storage} cannot be opened: {text[:300]}") from error
+
+
+def study_name(data: str, network: str, kind: str, epochs: int | None) -> str:
+    """What one cell of Figure 2 is called: models of different lengths of training are not compared."""
+    return f"{Path(data).stem}-{network}-{kind}-{epochs or shrinknets.EPOCHS[network]}"
+
+
+def search(
+    storage: str,
+    *,
+    data: str,
+    network: str = "mlp",
+    kind: str = "shrinknets",
+    models: int = 50,
+    epochs: int | None = None,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    cpu: bool = False,
+    told: Callable[[str], None] | None = None,
+) -> "optuna.Study":
+    """Train random models until there are as many as wanted; those that are there are not trained again.
+
+    A trial that was stopped or whose process was killed is begun anew, with what it had drawn. One that fails is
+    recorded with its error, and another one drawn in its place. What a trial draws depends on the study's name, the
+    seed and the trial's number alone. A fifth of the training images serve for validation, as in the paper.
+
+    Args:
+        storage: see `open_study`; several processes may share it.
+        data: name or path of the data.
+        network: `mlp` or `lenet`.
+        kind: `fixed`, `fixed-l2` or `shrinknets`.
+        models: how many are wanted in all.
+        epochs: passes over the training images; default: the paper's, 100, or 200 for `lenet`.
+        seed: of what is drawn, and of training.
+        data_dir: where the data are.
+        cpu: stay on the CPU even if there is a GPU.
+        told: called with a sentence after each model.
+
+    Raises:
+        ImportError: if Optuna is not installed.
+        ValueError: if the storage cannot be opened, something asked for is unknown, or models fail again and again.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the model under way is begun anew by the next search.
+    """
+    for what, value, allowed in (("network", network, ("mlp", "lenet")), ("kind", kind, shrinknets.KINDS)):
+        if value not in allowed:
+            raise ValueError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
+    study = open_study(storage, study_name(data, network, kind, epochs))
+    epochs = epochs or shrinknets.EPOCHS[network]
+    _pick_up(study)
+    if _missing(study, models) <= 0:
+        return study
+    import optuna
+
+    whole = load(data, data_dir=data_dir, validation=0)
+    images = load(data, data_dir=data_dir, validation=len(whole.train) // 5, seed=seed)
+    preprocess = Preprocess.fit(images.train)
+    failed = 0
+
+    def objective(trial: optuna.Trial) -> float:
+        # Neighbouring numbers, or the same number in another study, must not draw alike.
+        number = zlib.crc32(f"{study.study_name}/{seed}/{trial.number}".encode())
+        study.sampler = optuna.samplers.RandomSampler(seed=number)
+        facts = {"pid": os.getpid(), "seen": time.time(), "commit": commit(), "host": socket.gethostname()}
+        for key, value in facts.items():
+            trial.set_user_attr(key, value)
+        try:
+            torch.manual_seed(number)
+            return _train(trial, images, preprocess, network, kind, epochs, number, cpu)
+        except KeyboardInterrupt:
+            trial.set_user_attr("error", "stopped")
+            study.enqueue_trial(trial.params)
+            raise
+        except Exception as error:
+            trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
+            raise
+
+    while _missing(study, models) > 0:
+        study.optimize(objective, n_trials=1, catch=(Exception,))
+        last = max((t for t in study.get_trials(deepcopy=False) if _mine(t)), key=lambda t: t.number)
+        failed = failed + 1 if last.state == optuna.trial.TrialState.FAIL else 0
+        if told is not None:
+            told(_sentence(study, last, models))
+        if failed == FAILURES:
+            raise ValueError(
+                f"{failed} models in a row failed, the last with {last.user_attrs.get('error', 'no message')}; "
+                "what is trained so far is kept"
+            )
+    return study
+
+
+def _train(
+    trial: "optuna.Trial",
+    images: Dataset,
+    preprocess: Preprocess,
+    network: str,
+    kind: str,
+    epochs: int,
+    seed: int,
+    cpu: bool,
+) -> float:
+    """Train what a trial draws; returns the best validation accuracy, and notes the rest."""
+    space, (channels, hidden) = shrinknets.space(Path(images.name).stem), shrinknets.NETWORKS[network]
+    penalty, widths = 0.0, None
+    if kind != "fixed":
+        penalty = trial.suggest_float("penalty", *space.penalties, log=True)
+    if kind != "shrinknets":
+        drawn = [trial.suggest_int(f"channels{i}", *space.channels) for i in range(len(channels))]
+        powers = [trial.suggest_float(f"hidden{i}", *space.hidden) for i in range(len(hidden))]
+        widths = [*drawn, *(round(2**power) for power in powers)]
+    shape = images.input_shape
+    net, recipe = shrinknets.random_model(
+        kind,
+        network,
+        penalty=penalty,
+        widths=widths,
+        epochs=epochs,
+        preprocess=preprocess,
+        input_shape=shape,
+        classes=len(images.classes),
+    )
+    began = time.monotonic()
+
+    def sign_of_life(history: History) -> None:
+        if time.time() - float(trial.user_attrs["seen"]) > SILENCE / 60:
+            trial.set_user_attr("seen", time.time())
+
+    options: dict[str, Any] = {"keep": "best", "progress": False, "cpu": cpu, "on_epoch": sign_of_life}
+    history = fit(net, images, recipe, seed=seed, **options)
+    best, first = history.best(), next(net.parameters())
+    if recipe.shrink is not None:
+        net = fold_family(net, preprocess(images.train.images[:2].to(first.device)).to(first.dtype))
+    price = cost(extract(net), shape)
+    facts = {
+        "test": best.test[0],
+        "epoch": best.epoch,
+        "widths": list(best.widths or widths or ()),
+        "macs": price.macs,
+        "params": price.params,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    for key, value in facts.items():
+        trial.set_user_attr(key, value)
+    value = best.validation[0]
+    if math.isnan(value):
+        raise ValueError("there are no validation images to choose an epoch on")
+    return value
+
+
+def _missing(study: "optuna.Study", models: int) -> int:
+    """How many models nobody has trained or is training."""
+    import optuna
+
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return models - sum(s in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING) for s in states)
+
+
+def _pick_up(study: "optuna.Study") -> None:
+    """Trials whose process is gone are failed, and wait to be begun anew."""
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        silent = time.time() - float(trial.user_attrs.get("seen", begun)) > SILENCE
+        here = trial.user_attrs.get("host") == socket.gethostname()
+        if silent or (here and not _lives(int(trial.user_attrs["pid"]))):
+            try:
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            except ValueError:  # another process was first
+                continue
+            if trial.params:
+                study.enqueue_trial(trial.params)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine is there."""
+    if sys.platform == "win32":  # where a signal of 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _mine(trial: "optuna.trial.FrozenTrial") -> bool:
+    return (trial.user_attrs.get("host"), trial.user_attrs.get("pid")) == (socket.gethostname(), os.getpid())
+
+
+def _sentence(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", models: int) -> str:
+    """What became of a trial."""
+    done = models - _missing(study, models)
+    if trial.value is None:
+        return f"{study.study_name}: model {trial.number} failed: {trial.user_attrs.get('error')}"
+    facts = trial.user_attrs
+    return (
+        f"{study.study_name}: {done} of {models} models trained or under way; {trial.number}: "
+        f"{facts['test']:.2%} of the test images, {facts['params']:,} parameters, {facts['seconds']:.0f} s"
+    )

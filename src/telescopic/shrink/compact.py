@@ -1,0 +1,276 @@
+"""Dead channels are removed while a network is trained, and it goes on training as if they were still there."""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from telescopic.layers.filter import Filter
+from telescopic.shrink.channels import Absorption, Channels
+from telescopic.shrink.log import Cut, Log, apply_, check_optimizers, named_tensors, put_, resize_
+from telescopic.shrink.rules import FUNCTIONS, LAYERS
+from telescopic.shrink.watch import Watch
+
+_STUCK: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Tensor, Log]] = WeakKeyDictionary()
+"""For networks that were compacted: with which options, which channels are still dead, and why."""
+
+
+def compact_(
+    model: nn.Module,
+    *optimizers: Optimizer,
+    example: Tensor | Sequence[Tensor] | None = None,
+    multiple_of: int = 1,
+    absorb: bool = False,
+) -> Log:
+    """Remove dead channels everywhere: from what makes them, what follows, what reads them, and optimizers' states.
+
+    Parameters, layers and optimizers stay the objects they were, with smaller tensors; so do parameter groups, and
+    schedulers and gradient scalers go on. The network's outputs stay the same, and the next training step is the one
+    it would have taken (apart from random numbers drawn for dead channels, as dropout does).
+
+    Call it between an optimizer's step and the next forward pass, in all processes if there are several;
+    `DistributedDataParallel` is then made anew if the log says that something was removed. It costs next to nothing
+    while nothing more is dead.
+
+    What is kept though it is dead: a channel that something reads while it is not 0 (in a residual sum, all branches
+    must be dead), or that something reads that is not known to treat each channel alone. `log.held` says why. Each
+    layer keeps one channel, the first one if all are dead.
+
+    Args:
+        model: a network with `layers.Filter`s inside.
+        optimizers: of its parameters.
+        example: a batch of inputs `[batch, ...]`, or several; not needed if `add_filters` got one.
+        multiple_of: each layer gives a multiple of this many channels, or as many as before.
+        absorb: whether to remove channels too that are a constant where they are read, as behind a sigmoid or a
+            BatchNorm behind the filter, and add it to the bias of what reads them. Outputs in eval mode stay the same;
+            the next training step does not, for that constant was weighed by weights that learned.
+
+    Returns:
+        What was removed. It can be replayed on copies of the network.
+
+    Raises:
+        ValueError: if the network has no filters, an optimizer decays their θ or keeps what cannot be cut, or the
+            network does not run, or gives something else, without the dead channels; nothing is changed then.
+    """
+    start = time.perf_counter()
+    filters = [part for part in model.modules() if isinstance(part, Filter)]
+    if not filters:
+        raise ValueError("the network has no filters, which say what is dead: see shrink.add_filters")
+    _refuse_decay(model, optimizers)
+    left = {path: len(part.theta) for path, part in model.named_modules() if isinstance(part, Filter)}
+    dead = torch.cat([part.dead() for part in filters])
+    if not dead.any():
+        return Log(left=left, seconds=time.perf_counter() - start)
+    options = (multiple_of, absorb)
+    stuck = _STUCK.get(model)
+    if stuck is not None and stuck[0] == options and torch.equal(stuck[1], dead):
+        return Log(left=left, held=stuck[2].held, seconds=time.perf_counter() - start)
+    inputs = examples(model, example)
+    channels = watched(model, inputs, absorb=absorb)
+    removed = channels.removed(multiple_of)
+    cuts, held = tuple(_cuts(channels, removed)), channels.reasons(removed)
+    gone = {path: n for path in channels.filters if (n := int(removed[channels.theta(path)].sum()))}
+    if cuts:
+        check_optimizers(cuts, named_tensors(model), optimizers)
+        try:
+            change_(model, optimizers, inputs, cuts, channels.absorptions.values(), removed)
+        except Exception as error:
+            raise ValueError(
+                f"without its dead channels the network would not do the same: {error}. If its forward pass writes "
+                "down a number of channels, take it from x.shape instead, as flatten(1) does"
+            ) from error
+        _price(model, inputs)
+    log = Log(cuts, gone, {p: n - gone.get(p, 0) for p, n in left.items()}, held, time.perf_counter() - start)
+    _STUCK[model] = (options, torch.cat([part.dead() for part in filters]), log)
+    return log
+
+
+def change_(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    inputs: Sequence[Tensor],
+    cuts: Sequence[Cut],
+    absorptions: Collection[Absorption] = (),
+    removed: Tensor | None = None,
+) -> None:
+    """Cut a network, and have biases absorb what is removed; if it gives something else then, it is put back.
+
+    Raises:
+        Exception: whatever the network raises, or what differs.
+    """
+    tensors = named_tensors(model)
+    before = _before(model, inputs)
+    undo = _snapshot(model, optimizers, [absorption.bias for absorption in absorptions])
+    if removed is not None:
+        _absorb(absorptions, removed)
+    apply_(cuts, tensors, optimizers)
+    resize_(model, {id(tensors[cut.name]) for cut in cuts})
+    try:
+        _prove(model, inputs, before)
+    except Exception:
+        undo()
+        raise
+
+
+def price_(model: nn.Module, example: Tensor | Sequence[Tensor] | None = None) -> None:
+    """Tell each filter what its channels cost: `params` and `macs`. `add_filters` and `compact_` do it too.
+
+    A channel costs what goes with it alone: the weights that make it, those that read it, and the norms between, at
+    the present widths of others.
+    """
+    _price(model, examples(model, example))
+
+
+def examples(model: nn.Module, example: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
+    """Two examples, on the network's device and of its type."""
+    given = getattr(model, "shrink_example", None) if example is None else example
+    if given is None:
+        raise ValueError(
+            "without an example it is not known which channels belong together: pass example=a batch of inputs, or "
+            "use what add_filters returned (of DistributedDataParallel, its .module)"
+        )
+    like = next(model.parameters())
+    batches = [given] if isinstance(given, Tensor) else list(given)
+    two = [(x if len(x) > 1 else torch.cat((x, x)))[:2].detach().to(like.device) for x in batches]
+    return [x.to(like.dtype, copy=True) if x.is_floating_point() else x.clone() for x in two]
+
+
+def watched(model: nn.Module, inputs: Sequence[Tensor], *, absorb: bool = False) -> Channels:
+    """Run a network in training and in eval mode, and find out which channels belong together."""
+    channels = Channels()
+    for training in (True, False):
+        channels.absorptions.clear()
+        watch = Watch(model, channels, FUNCTIONS, LAYERS, absorb=absorb, price=not training)
+        with unchanged(model, training):
+            watch.run([x.clone() for x in inputs])
+    return channels
+
+
+@contextmanager
+def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
+    """Training or eval mode for a while, after which modes, buffers and random numbers are as before."""
+    modes = [(part, part.training) for part in model.modules()]
+    buffers = [
+        (part, name, buffer, buffer.detach().clone())
+        for part in model.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        for part, _ in modes:
+            part.training = training
+        try:
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
+            for part, name, buffer, kept in buffers:
+                part._buffers[name] = buffer  # some forward passes exchange it instead of writing to it
+                buffer.data.copy_(kept)
+
+
+def _refuse_decay(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    thetas = {id(part.theta): path for path, part in model.named_modules() if isinstance(part, Filter)}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            decayed = [thetas[id(p)] for p in group["params"] if id(p) in thetas]
+            if decayed and group.get("weight_decay"):
+                raise ValueError(
+                    f"{type(optimizer).__name__} decays θ of filter {decayed[0]} by {group['weight_decay']}, which "
+                    "would kill channels: make it of shrink.parameter_groups(model) instead of model.parameters()"
+                )
+
+
+def _cuts(channels: Channels, removed: Tensor) -> Iterator[Cut]:
+    # Inner dimensions first: rows of a grouped convolution tell to which group they belong as long as all are there.
+    for axis in sorted(channels.axes.values(), key=lambda axis: -axis.dim):
+        keep = ~removed[axis.ids]
+        if keep.all():
+            continue
+        kept = keep.nonzero().view(-1)
+        if axis.groups > 1:
+            kept = kept.view(axis.groups, -1) % axis.tensor.shape[axis.dim]
+        yield Cut(axis.name, axis.dim, kept, len(axis.ids))
+
+
+@torch.no_grad()
+def _absorb(absorptions: Iterable[Absorption], removed: Tensor) -> None:
+    for absorption in absorptions:
+        shift = absorption.shifts[:, removed[absorption.ids]].sum(1)
+        absorption.bias.add_(shift.to(absorption.bias))
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    """What a network gives in eval mode; in another precision if one is named."""
+    tensors = {name: t.to(dtype) for name, t in named_tensors(model).items() if dtype and t.is_floating_point()}
+    given = [x.to(dtype) if dtype and x.is_floating_point() else x.clone() for x in inputs]
+    with unchanged(model, training=False):
+        made = torch.func.functional_call(model, tensors, tuple(given)) if tensors else model(*given)
+    return [leaf.clone() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+
+
+def _before(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], torch.dtype | None]:
+    """Outputs in double precision, whatever processors make of single, or in the network's own if it needs that."""
+    try:
+        return _outputs(model, inputs, torch.float64), torch.float64
+    except Exception:  # such as a tensor of another type that its forward pass makes
+        return _outputs(model, inputs, None), None
+
+
+def _prove(model: nn.Module, inputs: Sequence[Tensor], before: tuple[list[Tensor], torch.dtype | None]) -> None:
+    """Run a network again.
+
+    Raises:
+        ValueError: if its outputs changed by more than rounding.
+    """
+    for now, then in zip(_outputs(model, inputs, before[1]), before[0], strict=True):
+        if now.shape != then.shape:
+            raise ValueError(f"it gives {tuple(now.shape)} instead of {tuple(then.shape)}")
+        if now.is_floating_point() and then.numel():
+            difference, size = float((now - then).abs().max()), float(then.abs().max())
+            # Some layers compute in single precision whatever they get.
+            bound = max(torch.finfo(now.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5 * max(size, 1e-6)
+            if not difference <= bound and then.isfinite().all():
+                raise ValueError(f"its outputs change by {difference:.3g}, of {size:.3g}")
+    with unchanged(model, training=True), torch.no_grad():
+        model(*(x.clone() for x in inputs))
+
+
+def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer], written: Sequence[Tensor]) -> Callable[[], None]:
+    """What puts everything back as it is now, and the contents of those that are written."""
+    tensors = [(t, t.detach(), t.grad) for t in named_tensors(model).values()]
+    clones = [(t, t.detach().clone()) for t in written]
+    sizes = [(part, dict(part.__dict__)) for part in model.modules()]
+    states = [(state, dict(state)) for optimizer in optimizers for state in optimizer.state.values()]
+
+    def undo() -> None:
+        for tensor, data, grad in tensors:
+            tensor.grad = None
+            put_(tensor, data)
+            tensor.grad = grad
+        for tensor, data in clones:
+            tensor.data.copy_(data)
+        for part, attributes in sizes:
+            part.__dict__.update(attributes)
+        for state, kept in states:
+            state.update(kept)
+
+    return undo
+
+
+def _price(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    channels = Channels()
+    with unchanged(model, training=False):
+        Watch(model, channels, FUNCTIONS, LAYERS, absorb=False, price=True).run([x.clone() for x in inputs])
+    for path, (params, macs) in channels.prices().items():
+        part = channels.filters[path]
+        part.params.copy_(params)
+        part.macs.copy_(macs)

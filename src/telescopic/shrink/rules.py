@@ -1,0 +1,235 @@
+"""What torch's functions do to channels: the known ones, and those that are registered for layers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from telescopic.layers.filter import Filter, TokenFilter
+from telescopic.shrink.flow import FREE, Flow, alive, along, every, lean, spread, varies
+from telescopic.shrink.mixing import FUNCTIONS as MIXING
+from telescopic.shrink.watch import Call, Rule, Watch
+
+_SINGLE = (
+    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign logsigmoid "
+    "sigmoid tanh tanhshrink hardshrink softshrink threshold neg abs square sqrt exp expm1 log1p sin cos erf sign "
+    "clamp clip clamp_min clamp_max floor ceil round trunc pow reciprocal rsqrt log"
+)
+_SAME = "dropout dropout1d dropout2d dropout3d feature_dropout to float double half bfloat16 type_as contiguous clone"
+_SAME += " detach data alias requires_grad rrelu cuda cpu"
+_SEVERAL = "add sub rsub mul div true_divide truediv maximum minimum iadd isub imul radd rmul"
+_POOLS = (
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d interpolate upsample"
+)
+_MOVES = (
+    "view reshape flatten unflatten permute transpose swapaxes t T mT squeeze unsqueeze chunk split tensor_split "
+    "unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll pixel_shuffle "
+    "pixel_unshuffle channel_shuffle ravel"
+)
+
+
+def register_rule(layer: type[nn.Module], rule: Rule) -> None:
+    """Say what a layer of yours does to channels, so that those in front of it and behind it can be removed.
+
+    It is asked for only if a layer has weights that it uses in another way than torch's layers do, or calls something
+    that is not known; layers without weights that treat each channel alone need none, and `each_channel` is the rule
+    for those that cannot be looked into. What the layer keeps in attributes about its size is for a method `resize_()`
+    of its own, which is called when a tensor of it was cut.
+
+    Args:
+        layer: its class; subclasses are others.
+        rule: `rule(watch, call)`: what the call's output is. `watch.flow(x)` says what is known of an input,
+            `watch.axis(tensor, dim, ids)` that an axis of a parameter or buffer has these channels, and
+            `watch.channels.read` and `hold` which must stay. None refuses the call.
+    """
+    LAYERS[layer] = rule
+
+
+def each_channel(watch: Watch, call: Call) -> Flow | None:
+    """The rule of what works on `[batch, channels, ...]` and treats each channel alone, alike and without weights."""
+    x = watch.flow(call.args[0])
+    ids = along(x.ids, 1) if x.ids.ndim > 1 else None
+    if ids is None or not isinstance(call.out, Tensor) or call.out.shape[1:2] != x.shape[1:2]:
+        return None
+    living = ~every(~x.value.isnan(), 1)
+    value = call.func(x.value.nan_to_num(), *call.args[1:], **call.kwargs)
+    zero = spread(every(x.zero, 1), value.shape, 1) & (value == 0)
+    return Flow(spread(ids, value.shape, 1), value.masked_fill(spread(living, value.shape, 1), torch.nan), zero)
+
+
+def _single(watch: Watch, call: Call) -> Flow | None:
+    """A function of one tensor, element by element."""
+    x = watch.flow(call.args[0])
+    if any(isinstance(arg, Tensor) and arg.numel() > 1 for arg in call.args[1:]):
+        return None
+    given = x.value.nan_to_num().clone(memory_format=torch.contiguous_format)
+    value = call.func(given, *call.args[1:], **call.kwargs)
+    return Flow(x.ids, value.masked_fill(x.value.isnan(), torch.nan), x.zero & (value == 0))
+
+
+def _same(watch: Watch, call: Call) -> Flow | None:
+    """What changes nothing, or only in training, and zeros never."""
+    x = watch.flow(call.args[0])
+    if call.name == "rrelu":
+        return Flow(x.ids, x.value.where(x.value == 0, torch.nan), x.zero)
+    return x
+
+
+def _several(watch: Watch, call: Call) -> Flow:
+    """Sums and products, element by element."""
+    operands = [watch.flow(arg) if isinstance(arg, Tensor) else arg for arg in call.args[:2]]
+    shape = call.out.shape
+    flows = [flow for flow in operands if isinstance(flow, Flow)]
+    ids = _broadcast(watch, call, [flow.ids for flow in flows], shape)
+    zeros = [flow.zero.expand(shape) for flow in flows]
+    plain = [flow.value if isinstance(flow, Flow) else flow for flow in operands]
+    value = _plain(call)(*plain, **{k: v for k, v in call.kwargs.items() if k != "out"})
+    if call.name in ("mul", "imul", "rmul", "div", "true_divide", "truediv"):
+        zero = torch.stack(zeros if "mul" in call.name else zeros[:1]).any(0) if flows else zeros[0]
+        if "div" in call.name and not isinstance(operands[0], Flow):
+            zero = torch.zeros_like(zeros[0])
+        return Flow(ids, torch.where(zero, 0.0, value.expand(shape)), zero)
+    zero = torch.stack(zeros).all(0) & (value == 0)
+    return Flow(ids, value.expand(shape), zero)
+
+
+def _plain(call: Call) -> Callable[..., Tensor]:
+    """The function, out of place and for operands in the same order."""
+    names: dict[str, Callable[..., Tensor]] = {
+        "add": torch.add, "iadd": torch.add, "radd": torch.add, "sub": torch.sub, "isub": torch.sub,
+        "mul": torch.mul, "imul": torch.mul, "rmul": torch.mul, "div": torch.div, "true_divide": torch.div,
+        "truediv": torch.div, "maximum": torch.maximum, "minimum": torch.minimum,
+    }  # fmt: skip
+    found = names.get(call.name)
+    return found or (lambda a, b, **kwargs: torch.as_tensor(b - a))
+
+
+def _broadcast(watch: Watch, call: Call, operands: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Joins the channels of operands element by element; one that is spread over channels of others stays."""
+    full = [ids.view([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in operands]
+    for d in range(len(shape)):
+        if any(ids.shape[d] > 1 and varies(ids, d) for ids in full):
+            for i, ids in enumerate(full):
+                if ids.shape[d] == 1:
+                    watch.channels.hold(ids, f"{call.name} in {watch.where()}, which spreads it over all channels")
+                    full[i] = torch.full((), FREE).expand(ids.shape)
+    first, *others = lean(*(ids.expand(shape) for ids in full))
+    for other in others:
+        watch.channels.join(first, other)
+        first = torch.where(first == FREE, other, first)
+    return first.expand(shape)
+
+
+def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
+    """What puts elements elsewhere and computes nothing: the same is done to what is known of them."""
+    func = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}.get(call.name, call.func)
+    if call.name == "view" and isinstance(call.given(1, "dtype"), torch.dtype):
+        return None
+    results = []
+    for part in ("ids", "value", "zero"):
+
+        def chosen(leaf: Any, part: str = part) -> Any:
+            if isinstance(leaf, Tensor) and (leaf.is_floating_point() or id(leaf) in watch.known):
+                kept: Tensor = getattr(watch.flow(leaf), part)
+                return kept.contiguous()
+            return leaf
+
+        made = func(*tree_map(chosen, call.args), **tree_map(chosen, call.kwargs))
+        results.append([made] if isinstance(made, Tensor) else list(made))
+    if isinstance(call.args[0], Tensor):
+        _picked(watch, call, watch.flow(call.args[0]).ids, results[0])
+    return [Flow(*parts) for parts in zip(*results, strict=True)]
+
+
+def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> None:
+    """Channels that are told apart by their number, as in halves or the first four, stay in step or stay at all."""
+    given = [d for d in range(ids.ndim) if varies(ids, d)]
+    vector = along(ids, given[0]) if len(given) == 1 else None
+    if all(torch.equal(torch.unique(out), torch.unique(ids)) for out in made):
+        split = [d for d in range(made[0].ndim) if varies(made[0], d)]
+        if len(split) <= max(len(given), 1):
+            return
+        if len(split) == 2 and vector is not None and torch.equal(_rows(made[0], split), vector):
+            first, *others = vector.view(made[0].shape[split[0]], -1)  # which may be put into another order next
+            for other in others:
+                watch.channels.join(first, other)
+            return
+    elif vector is not None and call.name == "chunk" and len(vector) % len(made) == 0:
+        watch.channels.equal(vector, len(made))
+        return
+    watch.channels.hold(ids, f"{call.name} in {watch.where()}, which tells channels apart by their number")
+
+
+def _rows(ids: Tensor, dims: Sequence[int]) -> Tensor:
+    """What varies along two dimensions, in one row."""
+    for d in range(ids.ndim):
+        if d not in dims:
+            ids = ids.narrow(d, 0, 1)
+    return ids.reshape(-1)
+
+
+def _padded(watch: Watch, call: Call) -> Flow | None:
+    """Padding in space, or constants as further channels."""
+    x, pad = watch.flow(call.args[0]), call.given(1, "pad")
+    if all(amount == 0 for amount in pad[2 * (len(x.shape) - 2) :]):
+        return each_channel(watch, call)
+    if call.given(2, "mode", "constant") != "constant":
+        return None
+    value = call.given(3, "value") or 0.0
+    added = int(watch.channels.fixed((), f"what {watch.where()} pads with"))
+    pads: Callable[..., Tensor] = torch.nn.functional.pad
+    return Flow(pads(x.ids, pad, value=added), pads(x.value, pad, value=value), pads(x.zero, pad, value=False))
+
+
+def _reduced(watch: Watch, call: Call) -> Flow | None:
+    """Sums and the like over pixels, and sums over channels."""
+    x, dims = watch.flow(call.args[0]), call.given(1, "dim")
+    if not isinstance(call.out, Tensor) or any(isinstance(arg, Tensor) for arg in call.args[1:]):
+        return None
+    dims = range(len(x.shape)) if dims is None or dims == () else (dims,) if isinstance(dims, int) else tuple(dims)
+    keep = bool(call.given(2, "keepdim", False))
+    over = [d % len(x.shape) for d in dims] or list(range(len(x.shape)))
+    if any(varies(x.ids, d) for d in over):
+        if call.name != "sum":
+            return None
+        if all(d in over or not varies(x.ids, d) for d in range(len(x.shape))):
+            watch.channels.read(x.ids[~x.zero], f"sum in {watch.where()}")
+            return alive(torch.full((), FREE).expand(call.out.shape))
+        first = x.ids  # a sum of stacked tensors, whose channels lie along another dimension
+        for d in over:
+            first = first.narrow(d, 0, 1)
+        watch.channels.join(first.expand(x.shape), x.ids)
+    value = call.func(x.value, *call.args[1:], **call.kwargs)
+    return Flow(x.ids.amax(over, keep), value, x.zero.long().amin(over, keep).bool())
+
+
+def _like(watch: Watch, call: Call) -> Flow:
+    """A new tensor of the same shape, whatever it contains."""
+    return alive(watch.flow(call.args[0]).ids)
+
+
+def _filter(watch: Watch, call: Call) -> Flow | None:
+    """Where a channel dies."""
+    x, part = watch.flow(call.args[0]), call.func
+    ids = along(x.ids, part.dim)
+    if ids is None:
+        return None
+    watch.axis(part.theta, 0, ids)
+    for buffer in (part.alive, part.params, part.macs):
+        watch.axis(buffer, 0, ids)
+    dead = spread(part.dead().cpu(), x.shape, part.dim) | x.zero
+    scale = spread(part.scale().detach().double().cpu(), x.shape, part.dim)
+    return Flow(x.ids, torch.where(dead, 0.0, x.value * scale), dead)
+
+
+FUNCTIONS: dict[str, Rule] = dict(MIXING)
+for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), (_MOVES, _moved)):
+    FUNCTIONS.update(dict.fromkeys(_names.split(), _rule))
+FUNCTIONS |= dict.fromkeys(_POOLS.split(), each_channel)
+FUNCTIONS |= {"pad": _padded, "sum": _reduced, "mean": _reduced, "amax": _reduced, "amin": _reduced}
+FUNCTIONS |= dict.fromkeys(("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"), _like)
+LAYERS: dict[type[nn.Module], Rule] = {Filter: _filter, TokenFilter: _filter}

@@ -1,0 +1,230 @@
+"""A network is run, and every function of torch that it calls tells what becomes of its channels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from telescopic.layers.filter import Filter
+from telescopic.nested import Nested
+from telescopic.shrink.channels import INPUT, OUTPUT, Channels
+from telescopic.shrink.flow import FREE, Flow, alive, constant, spread
+
+Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]
+"""What a function or a layer does to channels: from a call to what its outputs are, or None if it cannot tell."""
+
+
+_ESCAPES = {"__setitem__", "numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "storage", "__dlpack__"}
+"""What gives no tensor, but changes one or lets others read it."""
+
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+class Call:
+    """A call of a function of torch or of a layer.
+
+    Attributes:
+        name: of the function, without underscores that say that it works in place, or of the layer's class.
+        func: the function, or the layer.
+        args: positional arguments.
+        kwargs: others.
+        out: what it returned.
+    """
+
+    def __init__(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self.name, self.func, self.args, self.kwargs, self.out = name, func, args, kwargs, out
+
+    def given(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+
+class Watch(TorchFunctionMode):
+    """While it is active, every function that a network calls is noted in `channels`.
+
+    Args:
+        network: the network.
+        channels: where to note.
+        functions: rules by name of the function.
+        layers: rules by class of the layer; what it calls inside is not looked at.
+        absorb: whether a bias may take over what a dead channel adds as a constant.
+        price: whether to count multiply-adds.
+
+    Raises:
+        ValueError: if it is a family, of which only the full member would be seen.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        channels: Channels,
+        functions: dict[str, Rule],
+        layers: dict[type[nn.Module], Rule],
+        *,
+        absorb: bool,
+        price: bool,
+    ) -> None:
+        super().__init__()
+        if isinstance(network, Nested) and len(network.grid) > 1:
+            raise ValueError(
+                f"this network has {len(network.grid)} members, and called as it is it runs one: use "
+                "shrink.add_filters_to_family and shrink.fold_family, and give other functions shrink.Every(net)"
+            )
+        self.network, self.channels, self.absorb, self.price = network, channels, absorb, price
+        self.functions, self.layers = functions, layers
+        self.names = {id(t): name for name, t in (*network.named_parameters(), *network.named_buffers())}
+        self.known: dict[int, tuple[Tensor, Flow]] = {}
+        self.users: dict[int, list[str]] = {}
+        """Paths of the modules that read a tensor, once for each function."""
+        self.made: list[tuple[str, Tensor, Tensor]] = []
+        """Path of a module, its first input and its output, call by call."""
+        self._inside: list[str] = []
+        self._within: list[str] = []
+
+    # What rules ask ---------------------------------------------------------------------------------------------------
+
+    def name(self, tensor: Any) -> str | None:
+        """The name of a parameter or buffer; None for any other."""
+        return self.names.get(id(tensor))
+
+    def flow(self, tensor: Tensor) -> Flow:
+        """What is known of a tensor."""
+        if id(tensor) in self.known:
+            return self.known[id(tensor)][1]
+        if tensor.grad_fn is not None:
+            raise ValueError(
+                f"{self.where()} reads a tensor made by something that torch does not announce, such as a function of "
+                "its own with a gradient of its own: register a rule for this layer with shrink.register_rule"
+            )
+        name = self.name(tensor)
+        if name is None:
+            return alive(torch.full((), FREE).expand(tensor.shape))
+        wide = [d for d, size in enumerate(tensor.shape) if size > 1]
+        if len(wide) > 1:
+            reason = f"{name}, which {self.where()} uses in a way that is not known"
+            for dim in range(tensor.ndim):
+                self.channels.hold(self.channels.axis(name, tensor, dim), reason)
+            return alive(self.channels.fixed(tensor.shape, reason))
+        if not wide:
+            return constant(torch.full((), FREE).expand(tensor.shape), tensor)
+        return constant(spread(self.channels.axis(name, tensor, wide[0]), tensor.shape, wide[0]), tensor)
+
+    def axis(self, tensor: Tensor, dim: int, ids: Tensor | None = None, groups: int = 1) -> Tensor:
+        """The channels of an axis of a parameter or buffer; given some, they are the same ones."""
+        return self.channels.axis(self.names[id(tensor)], tensor, dim, ids, groups)
+
+    def where(self) -> str:
+        """The layer that is running, as messages call it."""
+        path = self._inside[-1] if self._inside else ""
+        return f"{path or 'the network'} ({type(self.network.get_submodule(path)).__name__})"
+
+    # What torch tells -------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function, and find out what became of channels."""
+        kwargs = kwargs or {}
+        if self._within:
+            return func(*args, **kwargs)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = func.__self__.__name__
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)) or name in _ESCAPES:
+            self._note(Call(name.strip("_"), func, args, kwargs, out), inputs)
+        return out
+
+    def _note(self, call: Call, inputs: list[Tensor]) -> None:
+        """Keep what is known of the outputs of a call, and of its inputs."""
+        for tensor in inputs:
+            self.users.setdefault(id(tensor), []).append(self._inside[-1] if self._inside else "")
+        outs = [leaf for leaf in tree_leaves(call.out) if isinstance(leaf, Tensor)]
+        concerned = [t for t in inputs if id(t) in self.known or id(t) in self.names or t.grad_fn is not None]
+        if not concerned:
+            flows: Sequence[Flow] = [alive(torch.full((), FREE).expand(out.shape)) for out in outs]
+        else:
+            found = self._rule(call)
+            flows = self._unknown(call, concerned, outs) if found is None else found
+        for out, flow in zip(outs, flows, strict=True):
+            if out.shape != flow.shape:
+                raise AssertionError(f"the rule of {call.name} says {tuple(flow.shape)}, not {tuple(out.shape)}")
+            self.known[id(out)] = (out, flow)
+
+    def _rule(self, call: Call) -> Sequence[Flow] | None:
+        rule = self.layers[type(call.func)] if isinstance(call.func, nn.Module) else self.functions.get(call.name)
+        found = None if rule is None else rule(self, call)
+        return (found,) if isinstance(found, Flow) else found
+
+    def _unknown(self, call: Call, inputs: list[Tensor], outs: list[Tensor]) -> list[Flow]:
+        reason = f"{call.name} in {self.where()}, which is not known to treat each channel alone"
+        results = [self.channels.fixed(out.shape, reason) for out in outs]
+        for tensor in inputs:
+            ids = self.flow(tensor).ids
+            self.channels.hold(ids, reason)
+            for result in results:
+                if result.shape == ids.shape:  # such as log_softmax
+                    self.channels.lead(ids, result)
+        return [alive(ids) for ids in results]
+
+    # Which layer is running -------------------------------------------------------------------------------------------
+
+    def enter(self, path: str, module: nn.Module) -> None:
+        """A module starts."""
+        self._inside.append(path)
+        if type(module) in self.layers or self._within:
+            self._within.append(path)
+
+    def leave(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """A module ends."""
+        if len(self._within) == 1:
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            if isinstance(module, Filter):
+                self.channels.filters.setdefault(path, module)
+            if all(isinstance(out, Tensor) and out is not t for t in inputs):
+                self._note(Call(type(module).__name__, module, args, kwargs, out), inputs)
+        if self._within:
+            self._within.pop()  # not before: the rule calls functions too
+        self._inside.pop()
+        if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
+            self.made.append((path, args[0], out))
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """While it holds, modules tell when they start and end."""
+        hooks: list[RemovableHandle] = []
+        for path, part in self.network.named_modules():
+            hooks.append(part.register_forward_pre_hook(lambda m, _, path=path: self.enter(path, m)))
+            hooks.append(
+                part.register_forward_hook(
+                    lambda m, args, kwargs, out, path=path: self.leave(path, m, args, kwargs, out), with_kwargs=True
+                )
+            )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """Run the network once."""
+        for x in inputs:
+            self.known[id(x)] = (x, alive(self.channels.fixed(x.shape, INPUT)))
+        with self.hooked(), torch.enable_grad(), self:
+            out = self.network(*inputs)
+        for result in tree_leaves(out):
+            if isinstance(result, Tensor):
+                self.channels.hold(self.flow(result).ids, OUTPUT)
+            elif not isinstance(result, _PLAIN):
+                raise ValueError(
+                    f"the network returns {type(result).__name__}, in which tensors cannot be found: return them alone "
+                    "or in tuples, lists and dicts, or register the class with torch.utils._pytree"
+                )
+        return out
