@@ -134,7 +134,7 @@ class Recipe:
             raise ValueError("a one-cycle schedule has no milestones: leave them out, or use schedule='steps'")
         if self.drawn is not None and self.drawn < 0:
             raise ValueError(f"drawn is a number of members, 0 or more, not {self.drawn}")
-        if self.balanced and not (self.drawn is self.mix is self.shrink is None):
+        if self.balanced and any(other is not None for other in (self.drawn, self.mix, self.shrink)):
             raise ValueError("balanced gradients know all members and their weights: not with drawn, mix or shrink")
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"warmup lies in 0 to the number of epochs, {self.epochs}, not {self.warmup}")
