@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from telescopic.cost import nominal_macs, nominal_params
 from telescopic.data import Dataset, Preprocess, Split
 from telescopic.papers import cnsn, doubly_nested, reproduce
-from telescopic.papers.figures import doubly_nested_tables
+from telescopic.papers.figures import Results, doubly_nested_tables
 from telescopic.papers.reproduce import run_cnsn, run_doubly_nested, runs, summaries
 from telescopic.papers.tables import cnsn_tables, nsn_tables
 from telescopic.train import CheckpointError, evaluate
@@ -255,7 +255,14 @@ def test_figure_4(several_ways: Path) -> None:
         ["4", "95.0", "–", "–", "70.0", "76.0", "90.0"],
         ["2", "65.0", "12.0", "30.0", "50.0", "56.0", "60.0"],
     ]
-    assert "validation accuracy: macs." in str(table.caption)
+    assert "validation accuracy, members weighted by their MACs: macs." in str(table.caption)
+
+
+def test_the_best_way_is_best_where_it_costs(tmp_path: Path) -> None:
+    """Of members that cost exit·10 + width; each alike, the other one would be better."""
+    leave_wide(tmp_path, "uniform", lambda exit_, width: 0.5 if exit_ < 2 else 0.7)
+    leave_wide(tmp_path, "macs", lambda exit_, width: 0.4 if exit_ < 2 else 0.8)
+    assert Results(runs(tmp_path)).best == "macs"
 
 
 def test_figure_5(several_ways: Path) -> None:
