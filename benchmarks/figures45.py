@@ -2,7 +2,9 @@
 
 Writes docs/papers/figures45.svg:
 
-    python benchmarks/figures45.py [results/doubly-nested]
+    python benchmarks/figures45.py [results/doubly-nested [results/doubly-nested-ways]]
+
+The first folder is for Figure 4, the second, by default the same, for Figure 5.
 """
 
 import sys
@@ -47,9 +49,11 @@ def figure_4(results: Results) -> Plot:
 
 def figure_5(results: Results) -> Plot:
     """Test accuracy of the best members by nominal MACs: cut by depth alone, and both ways."""
-    families = {"trained and cut\nby depth": ("depth-only", False), "ours,\ncut by depth": (results.best, False)}
-    families["ours,\ncut both ways"] = results.best, True
-    points = {name: front(results.found[way][0], widths) for name, (way, widths) in families.items() if way}
+    families = {"for depth alone": ("depth-only", False), "ours, by depth": (results.best, False)}
+    families["ours, both ways"] = results.best, True
+    points = {
+        name: front(results.found[way][0], widths) for name, (way, widths) in families.items() if way in results.found
+    }
     most = max(x for line in points.values() for x, _ in line)
     return _lines("figure5", "test accuracy by MACs", "MACs of one image, nominal", points, most)
 
@@ -86,9 +90,9 @@ def _lines(name: str, title: str, across: str, points: Mapping[str, Points], mos
 
 def main() -> None:
     """Draw both beside each other."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results" / "doubly-nested"
-    results = Results(runs(folder))
-    SVG.write_text(beside([figure_4(results), figure_5(results)], "Figures 4 and 5 of Doubly Nested Network"))
+    folders = sys.argv[1:] or [ROOT / "results" / "doubly-nested"]
+    one, other = (Results(runs(Path(folder))) for folder in (folders[0], folders[-1]))
+    SVG.write_text(beside([figure_4(one), figure_5(other)], "Figures 4 and 5 of Doubly Nested Network"))
 
 
 if __name__ == "__main__":
