@@ -219,8 +219,9 @@ def shrunk(net: nn.Sequential, train: Phase, args: argparse.Namespace, example: 
             removing[0] += shrink.compact_(model, optimizer).seconds
 
     train(model, args.seconds, lambda: each * shrink.size(model, by=args.by), collect)
-    shrink.compact_(model)
-    return shrink.fold(model), removing[0]
+    last = shrink.compact_(model).seconds
+    train.seconds += last
+    return shrink.fold(model), removing[0] + last
 
 
 def pruned(
