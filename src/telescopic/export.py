@@ -25,7 +25,7 @@ from telescopic.provenance import versions
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference from torch's logits that passes, as a fraction of the largest logit; 0.02 for shorter types."""
 
-_BATCH = {0: torch.export.Dim("batch")}
+BATCH = {0: torch.export.Dim("batch")}
 _OURS = ("file", "format", "bytes", "sha256", "input", "output", "preprocess", "classes", "parity", "versions")
 
 
@@ -109,7 +109,7 @@ def export(
                 raise ValueError(f"there are {len(classes)} classes, but {logits.shape[-1]} logits")
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                with _quiet():
+                with quiet():
                     order = _Order(network, deployed, example[:2], preprocess, tuple(classes), card)
                     written = _WRITERS[path.suffix](order, file)
                 facts = {
@@ -153,19 +153,8 @@ def _onnx(order: _Order, file: Path) -> _Written:
     if sum(tensor.nbytes for tensor in named_tensors(order.network).values()) >= 2**31:
         raise ValueError("one ONNX file holds less than 2 GiB: choose a smaller member, or .pt2")
     name = "images" if order.example.dtype == torch.uint8 else "input"
-    program = torch.onnx.export(
-        order.deployed,
-        (order.example,),
-        dynamo=True,
-        dynamic_shapes=(_BATCH,),
-        input_names=[name],
-        output_names=["logits"],
-        verbose=False,
-    )
-    assert program is not None
+    program = onnx_program(order.deployed, (order.example,), (BATCH,), [name], ["logits"])
     nodes: list[Any] = list(program.model.graph)
-    for part in (program.model, program.model.graph, *nodes):
-        part.metadata_props.clear()  # stack traces with the paths of this machine: half of a small file
     program.save(str(file), external_data=False)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -178,8 +167,39 @@ def _onnx(order: _Order, file: Path) -> _Written:
     return _Written(run, len(nodes), packages, input={"name": name}, output={"name": "logits"})
 
 
+def onnx_program(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    dynamic_shapes: Any,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> torch.onnx.ONNXProgram:
+    """A module's graph in memory, without the stack traces that torch leaves in it.
+
+    Args:
+        module: what to export, in eval mode.
+        example: its inputs.
+        dynamic_shapes: as `torch.export.export` takes them.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+    """
+    program = torch.onnx.export(
+        module,
+        example,
+        dynamo=True,
+        dynamic_shapes=dynamic_shapes,
+        input_names=inputs,
+        output_names=outputs,
+        verbose=False,
+    )
+    assert program is not None
+    for part in (program.model, program.model.graph, *program.model.graph):
+        part.metadata_props.clear()  # with paths of this machine: half of a small file
+    return program
+
+
 def _pt2(order: _Order, file: Path) -> _Written:
-    program = torch.export.export(order.deployed, (order.example,), dynamic_shapes=(_BATCH,), strict=False)
+    program = torch.export.export(order.deployed, (order.example,), dynamic_shapes=(BATCH,), strict=False)
     program._example_inputs = (
         None  # or the file would hold the user's data; the public setter of torch 2.6 refuses None
     )
@@ -256,7 +276,7 @@ def _form(batch: Tensor) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what exporters print and warn of on every use; their errors still come as exceptions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

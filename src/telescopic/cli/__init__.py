@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from telescopic.cli import anytime, data, families, reproduce, search, train
+from telescopic.cli import anytime, data, engine, families, reproduce, search, train
 
 # Everything heavy is imported inside the commands, so that --help answers at once.
 
@@ -20,6 +20,8 @@ app.command(epilog="Example:  telescopic choose nsn-mnist --max-macs 700k")(fami
 app.command(epilog="Example:  telescopic extract nsn-mnist --max-macs 700k --to small.onnx")(families.extract)
 app.command()(families.report)
 app.command(epilog="Example:  telescopic anytime runs/dnn --deadline-ms 2 --deadline-ms 5")(anytime.anytime)
+app.command(epilog="Example:  telescopic pack nsn-mnist --to mnist.telescope")(engine.pack)
+app.command(epilog="Example:  telescopic bench mnist.telescope")(engine.bench)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(search.app, name="search")

@@ -1,10 +1,8 @@
-"""How a network runs: answers at any time."""
+"""How a network runs: answers at any time, and members of a pack in production.
 
-from telescopic.runtime.anytime import Answer as Answer
-from telescopic.runtime.anytime import anytime as anytime
-from telescopic.runtime.anytime import confidence_for as confidence_for
-from telescopic.runtime.anytime import deepening as deepening
-from telescopic.runtime.anytime import step_costs as step_costs
-from telescopic.runtime.paths import best_path as best_path
-from telescopic.runtime.trial import Trial as Trial
-from telescopic.runtime.trial import try_deadlines as try_deadlines
+Names are imported when they are first used, so that the engine, which needs no torch, does not load it.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,224 @@
+"""Claims: all members take at most 1.15 times the memory of one session, and run in 1.05 times their time alone.
+
+For CNSN's VGG with a quarter of the channels (shared statistics; and per entry, where BatchNorm cannot be folded
+without copies), the causal ResNet with 4 groups of 16, 32 and 64 channels, ResNet-32 with 15 exits (reach 1.1; five of
+its members are also exported alone), and the MLP:
+
+- memory: proportional set size that a fresh process takes more, for the engine with all members loaded and run, one
+  session of the largest member, and a session for each;
+- time: each member in the engine against the same member exported alone, both called as a user calls them, and against
+  that session with its buffers bound;
+- switching: members in turns against one alone;
+- overhead: a call of the engine for a member of one segment, against its session;
+- anytime: all refinements of the default path against one shot of the largest member.
+
+Ways take turns, and ratios are medians of ratios within a round. With one thread it is the processor's time that is
+measured. Weights are random. Writes results/engine.json:
+
+    python benchmarks/engine.py [--rounds 100] [--threads 1]
+"""
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from telescopic.runtime.engine import Engine
+from telescopic.runtime.host import memory
+from telescopic.subnet import Subnet
+
+
+def networks() -> dict[str, tuple[Callable[[], Any], tuple[int, ...], Sequence[Subnet] | str, bool]]:
+    """Name → network, shape of an input, members, whether to fold BatchNorm into copies."""
+    from telescopic.nest import nest
+    from telescopic.networks import causal_resnet, mlp, resnet
+    from telescopic.papers import cnsn
+
+    cells = ((4, 1), (9, 1), (9, 2), (14, 2), (14, 3), (14, 4))
+    widths = [Subnet(exit=exit_, width=width) for exit_, width in cells]
+    image = (3, 32, 32)
+    per_entry = partial(cnsn.network, scale=0.25, statistics="per-entry")
+    return {
+        "CNSN's VGG, a quarter": (partial(cnsn.network, scale=0.25), image, "all", False),
+        "CNSN's VGG, a quarter, per entry": (per_entry, image, "all", False),
+        "CNSN's VGG, a quarter, per entry, folded": (per_entry, image, "all", True),
+        "causal ResNet, 4 x 16": (partial(causal_resnet, 4, (16, 32, 64)), image, widths, False),
+        "ResNet-32, exits": (lambda: nest(resnet(32), input_shape=image, exits=range(15)), image, "all", False),
+        "MLP": (partial(mlp, 784, (784, 784), 10), (784,), "all", False),
+    }
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Pack the members, and export each alone."""
+    import torch
+
+    from telescopic.export import export
+    from telescopic.extract import extract
+    from telescopic.runtime.pack import pack
+
+    torch.manual_seed(0)
+    make, shape, members, fold_bn = networks()[name]
+    net = make().eval()
+    pack(net, folder / "pack", members=members, input_shape=shape, fold_bn=fold_bn)  # type: ignore[arg-type]
+    packed = Engine(folder / "pack", cache=False).members
+    for place in spread(len(packed)):
+        module = extract(net, packed[place].subnet, fold_bn=True)
+        export(module, folder / f"alone{place:03}.onnx", torch.randn(2, *shape))
+
+
+def spread(number: int) -> list[int]:
+    """Places of all members, or of five of many, the last among them."""
+    return list(range(number)) if number <= 6 else sorted({round(i * (number - 1) / 4) for i in range(5)})
+
+
+def session(path: Path, threads: int) -> Any:
+    """A member alone, with the threads that the engine has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def grown(folder: Path, what: str, threads: int) -> float:
+    """Megabytes that this process takes more with an engine, one session, or all of them."""
+    ends = [sorted(folder.glob("alone*.onnx"))[0]]
+    session(ends[0], threads)  # what ONNX Runtime itself takes is not counted
+    before = memory() or 0
+    if what == "engine":
+        engine = Engine(folder / "pack", threads=threads, cache=False)
+        held: list[Any] = [engine]
+        for member in engine.members:
+            engine.run(np.zeros((1, *engine.input_shape), np.float32), subnet=member.subnet)
+    else:
+        files = sorted(folder.glob("alone*.onnx"))[-1 if what == "one" else 0 :]
+        held = [session(file, threads) for file in files]
+        for opened in held:
+            shape = opened.get_inputs()[0].shape[1:]
+            opened.run(None, {"input": np.zeros((1, *shape), np.float32)})
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return ((memory() or 0) - before) / 1e6 if held else 0.0
+
+
+def timed(calls: Mapping[str, Callable[[], object]], rounds: int, threads: int) -> dict[str, list[float]]:
+    """Seconds of each call, round by round; each behind one of its own, so that all find caches as they left them."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 3):
+        for name in list(calls)[:: 1 if number % 2 else -1]:
+            calls[name]()
+            began = clock()
+            calls[name]()
+            if number >= 3:
+                times[name].append(clock() - began)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], one: str, other: str) -> float:
+    """Median over rounds."""
+    return round(median(a / b for a, b in zip(times[one], times[other], strict=True)), 3)
+
+
+def bound(opened: Any, x: np.ndarray) -> Callable[[], None]:
+    """A session with its buffers in place."""
+    binding = opened.io_binding()
+    out = np.zeros((len(x), opened.get_outputs()[0].shape[1]), np.float32)
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+    binding.bind_ortvalue_input("input", value(x))
+    binding.bind_ortvalue_output("logits", value(out))
+    return partial(opened.run_with_iobinding, binding)
+
+
+def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
+    """Members in the engine and alone; in turns; refined."""
+    engine = Engine(folder / "pack", threads=threads, cache=False)
+    figures: dict[str, Any] = {}
+    for batch in (1, 32):
+        x = np.random.default_rng(0).standard_normal((batch, *engine.input_shape), np.float32)
+        number = max(10, rounds // (1 if batch == 1 else 8))
+        rows = {}
+        for place in spread(len(engine.members)):
+            member = engine.members[place]
+            alone = session(folder / f"alone{place:03}.onnx", threads)
+            calls: dict[str, Callable[[], object]] = {
+                "engine": partial(engine.run, x, subnet=member.subnet),
+                "alone": partial(alone.run, None, {"input": x}),
+                "bound": bound(alone, x),
+            }
+            times = timed(calls, number, threads)
+            rows[member.label] = {
+                "ms": round(1e3 * median(times["engine"]), 3),
+                "segments": len(member.chain),
+                "engine / alone": ratio(times, "engine", "alone"),
+                "engine / bound": ratio(times, "engine", "bound"),
+            }
+        figures[f"batch {batch}"] = rows
+    x = x[:1]
+    steady, turns = [], []
+    in_blocks = [member for member in engine.members for _ in range(4)]
+    clock = time.process_time if threads == 1 else time.perf_counter
+    for _ in range(rounds):
+        for seconds, order in ((steady, in_blocks), (turns, [*engine.members] * 4)):
+            began = clock()
+            for member in order:
+                engine.run(x, subnet=member.subnet)
+            seconds.append(clock() - began)
+    figures["switching: in turns / steady"] = round(median(a / b for a, b in zip(turns, steady, strict=True)), 3)
+    path = [answer.subnet for answer in engine.anytime(x)]
+    calls = {"refined": lambda: list(engine.anytime(x)), "one shot": lambda: engine.run(x)}
+    figures[f"anytime: {len(path)} answers / one shot"] = ratio(timed(calls, rounds, threads), "refined", "one shot")
+    lane = engine._lanes.take(1)
+    smallest = engine.members[0]
+    calls = {
+        "engine": lambda: engine.run(x, subnet=smallest.subnet),
+        "chain": lambda: (lane.start(x), lane.run(smallest)),
+    }
+    times = timed(calls, 5 * rounds, threads)
+    gaps = [a - b for a, b in zip(times["engine"], times["chain"], strict=True)]
+    figures["overhead of a call, us"] = round(1e6 * median(gaps), 1)
+    return figures
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="one network")
+    parser.add_argument("--grown", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.grown:
+        print(grown(Path(args.grown[0]), args.grown[1], args.threads))
+        return
+    figures: dict[str, Any] = {}
+    for name in networks():
+        if args.only not in (None, name):
+            continue
+        with tempfile.TemporaryDirectory() as made:
+            prepare(name, Path(made))
+            sizes = {}
+            for what in ("engine", "one", "all"):
+                words = [sys.executable, __file__, "--grown", made, what, "--threads", str(args.threads)]
+                sizes[what] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            figures[name] = {
+                "MB": {what: round(size, 2) for what, size in sizes.items()},
+                "memory: engine / one session": round(sizes["engine"] / sizes["one"], 3),
+                **speed(Path(made), args.rounds, args.threads),
+            }
+            print(json.dumps({name: figures[name]}, indent=1), file=sys.stderr)
+    import results
+
+    results.write("engine", {key: value for key, value in vars(args).items() if key != "grown"}, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`telescopic pack` and `telescopic bench`: a family for production, and what it does on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from telescopic.cli.shown import interruptible, numbers, show_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from telescopic.runtime import Engine
+
+
+def pack(
+    source: Annotated[str, typer.Argument(help="A run's folder, a bundle's file, or a shipped family.")],
+    to: Annotated[Path, typer.Option(help="The folder to make, such as model.telescope.")],
+    members: Annotated[
+        str | None, typer.Option(help="How many of the Pareto front, or all. (default: the whole front)")
+    ] = None,
+    subnet: Annotated[
+        list[str] | None, typer.Option(help="A member by name, e.g. entry=1; may be given several times.")
+    ] = None,
+    fold_bn: Annotated[
+        bool, typer.Option("--fold-bn", help="Copy stages whose BatchNorm differs between entries: faster, larger.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a pack that is there already.")] = False,
+) -> None:
+    """Write members of a family as ONNX graphs with one copy of the weights, each compared with the network."""
+    from rich.console import Console
+
+    from telescopic.run import Source
+    from telescopic.runtime import Engine
+    from telescopic.runtime import pack as write
+    from telescopic.subnet import Subnet
+
+    if subnet and members is not None:
+        raise ValueError("give --members or --subnet, not both")
+    wanted: object = [Subnet.parse(text) for text in subnet] if subnet else members
+    if members not in (None, "all"):
+        (wanted,) = numbers("--members", members or "", int, "a number, or all")
+    found = Source.open(source)
+    images, _ = found.samples()
+    with interruptible(), Console(stderr=True).status("packing ...") as status:
+        write(
+            found.bundle,
+            to,
+            members=wanted,  # type: ignore[arg-type]
+            catalogue=found.catalogue(),
+            samples=found.preprocess()(images[:8]),
+            fold_bn=fold_bn,
+            replace=replace,
+            progress=lambda done, of: status.update(f"packing segment {done} of {of}"),
+        )
+    engine = Engine(to, cache=False)
+    size = sum(file.stat().st_size for file in to.iterdir())
+    print(f"{to}: {len(engine.members)} members, {size:,} bytes, each gives the network's answers")
+    if engine.left_out:
+        print(f"left out: {', '.join(engine.left_out)}; {next(iter(engine.left_out.values()))}")
+
+
+def bench(
+    pack: Annotated[Path, typer.Argument(help="The folder that telescopic pack made.")],
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
+    threads: Annotated[str | None, typer.Option(help="Numbers of threads to try. (default: 1, 2, 4, ... )")] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each member in each case.")] = 0.5,
+) -> None:
+    """Measure every member of a pack on this machine, and keep the table for the engine."""
+    import onnxruntime
+
+    from telescopic.runtime import Engine
+    from telescopic.runtime.host import memory, num_cpus
+
+    batches = numbers("--batch", batch, int, "batch sizes such as 1,8,32")
+    cpus = num_cpus()
+    powers = [2**i for i in range(cpus.bit_length()) if 2**i <= cpus]
+    tries = tuple(sorted({*powers, cpus})) if threads is None else numbers("--threads", threads, int, "such as 1,2")
+    before = memory()
+    engine = Engine(pack)
+    after = memory()
+    with interruptible():
+        engine.calibrate(batches=batches, threads=tries, seconds=seconds)
+    for number in batches:
+        show_table(_table(engine, number, tries))
+    best = engine.timings.best_threads()
+    print(f"ONNX Runtime {onnxruntime.__version__}; {best} of {cpus} processors serve best, and are used from now on")
+    if before is not None and after is not None:
+        print(f"memory of all members together: {(after - before) / 1e6:.1f} MB, feature maps of batch 1 included")
+
+
+def _table(engine: "Engine", batch: int, tries: tuple[int, ...]) -> "Table":
+    from rich.table import Table
+
+    from telescopic.quantities import human
+
+    best = engine.threads
+    caption = f"batch {batch}, threads {best}; · is beaten by another member in both accuracy and time"
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
+    tries = tries if len(tries) > 1 else ()
+    compared = (f"ms, {n}\nthreads" for n in tries)
+    for name in ("member", "", "valid %", "ms", "p95 ms", "a second", "weights", *compared):
+        table.add_column(name, justify="left" if name in ("member", "") else "right", vertical="bottom")
+    front = engine.front(batch)
+    for member in engine.members:
+        timing = engine.timing(member.subnet, batch)
+        others = [engine.timings.at(member.subnet, batch, number) for number in tries]
+        table.add_row(
+            member.label,
+            "" if member in front else "·",
+            "–" if member.accuracy is None else f"{member.accuracy:.2%}"[:-1],
+            f"{timing.median_ms:.3f}",
+            f"{timing.p95_ms:.3f}",
+            f"{1000 * batch / timing.median_ms:,.0f}",
+            human(4 * member.params, "B"),
+            *("–" if other is None else f"{other.median_ms:.3f}" for other in others),
+        )
+    return table

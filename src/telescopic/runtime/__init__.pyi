@@ -1,0 +1,13 @@
+from .anytime import Answer as Answer
+from .anytime import anytime as anytime
+from .anytime import confidence_for as confidence_for
+from .anytime import deepening as deepening
+from .anytime import step_costs as step_costs
+from .controller import Controller as Controller
+from .engine import Engine as Engine
+from .engine import Prediction as Prediction
+from .manifest import PackError as PackError
+from .pack import pack as pack
+from .paths import best_path as best_path
+from .trial import Trial as Trial
+from .trial import try_deadlines as try_deadlines

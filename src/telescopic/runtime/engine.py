@@ -1,0 +1,392 @@
+"""The engine: every member of a pack ready to run in ONNX Runtime, with one copy of the weights. No torch."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from telescopic.runtime.inputs import checked
+from telescopic.runtime.lanes import Floats, Lane, Lanes
+from telescopic.runtime.manifest import WEIGHTS, Constant, Packed, read
+from telescopic.runtime.measuring import time_members, time_steps
+from telescopic.runtime.sessions import open_sessions, runtime
+from telescopic.runtime.store import Store
+from telescopic.runtime.timings import Timing, Timings
+from telescopic.subnet import Subnet
+
+_MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
+_MARGIN = 1.1  # of a refinement's cost, which the machine's drift may take
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a member says.
+
+    Attributes:
+        logits: float32 `[batch, classes]`.
+        subnet: the member.
+        label: its short name.
+        accuracy: its fraction of the validation images classified rightly; None if not measured.
+        seconds: time from the call to the answer.
+    """
+
+    logits: Floats
+    subnet: Subnet
+    label: str
+    accuracy: float | None
+    seconds: float
+
+
+class Engine:
+    """Runs the members of a pack, each as a chain of segments. Any number of threads may use one engine.
+
+    Args:
+        path: the folder that `telescopic.pack` wrote.
+        threads: threads within a segment. By default what calibration found best on this machine, or 1 before it.
+        cache: folder for what is made on this machine: graphs optimised for it, and measured latencies. By default in
+            the user's cache; False for none.
+        verify: whether to compare every file with its checksum, which takes some seconds for a gigabyte.
+
+    Attributes:
+        members: smallest first.
+        classes: names of the classes in the order of the logits; empty if unknown.
+        input_shape: shape of one input, without the batch.
+        left_out: members that were not packed although a number of them or all were asked for → why.
+        threads: threads within a segment.
+
+    Raises:
+        PackError: if there is no whole pack, or this version of telescopic or of ONNX Runtime cannot open it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        cache: str | Path | bool = True,
+        verify: bool = True,
+    ) -> None:
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise ValueError(f"an engine has 1 thread or more within a segment, not {threads!r}")
+        self.path = Path(path)
+        self._manifest, digest = read(self.path, verify=verify)
+        self.members, self.classes = self._manifest.members, self._manifest.classes
+        self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
+        self._by_subnet = {member.subnet: member for member in self.members}
+        self._store = Store(digest, cache)
+        self._timings = self._store.timings(self._by_subnet)
+        self._chosen = threads
+        self._measuring = threading.Lock()
+        self._steps: dict[tuple[tuple[Subnet, ...], int, int], tuple[float, ...]] = {}
+        weights = np.memmap(self.path / WEIGHTS, np.uint8, "r") if self._manifest.constants else None
+        self._constants = {name: _value(weights, c) for name, c in self._manifest.constants.items()}
+        self._open(threads or self._timings.best_threads() or 1)
+
+    def __repr__(self) -> str:
+        return f"Engine({str(self.path)!r}, {len(self.members)} members, threads={self.threads})"
+
+    def run(
+        self,
+        x: ArrayLike,
+        *,
+        subnet: Subnet | None = None,
+        max_latency_ms: float | None = None,
+        quality: float | None = None,
+    ) -> Prediction:
+        """The answer of one member: the one named, or the best within a budget, or the cheapest of a quality.
+
+        Args:
+            x: inputs float32 `[batch, ...]`; or pixels uint8 `[batch, channels, height, width]`, if the pack knows how
+                to prepare them.
+            subnet: which member; parts left open take the largest packed value.
+            max_latency_ms: the most accurate member is taken whose latency for as many examples, in 95 % of runs, is at
+                most this; the fastest if none is fast enough. What was not measured on this machine is measured by the
+                first call, for a tenth of a second a member.
+            quality: from 0, the least accurate member, to 1, the most accurate: the fastest one is taken whose accuracy
+                lies at least so far between theirs. Without accuracies, multiply-adds stand for them.
+
+        Raises:
+            ValueError: if there is no such member, more than one wish, or the input has another shape or type, or holds
+                what is no number.
+        """
+        began = time.perf_counter()
+        given = {"subnet": subnet, "max_latency_ms": max_latency_ms, "quality": quality}
+        wishes = [name for name, wish in given.items() if wish is not None]
+        if len(wishes) > 1:
+            raise ValueError(f"one wish at a time, not {' and '.join(wishes)}")
+        inputs = checked(x, self.input_shape, self._manifest.preprocess)
+        if max_latency_ms is not None:
+            member, prepared = self._within(max_latency_ms, len(inputs))
+            began = time.perf_counter() if prepared else began
+        elif quality is not None:
+            member = self.of_quality(quality, len(inputs))
+        else:
+            member = self.member(subnet)
+        lanes = self._lanes
+        lane = lanes.take(len(inputs))
+        lane.start(inputs)
+        logits = lane.run(member)
+        lanes.give(lane)  # one that failed is left to be collected
+        return Prediction(logits, member.subnet, member.label, member.accuracy, time.perf_counter() - began)
+
+    def anytime(
+        self,
+        x: ArrayLike,
+        *,
+        deadline: float | None = None,
+        path: Sequence[Subnet] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Iterator[Prediction]:
+        """Better and better answers, each computed from what the ones before have left; stop whenever.
+
+        The first one is always given. No step begins that would not end in time, by what it cost when it was measured
+        on this machine, which the first call for a batch size does if there is a deadline.
+
+        Args:
+            x: see `run`.
+            deadline: seconds from the call; None for no limit.
+            path: packed members of one entry, each containing the one before; by default as many as lead to the
+                largest.
+            clock: what time it is, in seconds.
+
+        Raises:
+            ValueError: at once, as `run` does; or if the path is none, or the deadline has passed.
+        """
+        began = clock()
+        if deadline is not None and not deadline > 0:
+            raise ValueError(f"a deadline is more than 0 seconds from now, not {deadline}; None is no deadline")
+        inputs, members = checked(x, self.input_shape, self._manifest.preprocess), self._path(path)
+        costs: Sequence[float] = [0.0] * len(members)
+        if deadline is not None:
+            costs, measured = self._step_costs(members, len(inputs))
+            began = clock() if measured else began
+        return self._refined(inputs, members, costs, deadline, clock, began)
+
+    def member(self, subnet: Subnet | None = None) -> Packed:
+        """A packed member; parts left open take the largest value that is packed with the others.
+
+        Raises:
+            ValueError: if it is not packed.
+        """
+        if subnet is None:
+            return self.members[-1]
+        if not isinstance(subnet, Subnet):
+            raise TypeError(f"expected a telescopic.Subnet, got {type(subnet).__name__} {subnet!r}")
+        if subnet in self._by_subnet:
+            return self._by_subnet[subnet]
+        asked = {name: value for name in ("entry", "exit", "width") if (value := getattr(subnet, name)) is not None}
+        for member in reversed(self.members):
+            if all(getattr(member.subnet, name) == value for name, value in asked.items()):
+                return member
+        names = ", ".join(member.label for member in self.members)
+        raise ValueError(f"member {subnet} is not in this pack, which has {names}: pack it too")
+
+    def of_quality(self, quality: float, batch: int = 1) -> Packed:
+        """The member that `run` takes for a quality.
+
+        Raises:
+            ValueError: if the quality is not from 0 to 1.
+        """
+        if not 0 <= quality <= 1:
+            raise ValueError(f"quality is from 0, the least accurate member, to 1, the most accurate; not {quality}")
+        values = [worth(member) for member in self.members]
+        least = min(values) + quality * (max(values) - min(values))
+        fitting = [member for member, value in zip(self.members, values, strict=True) if value >= least * (1 - 1e-12)]
+        return min(fitting, key=lambda member: (self._cost(member, batch), -worth(member)))
+
+    def within(self, max_latency_ms: float, batch: int = 1) -> Packed:
+        """The member that `run` takes for a latency."""
+        return self._within(max_latency_ms, batch)[0]
+
+    def timing(self, subnet: Subnet, batch: int = 1) -> Timing:
+        """What a member takes on this machine, measured now if it was not yet."""
+        self._measured(batch)
+        found = self._timings.at(self.member(subnet).subnet, batch, self.threads)
+        assert found is not None
+        return found
+
+    @property
+    def timings(self) -> Timings:
+        """All that was measured on this machine."""
+        return self._timings
+
+    def front(self, batch: int = 1) -> tuple[Packed, ...]:
+        """The members that no other beats in both latency and accuracy, by rising accuracy.
+
+        The others are dropped from every choice by latency or quality; they still run when they are named.
+        """
+        self._measured(batch)
+        return self._front(batch)
+
+    def calibrate(
+        self,
+        *,
+        batches: Sequence[int] = (1, 8, 32),
+        threads: Sequence[int] | None = None,
+        seconds: float = 0.2,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Timings:
+        """Measure every member on this machine, and keep the table for the next time this pack is opened here.
+
+        The number of threads that was best is taken from then on, unless one was given when the engine was made.
+
+        Args:
+            batches: numbers of examples in a pass.
+            threads: numbers of threads to try; by default the engine's own.
+            seconds: time to spend on each member in each of these cases.
+            progress: called with the number of cases done, and of all.
+
+        Returns:
+            The table.
+
+        Raises:
+            ValueError: if a number is below 1.
+        """
+        tries = (self.threads,) if threads is None else tuple(dict.fromkeys(threads))
+        counts = (*batches, *tries)
+        if not batches or not tries or not all(type(n) is int and n > 0 for n in counts) or not seconds > 0:
+            raise ValueError(f"calibration takes whole numbers above 0, not batches {batches} and threads {threads}")
+        with self._measuring:
+            done = 0
+            for number in tries:
+                lanes = self._lanes if number == self.threads else self._made(number)
+                for batch in batches:
+                    self._timings = self._timings.merged(
+                        time_members(lanes, self.members, self._example(batch), number, seconds)
+                    )
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(tries) * len(batches))
+            self._store.keep(self._timings)
+            best = self._timings.best_threads()
+            if self._chosen is None and best is not None and best != self.threads:
+                self._open(best)
+        return self._timings
+
+    def _open(self, threads: int) -> None:
+        self._lanes, self.threads = self._made(threads), threads
+
+    def _made(self, threads: int) -> Lanes:
+        """Sessions with so many threads, warmed: every member has run once."""
+        sessions = open_sessions(self.path, self._manifest, threads)
+        shapes, constants = self._manifest.tensors, self._constants
+        lanes = Lanes(lambda batch: Lane(batch, sessions, shapes, constants), _MOST_IDLE)
+        lane = lanes.take(1)
+        for member in self.members:
+            lane.start(np.zeros((1, *self.input_shape), np.float32))
+            lane.run(member)
+        lanes.give(lane)
+        return lanes
+
+    def _within(self, max_latency_ms: float, batch: int) -> tuple[Packed, bool]:
+        if not max_latency_ms > 0:
+            raise ValueError(f"max_latency_ms is more than 0, not {max_latency_ms}")
+        prepared = self._measured(batch)
+        found = [(self._timings.at(member.subnet, batch, self.threads), member) for member in self.members]
+        times = {member: timing.p95_ms for timing, member in found if timing is not None}
+        fitting = [member for member, ms in times.items() if ms <= max_latency_ms]
+        if not fitting:
+            return min(times, key=lambda member: times[member]), prepared
+        return max(fitting, key=lambda member: (worth(member), -times[member])), prepared
+
+    def _cost(self, member: Packed, batch: int) -> float:
+        """Milliseconds if they were measured, else multiply-adds."""
+        timing = self._timings.at(member.subnet, batch, self.threads)
+        return member.macs if timing is None else timing.median_ms
+
+    def _front(self, batch: int) -> tuple[Packed, ...]:
+        front: list[Packed] = []
+        for member in sorted(self.members, key=lambda m: (self._cost(m, batch), -worth(m))):
+            if not front or worth(member) > worth(front[-1]):
+                front.append(member)
+        return tuple(front)
+
+    def _measured(self, batch: int) -> bool:
+        """Measure what was not; whether that was necessary."""
+        if self._timings.at(self.members[0].subnet, batch, self.threads) is not None:
+            return False
+        with self._measuring:
+            if self._timings.at(self.members[0].subnet, batch, self.threads) is None:
+                rows = time_members(self._lanes, self.members, self._example(batch), self.threads, 0.1)
+                self._timings = self._timings.merged(rows)
+                self._store.keep(self._timings)
+        return True
+
+    def _example(self, batch: int) -> Floats:
+        return np.random.default_rng(0).standard_normal((batch, *self.input_shape), np.float32)
+
+    def _path(self, path: Sequence[Subnet] | None) -> tuple[Packed, ...]:
+        if path is None:
+            return self._longest_path()
+        members = tuple(self.member(subnet) for subnet in path)
+        if not members:
+            raise ValueError("a path needs at least one member")
+        for small, large in pairwise(members):
+            if not _follows(small.subnet, large.subnet):
+                raise ValueError(
+                    f"{large.label} does not follow {small.label} on a path: each member has the entry of the one "
+                    "before, and is deeper or wider than it or both, and neither shallower nor narrower"
+                )
+        return members
+
+    def _longest_path(self) -> tuple[Packed, ...]:
+        """The longest way to the largest member."""
+        ways: dict[Packed, tuple[Packed, ...]] = {}
+        for member in self.members:
+            before = [ways[small] for small in ways if _follows(small.subnet, member.subnet)]
+            ways[member] = (*max(before, key=len, default=()), member)
+        return ways[self.members[-1]]
+
+    def _refined(
+        self,
+        inputs: Floats,
+        members: Sequence[Packed],
+        costs: Sequence[float],
+        deadline: float | None,
+        clock: Callable[[], float],
+        began: float,
+    ) -> Iterator[Prediction]:
+        lanes = self._lanes
+        lane = lanes.take(len(inputs))
+        try:
+            lane.start(inputs)
+            for number, member in enumerate(members):
+                if number and deadline is not None and clock() - began + costs[number] * _MARGIN > deadline:
+                    return
+                logits = lane.run(member)
+                yield Prediction(logits, member.subnet, member.label, member.accuracy, clock() - began)
+        finally:  # the caller may stop whenever
+            lanes.give(lane)
+
+    def _step_costs(self, members: Sequence[Packed], batch: int) -> tuple[tuple[float, ...], bool]:
+        """Seconds that each step took at most in most runs, and whether they had to be measured."""
+        key = tuple(member.subnet for member in members), batch, self.threads
+        if key in self._steps:
+            return self._steps[key], False
+        with self._measuring:
+            self._steps[key] = time_steps(self._lanes, members, self._example(batch))
+        return self._steps[key], True
+
+
+def worth(member: Packed) -> float:
+    """What a member is worth: its accuracy, or where that is not known its multiply-adds."""
+    return float(member.macs) if member.accuracy is None else member.accuracy
+
+
+def _follows(small: Subnet, large: Subnet) -> bool:
+    deeper, wider = (large.exit or 0) - (small.exit or 0), (large.width or 1) - (small.width or 1)
+    return small.entry == large.entry and min(deeper, wider) >= 0 and max(deeper, wider) > 0
+
+
+def _value(weights: NDArray[np.uint8] | None, constant: Constant) -> Any:
+    """A constant from the file of weights, as ONNX Runtime takes it."""
+    assert weights is not None
+    data = weights[constant.offset : constant.offset + 4 * math.prod(constant.shape)]
+    return runtime().OrtValue.ortvalue_from_numpy(data.view(np.float32).reshape(constant.shape).copy())

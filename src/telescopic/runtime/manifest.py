@@ -1,0 +1,265 @@
+"""What a pack says about itself: members as chains of segments. Read from files of anyone: nothing is believed."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from telescopic.subnet import Subnet
+
+FORMAT = 1
+MANIFEST, WEIGHTS, CARD = "manifest.json", "weights.bin", "README.md"
+INPUT = "input"
+_MOST = 100_000  # of anything in a manifest
+_LONGEST = 2**26  # bytes of a manifest
+
+
+class PackError(ValueError):
+    """A folder that is no whole pack, or a network that cannot be packed."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One segment of a member's chain.
+
+    Attributes:
+        segment: name of the segment.
+        inputs: the tensors it reads, in the order of its graph's inputs: `input`, those of steps before, constants.
+        outputs: the tensors it writes.
+    """
+
+    segment: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One member of a pack.
+
+    Attributes:
+        subnet: which, with all three coordinates.
+        label: its short name.
+        accuracy: fraction of the validation images classified rightly; None if not measured.
+        test_accuracy: the same of the test images.
+        macs: multiply-adds of one example.
+        params: number of parameters.
+        chain: what it runs, in order.
+        logits: the tensor with its answer.
+    """
+
+    subnet: Subnet
+    label: str
+    accuracy: float | None
+    test_accuracy: float | None
+    macs: int
+    params: int
+    chain: tuple[Step, ...]
+    logits: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor of float32 in the weights file that is an input of segments: a statistic of one entry.
+
+    Attributes:
+        offset: of its first byte.
+        shape: its shape.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All about a pack.
+
+    Attributes:
+        members: smallest first.
+        segments: name → file of its graph, whose inputs are called in0, in1, ... and outputs out0, out1, ...
+        tensors: what passes between segments, the input among it: name → shape of one example. All are float32.
+        constants: statistics that differ between entries.
+        preprocess: mean and standard deviation of each channel (or one for all), of pixels from 0 to 1; None if
+            unknown.
+        classes: names of the classes in the order of the logits; empty if unknown.
+        left_out: members that were not packed although asked for by number or by "all", and why.
+        provenance: where the network came from, and versions.
+        files: name → bytes and sha256 of every other file.
+    """
+
+    members: tuple[Packed, ...]
+    segments: Mapping[str, str]
+    tensors: Mapping[str, tuple[int, ...]]
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+    preprocess: Mapping[str, Sequence[float]] | None = None
+    classes: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch."""
+        return self.tensors[INPUT]
+
+    def to_json(self) -> str:
+        """As text, which `from_json` reads."""
+        data = asdict(self)
+        for row, member in zip(data["members"], self.members, strict=True):
+            row["subnet"] = str(member.subnet)
+        return json.dumps({"format": FORMAT, **data}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Read a manifest, of which nothing is taken for granted.
+
+        Raises:
+            PackError: if it is none, of another format, or contradicts itself.
+        """
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+                raise ValueError(f"it is not of format {FORMAT}, which this version of telescopic reads")
+            made = _manifest(data)
+            _check(made)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise PackError(f"the manifest cannot be used: {error!s:.300}") from error
+        return made
+
+
+def read(folder: Path, *, verify: bool = True) -> tuple[Manifest, str]:
+    """The manifest of a pack, and the checksum that stands for the whole of it.
+
+    Args:
+        folder: of the pack.
+        verify: whether to compare every file with its checksum.
+
+    Raises:
+        PackError: if there is no whole pack.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise PackError(f"{folder} is no pack: it has no {MANIFEST}. Make one with telescopic pack")
+    try:
+        if path.stat().st_size > _LONGEST:
+            raise PackError(f"{MANIFEST} has {path.stat().st_size} bytes, more than any pack needs")
+        text = path.read_bytes()
+        manifest = Manifest.from_json(text.decode())
+        for name, facts in manifest.files.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != facts["bytes"]:
+                raise PackError(f"{name} is missing or of another size than when it was packed")
+            if verify and checksum(file) != facts["sha256"]:
+                raise PackError(f"{name} has changed since it was packed: its checksum is another one")
+    except (PackError, UnicodeDecodeError, OSError) as error:
+        raise PackError(f"{folder} is damaged: {error}. Pack it again") from error
+    return manifest, hashlib.sha256(text).hexdigest()
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file's contents."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    members = []
+    for row in _some(data.pop("members"), list):
+        chain = tuple(
+            Step(_text(step["segment"]), _texts(step["inputs"]), _texts(step["outputs"]))
+            for step in _some(row.pop("chain"), list)
+        )
+        members.append(Packed(**row | {"subnet": Subnet.parse(row["subnet"])}, chain=chain))
+    tensors = {_text(name): _shape(shape) for name, shape in _some(data.pop("tensors"), dict).items()}
+    constants = {
+        _text(name): Constant(_count(value["offset"]), _shape(value["shape"]))
+        for name, value in _some(data.pop("constants"), dict).items()
+    }
+    classes = _texts(data.pop("classes"))
+    return Manifest(tuple(members), tensors=tensors, constants=constants, classes=classes, **data)
+
+
+def _check(made: Manifest) -> None:
+    """Refuse what contradicts itself."""
+    for name in (*made.segments.values(), *made.files):
+        if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{name!r:.50} is no name of a file")
+    if missing := {*made.segments.values(), WEIGHTS} - made.files.keys():
+        raise ValueError(f"no checksum of {sorted(missing)[0]!r:.50}")
+    for facts in made.files.values():
+        _count(facts["bytes"])
+        _text(facts["sha256"])
+    size = made.files[WEIGHTS]["bytes"]
+    for name, constant in made.constants.items():
+        if constant.offset % 4 or constant.offset + 4 * math.prod(constant.shape) > size:
+            raise ValueError(f"constant {name!r:.50} lies outside the weights")
+    if made.preprocess is not None:
+        mean, std = made.preprocess["mean"], made.preprocess["std"]
+        if len(mean) != len(std) or len(mean) not in (1, made.input_shape[0]) or not min(std) > 0:
+            raise ValueError(f"means {mean!r:.50} and stds {std!r:.50} do not fit inputs of {made.input_shape}")
+    if not made.members or INPUT not in made.tensors or len({m.subnet for m in made.members}) < len(made.members):
+        raise ValueError("it has no members, one twice, or no input")
+    for member in made.members:
+        _check_member(member, made)
+
+
+def _check_member(member: Packed, made: Manifest) -> None:
+    if str(member.subnet).count("=") != 3 or not isinstance(member.label, str):
+        raise ValueError(f"a member needs all coordinates and a label, not {member.subnet} and {member.label!r:.50}")
+    _count(member.macs)
+    _count(member.params)
+    for value in (member.accuracy, member.test_accuracy):
+        if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
+            raise ValueError(f"accuracy of {member.label} is a fraction, not {value!r:.50}")
+    known = {INPUT, *made.constants}
+    for step in member.chain:
+        if step.segment not in made.segments:
+            raise ValueError(f"{member.label} runs segment {step.segment!r:.50}, which is not there")
+        if early := set(step.inputs) - known:
+            raise ValueError(f"{member.label} reads {sorted(early)[0]!r:.50} before it is there")
+        if strangers := set(step.outputs) - made.tensors.keys():
+            raise ValueError(f"{member.label} writes {sorted(strangers)[0]!r:.50}, which is no tensor")
+        if again := set(step.outputs) & known:
+            raise ValueError(f"{member.label} writes {sorted(again)[0]!r:.50} twice")
+        known |= {*step.outputs}
+    if member.logits not in known or len(made.tensors.get(member.logits, ())) != 1:
+        raise ValueError(f"{member.label} gives no logits")
+    number = made.tensors[member.logits][0]
+    if made.classes and len(made.classes) != number:
+        raise ValueError(f"there are {len(made.classes)} classes, but {number} logits")
+
+
+def _some(value: Any, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+    if not isinstance(value, kind) or len(value) > _MOST:
+        raise ValueError(f"{value!r:.50} is no {kind.__name__}, or a very long one")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.50} is no text")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_text(value) for value in _some(values, list))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r:.50} is no whole number of 0 or more")
+    return value
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    return tuple(_positive(value) for value in _some(values, list))
+
+
+def _positive(value: Any) -> int:
+    if _count(value) == 0 or value > 2**31:
+        raise ValueError(f"{value!r:.50} is no size")
+    return int(value)

@@ -1,0 +1,283 @@
+"""How a family leaves for production: a folder with the graphs of some members, and one file of weights for all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from telescopic.bundle import Bundle
+from telescopic.catalogue import Catalogue, Member, measure
+from telescopic.data import Preprocess
+from telescopic.export import TOLERANCES
+from telescopic.files import replacing_folder
+from telescopic.layers.causal import CausalConv2d, prefix
+from telescopic.nested import Nested
+from telescopic.provenance import versions
+from telescopic.quantities import human
+from telescopic.runtime.graphs import Weights, checked_batches, write_graph
+from telescopic.runtime.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest, Packed, PackError, checksum, read
+from telescopic.runtime.segments import Cut, cut
+from telescopic.subnet import Subnet
+
+Wanted = int | Literal["all"] | Sequence[Subnet] | None
+
+_LANES = 16
+"""Channels that ONNX Runtime's convolutions treat at once: other numbers cost more time than they save."""
+
+
+def pack(
+    net: Nested | Bundle | str | Path,
+    to: str | Path,
+    *,
+    members: Wanted = None,
+    catalogue: Catalogue | None = None,
+    input_shape: Sequence[int] | None = None,
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] = (),
+    samples: Tensor | None = None,
+    fold_bn: bool = False,
+    replace: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write members of a network to a folder from which `telescopic.Engine` runs them, with one copy of the weights.
+
+    The folder holds plain ONNX graphs of segments, into which the members are cut where they enter and leave; a file of
+    weights that the graphs share; a manifest, and a card. Every packed member is run by the engine and compared with
+    torch before the folder takes its place.
+
+    Of members of several widths, each layer's rows are cut into blocks: wider members run the blocks of narrower ones
+    and add their own. Widths whose channels are no multiples of 16 cost more time than wider ones that are, so they are
+    left out unless they are named; the card says so.
+
+    Args:
+        net: a nested network, which is left as it is; or its bundle, or where that is.
+        to: the folder to make.
+        members: which. By default the Pareto front: those more accurate on validation images than all that cost no
+            more in measured latency, or in multiply-adds where the catalogue has no latency; all of them where it has
+            no accuracy. A number takes as many of these, evenly spread, the smallest and the largest among them;
+            "all" takes all; or a list of members.
+        catalogue: the members measured; by default the bundle's, or costs alone.
+        input_shape: shape of one input without the batch; by default the catalogue's or the bundle's.
+        preprocess: from pixels to the network's input; by default the bundle's. The engine then takes uint8 images too.
+        classes: names of the classes; by default the bundle's.
+        samples: inputs float32 `[batch, ...]` on which to compare the answers; by default random ones.
+        fold_bn: whether stages whose BatchNorm statistics differ between packed entries are copied for each entry, with
+            BatchNorm folded into the convolutions: faster, and larger. By default there is one such stage, which is
+            told the statistics. In networks with several widths they are copied always.
+        replace: whether a pack that is there already may be replaced.
+        progress: called with the number of segments written, and of all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PackError: if the network or its members cannot be packed, an answer differs from torch's, or there is something
+            else in the folder's place.
+    """
+    to = Path(to)
+    if to.exists() and not (replace and (to / MANIFEST).is_file()):
+        kind = "a pack" if (to / MANIFEST).is_file() else "something that is no pack"
+        raise PackError(f"there is {kind} at {to} already: {'replace it' if kind[2:] == 'pack' else 'choose another'}")
+    try:
+        if isinstance(net, str | Path):
+            net = Bundle.open(net)
+        if isinstance(net, Bundle):
+            catalogue, preprocess = catalogue or net.catalogue, preprocess or net.preprocess
+            input_shape, classes = input_shape or net.input_shape, classes or net.classes
+            provenance = dict(net.provenance)
+            opened = net.network()
+        else:
+            provenance, opened = {}, net
+        network = _packable(opened)
+        if catalogue is None:
+            catalogue = measure(network, input_shape=input_shape)
+        elif tuple(member.subnet for member in catalogue) != tuple(network.grid):
+            raise ValueError(f"this catalogue is of another network: its members are not those of {network.grid}")
+        chosen, left_out = _chosen(network, catalogue, members)
+        x = _samples(samples, input_shape or catalogue.input_shape)
+        subnets = [member.subnet for member in chosen]
+        made = cut(network, subnets, x[:2], fold_bn=fold_bn)
+        checked_batches(made.segments, 2)
+        with replacing_folder(to, replace=replace) as folder:
+            manifest = _written(folder, made, chosen, progress)
+            facts = asdict(preprocess) if preprocess else None
+            manifest = _dated(manifest, facts, tuple(classes), left_out, provenance)
+            _finish(folder, manifest)
+            parity = _compared(folder, network, x)
+            (folder / CARD).write_text(_card(manifest, made, parity, to.name), encoding="utf-8")
+    except PackError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        raise PackError(f"cannot pack {to}: {error}") from error
+    return to
+
+
+def aligned(net: Nested, width: int) -> bool:
+    """Whether all layers of a width have a multiple of 16 channels, or it is the full width."""
+    layers = [layer for stage in net.stages for layer in stage.modules() if isinstance(layer, CausalConv2d)]
+    return width == net.groups or all(prefix(len(one.weight), net.groups, width) % _LANES == 0 for one in layers)
+
+
+def _packable(net: object) -> Nested:
+    if not isinstance(net, Nested):
+        raise TypeError(f"a pack is made of a nested network, not of a {type(net).__name__}")
+    tensors = [*net.parameters(), *net.buffers()]
+    if other := {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}:
+        raise ValueError(f"a pack holds float32, and this network {next(iter(other))}: pack net.float()")
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        raise ValueError("a network is packed on the CPU: pack net.cpu()")
+    if any(module.training for module in net.modules()):
+        raise ValueError("a network is packed in eval mode: call net.eval() first")
+    return net
+
+
+def _chosen(net: Nested, catalogue: Catalogue, wanted: Wanted) -> tuple[list[Member], dict[str, str]]:
+    """The members to pack, smallest first; and those left out since their width is not aligned."""
+    if isinstance(wanted, Sequence) and not isinstance(wanted, str):
+        named = {net.grid.resolve(subnet) for subnet in wanted}
+        if not named:
+            raise ValueError("a pack needs at least one member")
+        return [member for member in catalogue if member.subnet in named], {}
+    if wanted not in (None, "all") and (not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1):
+        raise ValueError(f"members are a number of 1 or more, 'all', or a list of members, not {wanted!r}")
+    good = {width for width in net.grid.widths if aligned(net, width)}
+    why = f"its channels are no multiple of {_LANES} in every layer, so wider members are as fast"
+    left_out = {member.label: why for member in catalogue if member.subnet.width not in good}
+    kept = [member for member in catalogue if member.subnet.width in good]
+    if wanted == "all":
+        return kept, left_out
+    if catalogue[0].accuracy is not None:
+        front = type(catalogue).front
+        cost: Literal["latency_ms", "macs"] = "macs" if catalogue[0].latency_ms is None else "latency_ms"
+        best = {member.subnet for member in front(_only(catalogue, kept), cost)}
+        kept = [member for member in kept if member.subnet in best]
+    if isinstance(wanted, int) and wanted < len(kept):
+        last = len(kept) - 1
+        places = {round(i * last / (wanted - 1)) for i in range(wanted)} if wanted > 1 else {last}
+        kept = [kept[place] for place in sorted(places)]
+    return kept, left_out
+
+
+def _only(catalogue: Catalogue, members: Sequence[Member]) -> Catalogue:
+    return replace(catalogue, members=tuple(members))
+
+
+def _samples(given: Tensor | None, shape: Sequence[int]) -> Tensor:
+    if given is None:
+        return torch.randn((3, *shape), generator=torch.Generator().manual_seed(0))
+    if given.dtype != torch.float32 or tuple(given.shape[1:]) != tuple(shape) or not len(given):
+        raise ValueError(
+            f"samples are float32 [batch, {', '.join(map(str, shape))}], not {given.dtype} {[*given.shape]}"
+        )
+    return given if len(given) > 1 else torch.cat([given, given])
+
+
+def _written(
+    folder: Path, made: Cut, members: Sequence[Member], progress: Callable[[int, int], None] | None
+) -> Manifest:
+    """Write graphs and weights."""
+    files: dict[str, str] = {}
+    with (folder / WEIGHTS).open("wb") as opened:
+        weights = Weights(opened)
+        constants = {name: weights.constant(tensor) for name, tensor in made.constants.items()}
+        for number, segment in enumerate(made.segments):
+            files[segment.name] = f"segment{number:03}.onnx"
+            write_graph(segment, folder / files[segment.name], weights)
+            if progress is not None:
+                progress(number + 1, len(made.segments))
+    packed = [
+        Packed(m.subnet, m.label, m.accuracy, m.test_accuracy, m.macs, m.params, *made.chains[m.subnet])
+        for m in members
+    ]
+    tensors = {name: tuple(tensor.shape[1:]) for name, tensor in made.tensors.items()}
+    return Manifest(tuple(packed), files, {INPUT: tensors.pop(INPUT), **tensors}, constants)
+
+
+def _dated(
+    manifest: Manifest,
+    preprocess: dict[str, Sequence[float]] | None,
+    classes: tuple[str, ...],
+    left_out: dict[str, str],
+    provenance: dict[str, object],
+) -> Manifest:
+    facts = {**provenance, "packed_by": versions("onnx", "onnxruntime")}
+    return replace(manifest, preprocess=preprocess, classes=classes, left_out=left_out, provenance=facts)
+
+
+def _finish(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, and read it again."""
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    read(folder)
+
+
+@torch.no_grad()
+def _compared(folder: Path, net: Nested, x: Tensor) -> float:
+    """Largest difference of the engine's logits from torch's, as a fraction of the largest logit."""
+    from telescopic.runtime.engine import Engine
+
+    engine, worst = Engine(folder, cache=False), 0.0
+    for member in engine.members:
+        for number in (1, len(x)):
+            ours, theirs = net(x[:number], member.subnet), engine.run(x[:number].numpy(), subnet=member.subnet).logits
+            if tuple(ours.shape) != theirs.shape:
+                raise ValueError(f"{member.label} gives logits {theirs.shape}, torch {tuple(ours.shape)}")
+            if not ours.isfinite().all():
+                raise ValueError(f"the logits of {member.label} are not finite, so nothing can be compared")
+            apart = float((ours - torch.from_numpy(theirs)).abs().max()) / (float(ours.abs().max()) or 1.0)
+            if not apart <= TOLERANCES[torch.float32]:
+                raise ValueError(
+                    f"the packed {member.label} differs from torch by {apart:.3g} of its largest logit; "
+                    f"{TOLERANCES[torch.float32]:g} is allowed"
+                )
+            worst = max(worst, apart)
+    return worst
+
+
+def _card(manifest: Manifest, made: Cut, parity: float, name: str) -> str:
+    """The page that comes with a pack."""
+    rows = [
+        f"| {m.label} | {'–' if m.accuracy is None else human(m.accuracy, '%')} | {human(m.macs)} | {human(m.params)} "
+        f"| {len(m.chain)} |"
+        for m in manifest.members
+    ]
+    shape = ", ".join(map(str, manifest.input_shape))
+    pixels = " or uint8 (pixels)" if manifest.preprocess else ""
+    notes = [f"Answers agree with torch's to {parity:.1e} of the largest logit, compared member by member."]
+    if made.copied:
+        notes.append(f"{made.copied} parts are there more than once: their BatchNorm differs between entries.")
+    if made.constants:
+        notes.append("BatchNorm differs between entries: its statistics are given to the segments that they share.")
+    if manifest.left_out:
+        reasons = {why for why in manifest.left_out.values()}
+        notes.append(f"Left out: {', '.join(manifest.left_out)} ({'; '.join(sorted(reasons))}).")
+    packed_by = manifest.provenance["packed_by"]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"{len(manifest.members)} members of one network, with one copy of the weights, as ONNX graphs for ONNX",
+            "Runtime. Made by telescopic.",
+            "",
+            "| member | validation | MACs | parameters | segments |",
+            "|---|---:|---:|---:|---:|",
+            *rows,
+            "",
+            f"Input: float32{pixels} `[batch, {shape}]`. Classes: {', '.join(manifest.classes) or 'not named'}.",
+            "",
+            *notes,
+            "",
+            "```python",
+            "import telescopic as tl",
+            "",
+            f'engine = tl.Engine("{name}")',
+            "engine.run(x, max_latency_ms=5)",
+            "```",
+            "",
+            f"Versions: {', '.join(f'{key} {value}' for key, value in packed_by.items())}.",
+            "",
+        ]
+    )

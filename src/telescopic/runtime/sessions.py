@@ -1,0 +1,67 @@
+"""How the segments of a pack are opened in ONNX Runtime. No torch."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from telescopic.runtime.manifest import Manifest, PackError
+
+_ONCE = threading.Lock()
+_ARENA: list[bool] = []  # whether all sessions share one
+
+
+def runtime() -> Any:
+    """ONNX Runtime, imported when it is first used.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f'{error.name} is not installed: pip install "telescopic[onnx]"') from error
+    return onnxruntime
+
+
+def open_sessions(folder: Path, manifest: Manifest, threads: int) -> dict[str, Any]:
+    """Segment → session.
+
+    Raises:
+        PackError: if ONNX Runtime cannot open one.
+    """
+    _share_arena()
+    sessions = {}
+    for name, file in manifest.segments.items():
+        try:
+            sessions[name] = open_session(folder / file, threads)
+        except Exception as error:  # of many kinds, which ONNX Runtime does not document
+            raise PackError(f"{folder}: ONNX Runtime {runtime().__version__} cannot open {file}: {error}") from error
+    return sessions
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """One graph, run by so many threads, on an arena for feature maps that all segments share."""
+    onnxruntime = runtime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
+    entries: Mapping[str, str] = {
+        "session.use_env_allocators": "1",
+        "session.use_device_allocator_for_initializers": "1",  # weights stay; in the arena they would leave holes
+        "session.force_spinning_stop": "1",  # threads of the last segment must not take processors from the next
+    }
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _share_arena() -> None:
+    with _ONCE:
+        if not _ARENA:
+            onnxruntime = runtime()
+            info = onnxruntime.OrtMemoryInfo(
+                "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+            )
+            onnxruntime.create_and_register_allocator(info, None)
+            _ARENA.append(True)

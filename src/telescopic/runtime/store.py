@@ -1,0 +1,54 @@
+"""What an engine keeps on this machine between two starts: measured latencies. No torch."""
+
+import hashlib
+from collections.abc import Container
+from pathlib import Path
+
+from telescopic.files import replacing
+from telescopic.runtime.host import num_cpus, processor
+from telescopic.runtime.sessions import runtime
+from telescopic.runtime.timings import Timings
+from telescopic.subnet import Subnet
+
+_TIMINGS = "timings.json"
+
+
+class Store:
+    """A folder of one pack, for this processor and this version of ONNX Runtime.
+
+    Args:
+        digest: the pack's.
+        cache: folder of all such folders; True for the user's cache, False for none.
+    """
+
+    def __init__(self, digest: str, cache: str | Path | bool) -> None:
+        facts = "\n".join([digest, runtime().__version__, processor(), str(num_cpus())])
+        key = hashlib.sha256(facts.encode()).hexdigest()[:24]
+        self.folder = None if cache is False else (_of_the_user() if cache is True else Path(cache)) / key
+
+    def timings(self, members: Container[Subnet]) -> Timings:
+        """What was measured; nothing if it was not, or the file is damaged."""
+        if self.folder is None:
+            return Timings()
+        try:
+            found = Timings.from_json((self.folder / _TIMINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return Timings()
+        return found if all(row.subnet in members for row in found) else Timings()
+
+    def keep(self, timings: Timings) -> None:
+        """Write what was measured; a folder that cannot be written is no reason not to run."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / _TIMINGS) as file:
+                file.write_text(timings.to_json(), encoding="utf-8")
+        except OSError:
+            self.folder = None
+
+
+def _of_the_user() -> Path:
+    import pooch
+
+    return Path(pooch.os_cache("telescopic")) / "engines"

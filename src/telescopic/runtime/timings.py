@@ -1,0 +1,118 @@
+"""What members cost on this machine, as measured: by batch size and number of threads. No torch."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from telescopic.subnet import Subnet
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One member, one batch size, one number of threads.
+
+    Attributes:
+        subnet: which member.
+        batch: examples in a pass.
+        threads: threads within a segment.
+        median_ms: median over all runs, in milliseconds.
+        p95_ms: 95 % of the runs took at most this many milliseconds.
+    """
+
+    subnet: Subnet
+    batch: int
+    threads: int
+    median_ms: float
+    p95_ms: float
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values: they may have come from a file."""
+        counts = type(self.batch) is int and type(self.threads) is int and min(self.batch, self.threads) > 0
+        times = (self.median_ms, self.p95_ms)
+        if not counts or not all(type(ms) in (int, float) and 0 < ms < math.inf for ms in times):
+            raise ValueError(f"a timing has sizes above 0 and milliseconds, not {self}")
+
+
+class Timings(Sequence[Timing]):
+    """A table of timings.
+
+    Args:
+        rows: each member at the same batch sizes for a number of threads.
+    """
+
+    def __init__(self, rows: Sequence[Timing] = ()) -> None:
+        self._rows = tuple(rows)
+        self._found: dict[tuple[Subnet, int], dict[int, Timing]] = {}
+        for row in self._rows:
+            self._found.setdefault((row.subnet, row.threads), {})[row.batch] = row
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Timing]:
+        return iter(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """The numbers of threads that were measured."""
+        return tuple(sorted({row.threads for row in self}))
+
+    def at(self, subnet: Subnet, batch: int, threads: int) -> Timing | None:
+        """What a member takes; between two measured batch sizes on a straight line, beyond the last in proportion.
+
+        Returns:
+            The timing; None if the member was not measured with as many threads.
+        """
+        known = self._found.get((subnet, threads))
+        if known is None:
+            return None
+        if batch in known:
+            return known[batch]
+        below, above = (
+            max((b for b in known if b < batch), default=None),
+            min((b for b in known if b > batch), default=0),
+        )
+        if below is None:
+            median, p95 = known[above].median_ms, known[above].p95_ms  # at most
+        elif not above:
+            median, p95 = (ms * batch / below for ms in (known[below].median_ms, known[below].p95_ms))
+        else:
+            share, low, high = (batch - below) / (above - below), known[below], known[above]
+            median = low.median_ms + share * (high.median_ms - low.median_ms)
+            p95 = low.p95_ms + share * (high.p95_ms - low.p95_ms)
+        return Timing(subnet, batch, threads, median, p95)
+
+    def best_threads(self) -> int | None:
+        """The number of threads with which passes take least, over members and batch sizes; of equals the smallest."""
+        scores = {}
+        for threads in self.threads:
+            rows = [row for row in self if row.threads == threads]
+            scores[threads] = sum(math.log(row.median_ms) for row in rows) / len(rows)
+        return min(scores, key=lambda threads: (scores[threads], threads)) if scores else None
+
+    def merged(self, rows: Sequence[Timing]) -> "Timings":
+        """This table with newer rows in the place of older ones."""
+        new = {(row.subnet, row.batch, row.threads) for row in rows}
+        return Timings([*(row for row in self if (row.subnet, row.batch, row.threads) not in new), *rows])
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps([asdict(row) | {"subnet": str(row.subnet)} for row in self], indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Timings":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: if it is anything else.
+        """
+        try:
+            rows = [Timing(**row | {"subnet": Subnet.parse(row["subnet"])}) for row in json.loads(text)]
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no table of timings: {error}") from error
+        return cls(rows)
