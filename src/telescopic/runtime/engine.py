@@ -50,7 +50,7 @@ class Engine:
     Args:
         path: the folder that `telescopic.pack` wrote.
         threads: threads within a segment. By default what calibration found best on this machine, or 1 before it.
-        cache: folder for what is made on this machine: graphs optimised for it, and measured latencies. By default in
+        cache: folder for latencies measured on this machine. By default in
             the user's cache; False for none.
         verify: whether to compare every file with its checksum, which takes some seconds for a gigabyte.
 
