@@ -23,6 +23,11 @@ def card(name: str, bundle: Bundle) -> str:
         f"| {human(m.params)} | {human(m.bytes, 'B')} |\n"
         for m in bundle.catalogue
     )
+    how = bundle.preprocess
+    normalised = ""
+    if how is not None and (set(how.mean), set(how.std)) != ({0.0}, {1.0}):
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (how.mean, how.std))
+        normalised = f", less ({mean}) for each channel, and divided by ({std})"
     versions = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     return f"""# {name}
 
@@ -31,12 +36,12 @@ def card(name: str, bundle: Bundle) -> str:
 | member | validation accuracy | test accuracy | MACs | parameters | size |
 |---|---:|---:|---:|---:|---:|
 {rows}
-- Input: images uint8 {list(bundle.input_shape or ())} (channels, height, width), divided by 255.
+- Input: images uint8 {list(bundle.input_shape or ())} (channels, height, width), divided by 255{normalised}.
 - Output: a logit for each of {", ".join(bundle.classes)}.
 - Trained with seed {facts["seed"]} for {facts["epochs"]} epochs. The weights are those of epoch {facts["epoch"]},
   in which the full network was best on validation images; the test images decided nothing.
-- Meant for trying the library, and as a baseline: it gives an answer for any image, also for one that is no digit.
-- Made with {versions}, commit {facts["commit"]}.
+- Meant for trying the library, and as a baseline: it gives an answer for any image, also for one of no such class.
+- Made with {versions}, commit {facts["commit"] or "not recorded"}.
 - sha256 of the file: `{hashlib.sha256(bundle.path.read_bytes()).hexdigest()}`
 """
 
