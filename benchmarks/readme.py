@@ -15,6 +15,7 @@ from telescopic.papers import nsn
 from telescopic.papers.figures import doubly_nested_tables
 from telescopic.papers.reproduce import summaries
 from telescopic.papers.tables import cnsn_tables
+from telescopic.papers.units import shrinknets_tables
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python benchmarks/readme.py -->\n", "<!-- end of results -->\n"
@@ -56,6 +57,8 @@ def tables() -> str:
         if (ROOT / "results" / name).is_dir():
             some = [t for t in doubly_nested_tables(ROOT / "results" / name) if not _left_out(str(t.title))]
             text += f"\n### {about}\n" + "".join(map(_markdown, some))
+    if (ROOT / "results" / "shrinknets").is_dir():
+        text += "\n### ShrinkNets\n" + "".join(map(_markdown, shrinknets_tables(ROOT / "results" / "shrinknets")))
     text += "\n### Speed and survival\n" + _speed()
     return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
 
