@@ -38,12 +38,15 @@ def width_of(given: int, channels: int, groups: int) -> int:
     return width
 
 
+def group_of(channels: int, groups: int, device: torch.device | None = None) -> Tensor:
+    """The group of each channel, counted from 0: int64 `[channels]`."""
+    # Channel c is in group i if prefix(i) <= c < prefix(i + 1): i is the largest with channels·i < (c + 1)·groups.
+    return (torch.arange(1, channels + 1, device=device) * groups - 1) // channels
+
+
 def causal_mask(outputs: int, inputs: int, groups: int, device: torch.device | None = None) -> Tensor:
     """Which output channel reads which input channel: bool `[outputs, inputs]`, for a kernel with more axes behind."""
-    # Channel c is in group i if prefix(i) <= c < prefix(i + 1): i is the largest with channels·i < (c + 1)·groups.
-    rows, columns = (
-        (torch.arange(1, channels + 1, device=device) * groups - 1) // channels for channels in (outputs, inputs)
-    )
+    rows, columns = (group_of(channels, groups, device) for channels in (outputs, inputs))
     return rows[:, None] >= columns
 
 

@@ -1,6 +1,7 @@
 """How a part is made as narrow as a member: ordinary layers that hold the first channel groups."""
 
 import copy
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -48,14 +49,19 @@ def narrow_outputs(part: nn.Module, width: int, groups: int) -> nn.Module:
         ValueError: if it is none that ends in a convolution or linear layer, with norms and activations behind it.
     """
     layers = flat(part)
-    # By type, for a subclass may compute something else: a causal one does.
-    last = next((i for i in reversed(range(len(layers))) if type(layers[i]) in (nn.Conv2d, nn.Linear)), None)
+    last = last_mixing(layers)
     if last is None:
         raise ValueError(
             "the adapter of a network with several widths ends in a convolution or a linear layer, with norms and "
             f"activations behind it; this one has none: {part}"
         )
     return nn.Sequential(*layers[:last], *(_first_rows(layer, width, groups) for layer in layers[last:]))
+
+
+def last_mixing(layers: Sequence[nn.Module]) -> int | None:
+    """Place of the last ordinary convolution or linear layer, of which narrow members use the first rows."""
+    # By type, for a subclass may compute something else: a causal one does.
+    return next((i for i in reversed(range(len(layers))) if type(layers[i]) in (nn.Conv2d, nn.Linear)), None)
 
 
 def flat(part: nn.Module) -> list[nn.Module]:

@@ -10,14 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from telescopic.layers.causal import (
-    CausalBatchNorm1d,
-    CausalBatchNorm2d,
-    CausalConv2d,
-    CausalLinear,
-)
+from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, group_of
 from telescopic.layers.heads import SharedHead
-from telescopic.layers.narrowing import flat
+from telescopic.layers.narrowing import flat, last_mixing
 from telescopic.nested import Nested
 
 _ROWS = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear)
@@ -67,13 +62,12 @@ def gradient_factors(net: Nested, weights: Sequence[float]) -> list[tuple[nn.Par
 
 
 def _by_channel(channels: int, by_group: Tensor) -> Tensor:
-    """A value of each group, for each channel; group i ends where channels · i // groups do."""
-    groups = len(by_group)
-    return by_group[(torch.arange(1, channels + 1) * groups - 1) // channels]
+    """A value of each group, for each channel."""
+    return by_group[group_of(channels, len(by_group))]
 
 
 def _cut(adapter: nn.Module) -> list[nn.Module]:
     """The layers of an adapter of which a narrow member uses the first rows: see `layers.narrowing`."""
     layers = flat(adapter)
-    last = max((i for i, layer in enumerate(layers) if type(layer) in (nn.Conv2d, nn.Linear)), default=len(layers))
-    return layers[last:]
+    last = last_mixing(layers)
+    return [] if last is None else layers[last:]
