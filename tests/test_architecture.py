@@ -30,7 +30,7 @@ FLOORS = (
     ("architecture", "extract", "folding", "cost", "train", "shrink"),
     ("nest", "causal", "networks"),
     ("catalogue",),
-    ("bundle", "export", "runtime", "testing"),
+    ("bundle", "export", "runtime", "serve", "testing"),
     ("papers",),
     ("report", "plots", "heatmaps", "widths"),
     ("run", "search"),
@@ -130,7 +130,7 @@ print(*{name.partition('.')[0] for name in sys.modules})
     assert run.returncode == 0, run.stderr
     loaded = run.stdout.split()
     assert "torch" in loaded
-    heavy = "accelerate matplotlib onnx onnxruntime onnxscript pooch rich scipy sklearn typer"
+    heavy = "accelerate fastapi matplotlib onnx onnxruntime onnxscript pooch rich scipy sklearn typer"
     assert not set(heavy.split()) & set(loaded)
 
 

@@ -66,6 +66,22 @@ def test_weights_are_powers_of_depth_width_and_macs() -> None:
     assert both == pytest.approx([value / sum(raw) for value in raw])
 
 
+def test_the_largest_members_may_get_a_share_beforehand() -> None:
+    net = doubly_nested.network(16)
+    given = dict(zip(net.grid, doubly_nested.weights(net, **LAMBDAS["edges"]), strict=True))
+    edges = [(14, 4), (14, 8), (14, 12), *((exit_, 16) for exit_ in range(7, 14))]
+    expected = {net.grid.resolve(Subnet(exit=exit_, width=width)): 0.06 for exit_, width in edges}
+    assert {m: pytest.approx(share) for m, share in given.items() if share} == expected | {net.grid.full: 0.4}
+    mixed = dict(zip(net.grid, doubly_nested.weights(net, **LAMBDAS["edges-macs"]), strict=True))
+    by_macs = dict(zip(net.grid, doubly_nested.weights(net, macs=1), strict=True))
+    for member, share in mixed.items():
+        beforehand = 0.4 if member == net.grid.full else 0.04 * (member in expected)
+        assert share == pytest.approx(0.2 * by_macs[member] + beforehand)
+    odd = doubly_nested.network(22)  # a quarter of 22 groups is begun by the sixth
+    given = dict(zip(odd.grid, doubly_nested.weights(odd, edges=1), strict=True))
+    assert [m.width for m, share in given.items() if share and m.exit == 14] == [6, 11, 17]
+
+
 def test_infinite_powers_leave_the_largest_only() -> None:
     net = small()
     deep = doubly_nested.weights(net, **LAMBDAS["depth-only"])
@@ -155,7 +171,7 @@ def test_every_way_is_told_to_the_recipe() -> None:
         assert isinstance(net.exits["0"][0], CausalConv2d | GradientScale) == (name not in plain())  # type: ignore[index]
     assert WAYS["uniform"] == Way()
     with pytest.raises(
-        ValueError, match="weights are one of uniform, depth-width, macs, half-macs, depth-only, full-only, not 'f"
+        ValueError, match=r"weights are one of uniform, depth-width, macs, half-macs, edges, .*full-only, not 'full'"
     ):
         doubly_nested.told(Recipe(epochs=1), Way(weights="full"), small())
 

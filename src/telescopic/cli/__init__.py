@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from telescopic.cli import anytime, data, engine, families, reproduce, search, train
+from telescopic.cli import anytime, data, engine, families, reproduce, search, serve, train
 
 # Everything heavy is imported inside the commands, so that --help answers at once.
 
@@ -22,6 +22,7 @@ app.command()(families.report)
 app.command(epilog="Example:  telescopic anytime runs/dnn --deadline-ms 2 --deadline-ms 5")(anytime.anytime)
 app.command(epilog="Example:  telescopic pack nsn-mnist --to mnist.telescope")(engine.pack)
 app.command(epilog="Example:  telescopic bench mnist.telescope")(engine.bench)
+app.command(epilog="Example:  telescopic serve mnist.telescope --slo-ms 20")(serve.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(search.app, name="search")

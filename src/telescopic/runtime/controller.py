@@ -2,9 +2,10 @@
 
 The policy is small enough to be said in five sentences. The largest member is taken with which everything that waits
 now, served in its order by that member, would be in time. What a member takes is its measured p95 times a slow-down:
-how much longer than measured the last passes took, as an exponentially weighted mean. It goes to a smaller member at
-once. It goes to a larger one only when that one has fitted for some time with a fifth of the slack to spare, or after a
-pause as long, so that it does not flap. If nothing fits, the smallest member is the floor.
+how much longer than measured the last passes took, as an exponentially weighted mean; a hundredth of the objective more
+or less is no sign. It goes to a smaller member at once. It goes to a larger one only when that one has fitted for some
+time with a fifth of the slack to spare, or after a pause as long, so that it does not flap. If nothing fits, the
+smallest member is the floor.
 """
 
 import threading
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _SPARE = 0.8  # of the slack, which a larger member may take for the controller to go to it
 _GAIN = 0.2  # of the newest pass in the mean
 _RANGE = (0.5, 100.0)  # of the slow-down
+_TRIFLE = 0.01  # of the objective: by how much any pass may be off, for reasons that do not grow with its time
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Controller:
         """Learn how long a pass took that was just run."""
         expected = next((ms for member, ms, _ in self._table(batch) if member.subnet == subnet), None)
         expected = self.engine.timing(subnet, batch).median_ms if expected is None else expected
-        ratio = min(max(1000 * seconds / expected, _RANGE[0]), _RANGE[1])
+        trifle = _TRIFLE * self.slo_ms
+        ratio = min(max((1000 * seconds + trifle) / (expected + trifle), _RANGE[0]), _RANGE[1])
         with self._lock:
             self.slowdown += _GAIN * (ratio - self.slowdown)
 

@@ -1,22 +1,20 @@
 """The engine: every member of a pack ready to run in ONNX Runtime, with one copy of the weights. No torch."""
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from telescopic.runtime.inputs import checked
 from telescopic.runtime.lanes import Floats, Lane, Lanes
-from telescopic.runtime.manifest import WEIGHTS, Constant, Packed, read
+from telescopic.runtime.manifest import Packed, read
 from telescopic.runtime.measuring import time_members, time_steps
-from telescopic.runtime.sessions import open_sessions, runtime
+from telescopic.runtime.sessions import open_sessions, read_constants
 from telescopic.runtime.store import Store
 from telescopic.runtime.timings import Timing, Timings
 from telescopic.subnet import Subnet
@@ -58,6 +56,7 @@ class Engine:
         members: smallest first.
         classes: names of the classes in the order of the logits; empty if unknown.
         input_shape: shape of one input, without the batch.
+        takes_pixels: whether the pack knows how to prepare uint8 pixels.
         left_out: members that were not packed although a number of them or all were asked for → why.
         threads: threads within a segment.
 
@@ -79,14 +78,14 @@ class Engine:
         self._manifest, digest = read(self.path, verify=verify)
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
+        self.takes_pixels = self._manifest.preprocess is not None
         self._by_subnet = {member.subnet: member for member in self.members}
         self._store = Store(digest, cache)
         self._timings = self._store.timings(self._by_subnet)
         self._chosen = threads
         self._measuring = threading.Lock()
         self._steps: dict[tuple[tuple[Subnet, ...], int, int], tuple[float, ...]] = {}
-        weights = np.memmap(self.path / WEIGHTS, np.uint8, "r") if self._manifest.constants else None
-        self._constants = {name: _value(weights, c) for name, c in self._manifest.constants.items()}
+        self._constants = read_constants(self.path, self._manifest)
         self._open(threads or self._timings.best_threads() or 1)
 
     def __repr__(self) -> str:
@@ -121,7 +120,7 @@ class Engine:
         wishes = [name for name, wish in given.items() if wish is not None]
         if len(wishes) > 1:
             raise ValueError(f"one wish at a time, not {' and '.join(wishes)}")
-        inputs = checked(x, self.input_shape, self._manifest.preprocess)
+        inputs = self.prepared(x)
         if max_latency_ms is not None:
             member, prepared = self._within(max_latency_ms, len(inputs))
             began = time.perf_counter() if prepared else began
@@ -162,12 +161,20 @@ class Engine:
         began = clock()
         if deadline is not None and not deadline > 0:
             raise ValueError(f"a deadline is more than 0 seconds from now, not {deadline}; None is no deadline")
-        inputs, members = checked(x, self.input_shape, self._manifest.preprocess), self._path(path)
+        inputs, members = self.prepared(x), self._path(path)
         costs: Sequence[float] = [0.0] * len(members)
         if deadline is not None:
             costs, measured = self._step_costs(members, len(inputs))
             began = clock() if measured else began
         return self._refined(inputs, members, costs, deadline, clock, began)
+
+    def prepared(self, x: ArrayLike) -> Floats:
+        """Inputs as the network sees them, float32 `[batch, ...]`, checked as `run` does.
+
+        Raises:
+            ValueError: as `run` does.
+        """
+        return checked(x, self.input_shape, self._manifest.preprocess)
 
     def member(self, subnet: Subnet | None = None) -> Packed:
         """A packed member; parts left open take the largest value that is packed with the others.
@@ -383,10 +390,3 @@ def worth(member: Packed) -> float:
 def _follows(small: Subnet, large: Subnet) -> bool:
     deeper, wider = (large.exit or 0) - (small.exit or 0), (large.width or 1) - (small.width or 1)
     return small.entry == large.entry and min(deeper, wider) >= 0 and max(deeper, wider) > 0
-
-
-def _value(weights: NDArray[np.uint8] | None, constant: Constant) -> Any:
-    """A constant from the file of weights, as ONNX Runtime takes it."""
-    assert weights is not None
-    data = weights[constant.offset : constant.offset + 4 * math.prod(constant.shape)]
-    return runtime().OrtValue.ortvalue_from_numpy(data.view(np.float32).reshape(constant.shape).copy())

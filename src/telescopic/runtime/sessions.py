@@ -1,11 +1,14 @@
 """How the segments of a pack are opened in ONNX Runtime. No torch."""
 
+import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.manifest import Manifest, PackError
+import numpy as np
+
+from telescopic.runtime.manifest import WEIGHTS, Manifest, PackError
 
 _ONCE = threading.Lock()
 _ARENA: list[bool] = []  # whether all sessions share one
@@ -54,6 +57,18 @@ def open_session(path: Path, threads: int) -> Any:
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def read_constants(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Constant → its value from the file of weights, as ONNX Runtime takes it."""
+    if not manifest.constants:
+        return {}
+    weights, values = np.memmap(folder / WEIGHTS, np.uint8, "r"), {}
+    for name, constant in manifest.constants.items():
+        data = weights[constant.offset : constant.offset + 4 * math.prod(constant.shape)]
+        array = data.view(np.float32).reshape(constant.shape).copy()
+        values[name] = runtime().OrtValue.ortvalue_from_numpy(array)
+    return values
 
 
 def _share_arena() -> None:

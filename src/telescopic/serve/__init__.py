@@ -1,0 +1,6 @@
+"""An engine behind HTTP: every request may carry its own budget or deadline, and the load may change."""
+
+from telescopic.serve.application import application
+from telescopic.serve.run import run_on
+
+__all__ = ["application", "run_on"]

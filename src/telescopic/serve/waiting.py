@@ -1,0 +1,191 @@
+"""What waits to be answered, and which of it goes into the next pass. No thread, no clock of its own, no web.
+
+Requests wait in the order of their deadlines. The next pass is run for the most urgent one and as many others as may
+share it: those that leave the member to the server, or those that want the same member. It takes no more of them than
+the fastest member, or the one they want, could answer before the most urgent one is due; where that one is late in any
+case, as many as may be. The controller, which sees all that waits behind, picks the member. Nobody is taken in who
+would make the queue longer than its bound.
+"""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from telescopic.runtime.lanes import Floats
+from telescopic.runtime.manifest import Packed
+
+if TYPE_CHECKING:
+    from telescopic.runtime.controller import Controller
+
+_MOST_WAITING, _MOST_BYTES = 1024, 2**28
+
+
+class Overloaded(Exception):
+    """The queue is full.
+
+    Attributes:
+        retry_after: whole seconds after which there should be room.
+    """
+
+    def __init__(self, waiting: int, most: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} examples wait already, of at most {most}: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a request was answered.
+
+    Attributes:
+        logits: float32 `[batch, classes]`.
+        member: who answered.
+        examples: in the pass, those of other requests among them.
+        waited: seconds from the request's arrival to the pass.
+        ran: seconds of the pass.
+        late: whether the answer came after its deadline.
+    """
+
+    logits: Floats
+    member: Packed
+    examples: int
+    waited: float
+    ran: float
+    late: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request that waits.
+
+    Attributes:
+        x: inputs float32 `[batch, ...]`, checked.
+        arrived: when it came, in seconds.
+        deadline: when it is due, in seconds.
+        member: who shall answer; None to leave it to the controller.
+        answer: what the one who asked waits for.
+    """
+
+    x: Floats
+    arrived: float
+    deadline: float
+    member: Packed | None = None
+    answer: "Future[Served]" = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is run next.
+
+    Attributes:
+        member: by whom.
+        jobs: for whom, the most urgent first.
+    """
+
+    member: Packed
+    jobs: tuple[Job, ...]
+
+    @property
+    def examples(self) -> int:
+        """Examples in it."""
+        return sum(len(job.x) for job in self.jobs)
+
+
+class Waiting:
+    """The queue. One thread at a time.
+
+    Args:
+        controller: picks members, and knows what they take.
+        max_batch: most examples in a pass.
+        max_waiting: most examples that wait. By default as many as the fastest member, in full passes, could answer
+            within the objective, so that whoever is taken in can be answered in time; at least one pass, and at most
+            1024 examples or 256 MB.
+
+    Raises:
+        ValueError: if a bound is below 1, or fewer may wait than run in a pass.
+    """
+
+    def __init__(self, controller: "Controller", *, max_batch: int = 32, max_waiting: int | None = None) -> None:
+        if max_batch < 1 or (max_waiting is not None and max_waiting < max_batch):
+            raise ValueError(
+                f"a pass has 1 example or more, and at least as many may wait, not {max_batch} and {max_waiting}"
+            )
+        self.controller, self.max_batch = controller, max_batch
+        self.fastest = min(controller.engine.members, key=self._full_pass_ms)
+        if max_waiting is None:
+            in_time = int(controller.slo_ms / self._full_pass_ms(self.fastest)) * max_batch
+            size = 4 * math.prod(controller.engine.input_shape)
+            max_waiting = max(max_batch, min(in_time, _MOST_WAITING, _MOST_BYTES // size))
+        self.max_waiting = max_waiting
+        self._jobs: list[Job] = []
+        self.examples = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def put(self, job: Job) -> None:
+        """Take a request in.
+
+        Raises:
+            Overloaded: if as many examples wait as may.
+        """
+        if self.examples and self.examples + len(job.x) > self.max_waiting:
+            clear = self.examples / self.max_batch * self._full_pass_ms(self.fastest) * self.controller.slowdown
+            raise Overloaded(self.examples, self.max_waiting, math.ceil(clear / 1000))
+        place = len(self._jobs)
+        while place and self._jobs[place - 1].deadline > job.deadline:
+            place -= 1
+        self._jobs.insert(place, job)
+        self.examples += len(job.x)
+
+    def take(self, now: float) -> Pass | None:
+        """The next pass, out of the queue; None if nothing waits.
+
+        Args:
+            now: what time it is, in seconds, by the clock of the deadlines.
+        """
+        while self._jobs:
+            first = self._jobs[0]
+            able = [job for job in self._jobs if job.member is first.member]
+            sizes = list(accumulate(len(job.x) for job in able))
+            most = max(self._in_time(first.member or self.fastest, 1000 * (first.deadline - now)), sizes[0])
+            chosen = [job for job, size in zip(able, sizes, strict=True) if size <= most]
+            member = first.member or self._chosen(chosen, now)
+            self._remove(chosen)
+            jobs = tuple(job for job in chosen if job.answer.set_running_or_notify_cancel())
+            if jobs:
+                return Pass(member, jobs)
+        return None
+
+    def _remove(self, jobs: Sequence[Job]) -> None:
+        gone = set(map(id, jobs))
+        self._jobs = [job for job in self._jobs if id(job) not in gone]
+        self.examples -= sum(len(job.x) for job in jobs)
+
+    def _chosen(self, jobs: Sequence[Job], now: float) -> Packed:
+        """The controller's member for a pass, with the most urgent of each full pass behind it."""
+        gone, behind, examples = set(map(id, jobs)), [jobs[0].deadline], 0
+        for job in self._jobs:
+            if id(job) not in gone:
+                if examples >= self.max_batch * (len(behind) - 1):
+                    behind.append(job.deadline)
+                examples += len(job.x)
+        slacks = [1000 * (deadline - now) for deadline in behind]
+        return self.controller.choose(sum(len(job.x) for job in jobs), slacks_ms=slacks).member
+
+    def _in_time(self, member: Packed, slack_ms: float) -> int:
+        """How many examples a member answers within a time, by halves; a full pass if it is too late for any."""
+        number = self.max_batch
+        while self._ms(member, number) * self.controller.slowdown > slack_ms:
+            if number == 1:
+                return self.max_batch
+            number = (number + 1) // 2
+        return number
+
+    def _full_pass_ms(self, member: Packed) -> float:
+        return self._ms(member, self.max_batch)
+
+    def _ms(self, member: Packed, examples: int) -> float:
+        return self.controller.engine.timing(member.subnet, examples).p95_ms

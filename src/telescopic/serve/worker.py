@@ -1,0 +1,142 @@
+"""The thread that answers what waits, pass after pass."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from telescopic.runtime.controller import Controller
+from telescopic.runtime.engine import Engine
+from telescopic.runtime.lanes import Floats
+from telescopic.runtime.manifest import Packed
+from telescopic.serve.waiting import Job, Pass, Served, Waiting
+
+_BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+class Closed(Exception):
+    """The server is shutting down and takes nothing in."""
+
+
+class Worker:
+    """Answers requests, one pass at a time: an engine's passes use as many processors as its threads.
+
+    Args:
+        engine: what runs the members; what was not measured of it on this machine is measured now.
+        slo_ms: milliseconds within which an answer is due, if a request says nothing else.
+        max_batch: most examples in a pass.
+        max_waiting: most examples that wait, see `Waiting`.
+        told: is told each pass that has ended: the pass, its seconds, and how many of its answers were late.
+        progress: called with the number of cases measured, and of all, while the engine is calibrated.
+        clock: what time it is, in seconds.
+
+    Raises:
+        ValueError: if a number is below 1, or the objective not above 0.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        slo_ms: float,
+        max_batch: int = 32,
+        max_waiting: int | None = None,
+        told: Callable[[Pass, float, int], None] = lambda run, seconds, late: None,
+        progress: Callable[[int, int], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.engine, self.slo_ms, self.clock, self._told = engine, slo_ms, clock, told
+        sizes = sorted({size for size in _BATCHES if size < max_batch} | {max(max_batch, 1)})
+        known = {(row.subnet, row.batch) for row in engine.timings if row.threads == engine.threads}
+        new = [size for size in sizes if any((member.subnet, size) not in known for member in engine.members)]
+        if new:
+            engine.calibrate(batches=new, seconds=0.1, progress=progress)
+        self.controller = Controller(engine, slo_ms=slo_ms, clock=clock)
+        self._waiting = Waiting(self.controller, max_batch=max_batch, max_waiting=max_waiting)
+        self._change = threading.Condition()
+        self._open = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._open = True
+        self._thread = threading.Thread(target=self._serve, name="telescopic-worker", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take nothing in any more, and return when all that was taken in is answered."""
+        with self._change:
+            self._open = False
+            self._change.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def submit(self, x: Floats, *, deadline_ms: float | None = None, member: Packed | None = None) -> Job:
+        """Take a request in.
+
+        Args:
+            x: inputs float32 `[batch, ...]` as `Engine.prepared` gives them, no more of them than a pass takes.
+            deadline_ms: milliseconds from now within which the answer is due; by default the objective.
+            member: who shall answer; by default the controller picks.
+
+        Returns:
+            The request, whose `answer` is there later.
+
+        Raises:
+            ValueError: if there are more examples than a pass takes.
+            Overloaded: if the queue is full.
+            Closed: if the server is shutting down.
+        """
+        if len(x) > self._waiting.max_batch:
+            raise ValueError(f"a request has at most {self._waiting.max_batch} examples, not {len(x)}: send several")
+        now = self.clock()
+        job = Job(x, now, now + (self.slo_ms if deadline_ms is None else deadline_ms) / 1000, member)
+        with self._change:
+            if not self._open:
+                raise Closed("the server is shutting down")
+            self._waiting.put(job)
+            self._change.notify()
+        return job
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """What waits, of what may, and how much longer than measured passes take at present."""
+        waiting = self._waiting
+        return {
+            "waiting": waiting.examples,
+            "max_waiting": waiting.max_waiting,
+            "max_batch": waiting.max_batch,
+            "slowdown": self.controller.slowdown,
+        }
+
+    def _serve(self) -> None:
+        while True:
+            with self._change:
+                while self._open and not self._waiting.examples:
+                    self._change.wait()
+                run = self._waiting.take(self.clock())
+                if run is None and not self._open:
+                    return
+            if run is not None:
+                self._run(run)
+
+    def _run(self, run: Pass) -> None:
+        began = self.clock()
+        try:
+            inputs = run.jobs[0].x if len(run.jobs) == 1 else np.concatenate([job.x for job in run.jobs])
+            answer = self.engine.run(inputs, subnet=run.member.subnet)
+        except Exception as error:  # whoever waits must hear of it, and the others be served
+            for job in run.jobs:
+                job.answer.set_exception(error)
+            return
+        ended = self.clock()
+        self.controller.observe(run.member.subnet, run.examples, answer.seconds)
+        place, late = 0, 0
+        for job in run.jobs:
+            logits = answer.logits[place : place + len(job.x)]
+            place, late = place + len(job.x), late + (ended > job.deadline)
+            waited, ran = began - job.arrived, ended - began
+            job.answer.set_result(Served(logits, run.member, run.examples, waited, ran, ended > job.deadline))
+        self._told(run, ended - began, late)

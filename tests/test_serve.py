@@ -1,0 +1,383 @@
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import telescopic as tl
+from telescopic.runtime.timings import Timing, Timings
+from telescopic.serve import application
+from telescopic.serve.worker import Closed, Worker
+from telescopic.subnet import Subnet
+
+from packs import MEMBERS, small_pack
+
+SHAPE = (1, 6, 5)
+SMALL, MIDDLE, LARGE = MEMBERS
+NPY = {"content-type": "application/x-npy"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_pack(tmp_path_factory.mktemp("packs") / "small.telescope", SHAPE)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> tl.Engine:
+    """One that believes its members to take 1, 2 and 4 ms for any batch, so that nothing depends on this machine."""
+    engine = tl.Engine(folder, cache=False)
+    rows = [
+        Timing(subnet, batch, 1, ms, ms)
+        for batch in (1, 2, 4, 8)
+        for subnet, ms in zip(MEMBERS, (1.0, 2.0, 4.0), strict=True)
+    ]
+    engine._timings = Timings(rows)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def client(engine: tl.Engine) -> Iterator[TestClient]:
+    with TestClient(application(engine, slo_ms=60_000, max_batch=8, max_body=100_000)) as client:
+        yield client
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, *SHAPE), np.uint8)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def shares(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def test_all_ways_to_say_the_same(client: TestClient, engine: tl.Engine, pixels: np.ndarray) -> None:
+    prepared = engine.prepared(pixels)
+    expected = shares(engine.run(pixels).logits)
+    for body in (
+        {"json": {"pixels": pixels.tolist()}},
+        {"json": {"inputs": prepared.tolist()}},
+        {"content": npy(pixels), "headers": NPY},
+        {"content": npy(np.asfortranarray(prepared)), "headers": {"content-type": "application/octet-stream"}},
+    ):
+        response = client.post("/predict", **body)
+        told = response.json()
+        assert response.status_code == 200, told
+        assert np.abs(np.array(told["probabilities"]) - expected).max() < 2e-6
+        best = expected.argmax(1)
+        assert [p["class"] for p in told["predictions"]] == [("ant", "bee", "cat")[i] for i in best]
+        assert [p["index"] for p in told["predictions"]] == best.tolist()
+        assert told["member"]["subnet"] == str(LARGE) and told["member"]["accuracy"] == 0.9 and told["late"] is False
+    one = client.post("/predict", json={"pixels": pixels[0].tolist()}).json()  # one example needs no batch
+    assert np.abs(np.array(one["probabilities"]) - expected[:1]).max() < 2e-6
+
+
+def test_images_of_any_size_and_kind(client: TestClient, engine: tl.Engine) -> None:
+    middle = np.zeros((60, 90, 3), np.uint8)
+    middle[:, 10:80] = 255  # wider than the network's 6 × 5: the middle 50 columns are its picture
+    for kind, tolerance in (("PNG", 1e-5), ("WEBP", 0.02), ("JPEG", 0.02)):
+        file = io.BytesIO()
+        Image.fromarray(middle).save(file, kind)
+        told = client.post(
+            "/predict", content=file.getvalue(), headers={"content-type": f"image/{kind.lower()}"}
+        ).json()
+        expected = shares(engine.run(np.full((1, *SHAPE), 255, np.uint8)).logits)
+        assert np.abs(np.array(told["probabilities"]) - expected).max() < tolerance, kind
+
+
+@pytest.mark.parametrize(
+    ("wish", "member"),
+    [
+        ({}, LARGE),
+        ({"quality": 0}, SMALL),
+        ({"quality": 0.5}, MIDDLE),
+        ({"max_latency_ms": 3.9}, MIDDLE),
+        ({"max_latency_ms": 0.1}, SMALL),
+        ({"subnet": "exit=0"}, MIDDLE),
+        ({"deadline_ms": 0.001}, SMALL),
+    ],
+)
+def test_wishes(client: TestClient, pixels: np.ndarray, wish: dict, member: Subnet) -> None:
+    for query, body in (({}, wish), (wish, {})):
+        told = client.post("/predict", params=query, json={"pixels": pixels.tolist(), **body}).json()
+        assert told["member"]["subnet"] == str(member)
+        assert told["late"] is (wish.get("deadline_ms") is not None)
+
+
+BAD = {
+    "nothing": ({}, 422, "either inputs or pixels"),
+    "both": ({"inputs": [0], "pixels": [0]}, 422, "either inputs or pixels"),
+    "shape": ({"pixels": [[1, 2]]}, 422, r"inputs have shape \[batch, 1, 6, 5\]"),
+    "empty": ({"inputs": []}, 422, "inputs have shape"),
+    "ragged": ({"inputs": [[1, 2], [3]]}, 422, "of one length"),
+    "text": ({"inputs": [[["1"]]]}, 422, "inputs are numbers"),
+    "bools": ({"inputs": [True]}, 422, "inputs are numbers"),
+    "fractions": ({"pixels": [0.5]}, 422, "whole numbers from 0 to 255"),
+    "256": ({"pixels": [256]}, 422, "whole numbers from 0 to 255"),
+    "huge": ({"inputs": [10**400]}, 422, "inputs are numbers|valid"),
+    "overflows": ({"inputs": [[[1e300] * 5] * 6]}, 422, "NaN or infinity"),
+    "unknown": ({"pixels": [0], "budget": 1}, 422, "budget: Extra inputs"),
+    "two wishes": ({"pixels": [0], "quality": 1, "subnet": "exit=0"}, 422, "not quality and subnet"),
+    "deadline": ({"pixels": [0], "deadline_ms": 0}, 422, "deadline_ms: .*greater than 0"),
+    "quality": ({"pixels": [0], "quality": 2}, 422, "quality: .*less than or equal to 1"),
+    "a list": ([1], 422, "the request: .*object|dictionary"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_json_is_refused_with_a_reason(client: TestClient, case: str) -> None:
+    body, status, reason = BAD[case]
+    if isinstance(body, dict) and body.get("pixels") == [0]:
+        body = body | {"pixels": [[[0] * 5] * 6]}
+    response = client.post("/predict", json=body)
+    assert response.status_code == status
+    assert re.search(reason, response.json()["error"]), response.json()
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "reason"),
+    [
+        (b"{", "application/json", 422, "JSON"),
+        (b"\xff\xfe", "application/json", 422, "JSON"),
+        (b"[" * 50_000, "application/json", 422, "JSON|recursion"),
+        (b'{"inputs": NaN}', "application/json", 422, "inputs: Input should be a valid array"),
+        (b'{"inputs": [[[NaN]]]}', "application/json", 422, "inputs have shape"),
+        (b"x", "text/plain", 415, "not 'text/plain'"),
+        (b"", "application/x-npy", 422, "no array in the format of numpy.save"),
+        (npy(np.zeros((1, *SHAPE), np.float64)), "application/x-npy", 422, "float32 or uint8 pixels, not float64"),
+        (npy(np.full((1, *SHAPE), np.nan, np.float32)), "application/x-npy", 422, "NaN or infinity"),
+        (npy(np.zeros((9, *SHAPE), np.float32)), "application/x-npy", 422, "at most 8 examples, not 9"),
+        (npy(np.array([None], object)), "application/x-npy", 422, "does not fit its size"),
+        (
+            header("{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,)}"),
+            "application/x-npy",
+            422,
+            "fit",
+        ),
+        (header("{'descr': '|u1', 'fortran_order': False, 'shape': (-8,)}"), "application/x-npy", 422, "no array"),
+        (header("__import__('os')"), "application/x-npy", 422, "no array"),
+        (b"\x89PNG\r\n", "image/png", 422, "no PNG image that can be read"),
+        (b"0" * 100_001, "image/png", 413, "at most 100,000 bytes"),
+    ],
+)
+def test_bad_bodies_are_refused_with_a_reason(
+    client: TestClient, body: bytes, kind: str, status: int, reason: str
+) -> None:
+    response = client.post("/predict", content=body, headers={"content-type": kind})
+    assert response.status_code == status and re.search(reason, response.json()["error"]), response.text
+
+
+def test_what_else_it_answers(client: TestClient) -> None:
+    assert client.get("/health").json() == {
+        "status": "ok",
+        "members": 3,
+        "waiting": 0,
+        "max_waiting": 1024,
+        "max_batch": 8,
+        "slowdown": pytest.approx(client.get("/health").json()["slowdown"]),
+    }
+    about = client.get("/members").json()
+    assert about["input_shape"] == list(SHAPE) and about["classes"] == ["ant", "bee", "cat"] and about["takes_pixels"]
+    assert [(row["subnet"], row["accuracy"], row["median_ms"]) for row in about["members"]] == [
+        (str(subnet), accuracy, ms) for (subnet, accuracy), ms in zip(MEMBERS.items(), (1.0, 2.0, 4.0), strict=True)
+    ]
+    assert client.get("/nowhere").json() == {"error": "Not Found"} and client.get("/predict").status_code == 405
+    kinds = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert kinds["application/json"]["schema"]["properties"].keys() >= {"inputs", "pixels", "deadline_ms", "quality"}
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)|url\(|https?://(?!www.w3.org/2000/svg)", page.text)
+
+
+def test_counts(engine: tl.Engine, pixels: np.ndarray) -> None:
+    with TestClient(application(engine, slo_ms=60_000, max_batch=8)) as client:
+        for _ in range(3):
+            client.post("/predict", json={"pixels": pixels.tolist(), "subnet": "exit=-1"})
+        client.post("/predict", json={"pixels": pixels.tolist(), "deadline_ms": 0.0001})
+        client.post("/predict", json={})
+        client.post("/predict", params={"quality": 7}, json={"pixels": pixels.tolist()})
+        text, load = client.get("/metrics").text, client.get("/load").json()
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    label = next(m.label for m in engine.members if m.subnet == SMALL)
+    assert found['telescopic_requests_total{code="200"}'] == "4.0"
+    assert found['telescopic_requests_total{code="422"}'] == "2.0"
+    assert found[f'telescopic_examples_total{{member="{label}"}}'] == "8.0"
+    assert found["telescopic_late_total"] == "1.0" and found["telescopic_waiting_examples"] == "0.0"
+    assert found["telescopic_request_seconds_count"] == "4.0" and found["telescopic_pass_seconds_count"] == "4.0"
+    assert sum(second["members"].get(label, 0) for second in load["seconds"]) == 8
+    assert sum(second["late"] for second in load["seconds"]) == 1
+
+
+class Gate:
+    """Holds an engine's passes up until it is opened."""
+
+    def __init__(self, engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open, self.passes, run = threading.Event(), [], engine.run
+
+        def held(x: np.ndarray, **wish: Subnet) -> tl.Prediction:
+            self.passes.append((len(x), wish["subnet"]))
+            assert self.open.wait(30)
+            return run(x, **wish)
+
+        monkeypatch.setattr(engine, "run", held)
+
+    def wait_for(self, number: int) -> None:
+        end = time.monotonic() + 20
+        while len(self.passes) < number:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+
+def test_what_waits_is_answered_together(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, x = Gate(engine, monkeypatch), np.random.default_rng(1).standard_normal((7, *SHAPE), np.float32)
+    told = []
+    worker = Worker(engine, slo_ms=60_000, max_batch=8, told=lambda *run: told.append(run))
+    worker.start()
+    first = worker.submit(x[:1])
+    gate.wait_for(1)
+    others = [worker.submit(x[:2]), worker.submit(x[2:5]), worker.submit(x[5:])]
+    assert worker.state["waiting"] == 7
+    gate.open.set()
+    answers = [job.answer.result(30) for job in others]
+    monkeypatch.undo()
+    assert gate.passes == [(1, LARGE), (7, LARGE)] and first.answer.result().examples == 1
+    expected = engine.run(x).logits  # each gets its own rows
+    assert np.abs(np.concatenate([answer.logits for answer in answers]) - expected).max() < 1e-5
+    assert all(answer.examples == 7 and answer.waited > 0 and answer.ran > 0 for answer in answers)
+    worker.close()
+    assert [(run.examples, late) for run, _, late in told] == [(1, 0), (7, 0)]
+    with pytest.raises(Closed):
+        worker.submit(x[:1])
+
+
+def test_closing_answers_what_was_taken_in(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, x = Gate(engine, monkeypatch), np.zeros((8, *SHAPE), np.float32)
+    worker = Worker(engine, slo_ms=60_000, max_batch=8)
+    worker.start()
+    jobs = [worker.submit(x) for _ in range(4)]
+    closing = threading.Thread(target=worker.close)
+    closing.start()
+    gate.open.set()
+    closing.join(30)
+    assert not closing.is_alive() and all(job.answer.done() and job.answer.exception() is None for job in jobs)
+
+
+def test_a_pass_that_fails_is_told_and_the_next_one_runs(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, x = Worker(engine, slo_ms=60_000, max_batch=8), np.zeros((1, *SHAPE), np.float32)
+    worker.start()
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "run", lambda x, subnet: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            worker.submit(x).answer.result(30)
+    assert worker.submit(x).answer.result(30).logits.shape == (1, 3)
+    worker.close()
+
+
+def test_a_full_queue_is_503_and_says_when_to_come_again(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, body = Gate(engine, monkeypatch), npy(np.zeros((8, *SHAPE), np.float32))
+    app = application(engine, slo_ms=60_000, max_batch=8, max_waiting=8)
+    with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
+        taken = [pool.submit(client.post, "/predict", content=body, headers=NPY)]
+        gate.wait_for(1)
+        taken.append(pool.submit(client.post, "/predict", content=body, headers=NPY))
+        while client.get("/health").json()["waiting"] < 8:
+            time.sleep(0.001)
+        refused = client.post("/predict", content=body, headers=NPY)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert "8 examples wait already, of at most 8" in refused.json()["error"]
+        assert client.get("/load").json()["seconds"][-1]["refused"] == 1
+        gate.open.set()
+        assert [each.result(30).status_code for each in taken] == [200, 200]
+
+
+def test_an_answer_that_is_no_number_is_no_answer(
+    client: TestClient, engine: tl.Engine, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda x, subnet: replace(run(x, subnet=subnet), logits=np.full((2, 3), np.inf)))
+    response = client.post("/predict", content=npy(pixels), headers=NPY)
+    assert response.status_code == 422 and "has no finite answer to this" in response.json()["error"]
+
+
+def test_what_was_not_measured_here_is_measured_before_serving(folder: Path) -> None:
+    cases, engine = [], tl.Engine(folder, cache=False)
+    Worker(engine, slo_ms=20, max_batch=3, progress=lambda done, of: cases.append((done, of)))
+    assert cases == [(1, 3), (2, 3), (3, 3)] and {row.batch for row in engine.timings} == {1, 2, 3}
+    Worker(engine, slo_ms=20, max_batch=2, progress=lambda done, of: cases.append((done, of)))
+    assert len(cases) == 3
+    for bad in ({"slo_ms": 0}, {"slo_ms": 20, "max_batch": 0}):
+        with pytest.raises(ValueError, match=r"objective is above 0|a pass has 1 example"):
+            Worker(engine, **bad)
+
+
+@pytest.fixture
+def server(folder: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`telescopic serve` as a user runs it, and its address."""
+    command = [sys.executable, "-m", "telescopic", "serve", str(folder), "--port", "0", "--slo-ms", "20000"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        line = run.stdout.readline()
+        try:
+            assert "3 members on http://127.0.0.1:" in line, (line, run.stderr.read() if run.stderr else "")
+            yield run, line.split()[3].rstrip(",")
+        finally:
+            run.kill()
+
+
+def test_served_to_the_end(server: tuple[subprocess.Popen, str], pixels: np.ndarray) -> None:
+    process, address = server
+    body = json.dumps({"pixels": pixels.tolist()}).encode()
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{address}/predict", body, {"content-type": "application/json"}), timeout=30
+    ) as response:
+        assert len(json.load(response)["predictions"]) == 2
+    with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), timeout=30) as slow:
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n")
+        slow.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body[:10])
+        with urllib.request.urlopen(f"{address}/health", timeout=30) as response:  # it has come as far as this one
+            assert json.load(response)["status"] == "ok"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(f"{address}/health", timeout=30)
+        slow.sendall(body[10:])
+        assert slow.makefile("rb").readline().split()[1] == b"200"
+    assert process.wait(30) in (0, -signal.SIGTERM)
+    assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_a_port_that_is_taken_is_said_at_once(server: tuple[subprocess.Popen, str], folder: Path) -> None:
+    port = server[1].rsplit(":", 1)[1]
+    run = subprocess.run(
+        [sys.executable, "-m", "telescopic", "serve", str(folder), "--port", port], capture_output=True, text=True
+    )
+    assert run.returncode == 1 and f"cannot listen on 127.0.0.1, port {port}: " in run.stderr
+    assert "Name another with --port" in run.stderr and "Traceback" not in run.stderr

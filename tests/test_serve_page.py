@@ -1,0 +1,99 @@
+"""The page as people use it: in a browser, on a desk and on a phone."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+import telescopic as tl
+from telescopic.serve import application
+
+from chromium import CHROMIUM, Page, chromium
+from packs import small_pack
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is looked at in Chromium, which is not here")
+
+
+@pytest.fixture(scope="module", params=["digits", "images"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, tl.Engine]]:
+    """The address of a server, and its engine."""
+    to = tmp_path_factory.mktemp("page") / "packed.telescope"
+    folder = tl.pack("nsn-mnist", to) if request.param == "digits" else small_pack(to, (3, 8, 8))
+    engine = tl.Engine(folder, cache=False)
+    config = uvicorn.Config(application(engine, slo_ms=500, max_batch=4), port=0, log_level="error", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def page(tmp_path: Path, served: tuple[str, tl.Engine]) -> Iterator[Page]:
+    with chromium(tmp_path / "profile") as page:
+        page.open(served[0])
+        page.until("document.querySelectorAll('#rates button').length")
+        yield page
+
+
+def give_input(page: Page, engine: tl.Engine, tmp_path: Path) -> None:
+    """Draw a one, or choose a file."""
+    if engine.input_shape[0] == 1:
+        x, y, side = page.run("(b => [b.x, b.y, b.width])(pad.getBoundingClientRect())")
+        page.draw([(x + side / 2, y + side * part) for part in (0.2, 0.4, 0.6, 0.8)])
+    else:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / "noise.png")
+        root = page.call("DOM.getDocument")["root"]["nodeId"]
+        field = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+        page.call("DOM.setFileInputFiles", nodeId=field, files=[str(tmp_path / "noise.png")])
+    page.until("document.querySelectorAll('.bar').length")
+
+
+def test_the_budget_changes_who_answers(page: Page, served: tuple[str, tl.Engine], tmp_path: Path) -> None:
+    engine = served[1]
+    give_input(page, engine, tmp_path)
+    front = {member.label for member in engine.front()}
+    seen = []
+    for place in (0, 1000):
+        page.run(f"$('slider').value = {place}; $('slider').dispatchEvent(new Event('input'))")
+        budget = page.run("budget()")
+        expected = engine.within(budget).label
+        page.until(f"!busy && !again && $('label').textContent === {expected!r}")
+        heights = page.run("[...$('stages').querySelectorAll('i')].map(i => i.style.height)")
+        seen.append((expected, page.run("$('macs').textContent"), heights))
+        assert page.run("document.querySelector('circle[r=\"7\"]').dataset.label") == expected
+    assert seen[0][0] in front and seen[0] != seen[1]  # another member, its multiply-adds and stages
+    page.run("$('servers').click()")
+    page.until("$('budget').textContent === 'due in 500 ms'")
+    page.until(f"!busy && !again && $('label').textContent === {engine.front()[-1].label!r}")
+    assert page.run("$('slider').disabled") is True
+    if engine.input_shape[0] == 1:
+        assert page.run("document.querySelector('.bar span').textContent") == "1"  # it reads what was drawn
+    assert page.errors == []
+
+
+def test_load_is_shown(page: Page, served: tuple[str, tl.Engine], tmp_path: Path) -> None:
+    give_input(page, served[1], tmp_path)
+    page.run("$('rates').children[1].click()")
+    page.until("document.querySelectorAll('#chart rect').length >= 2")
+    names = page.run("[...document.querySelectorAll('#chart title')].map(t => t.textContent)")
+    assert any(name.startswith(f"{member.label}: ") for name in names for member in served[1].members)
+    assert page.run("$('now').textContent").split()[1:3] == ["a", "second,"] and page.errors == []
+
+
+def test_nothing_is_cut_off_on_a_phone(page: Page, served: tuple[str, tl.Engine], tmp_path: Path) -> None:
+    page.open(served[0], width=390, height=844)
+    page.until("document.querySelectorAll('#rates button').length")
+    give_input(page, served[1], tmp_path)
+    assert page.run("document.documentElement.scrollWidth") <= 390
+    inside = (
+        "[...document.querySelectorAll('button, .big, dd, section')].every(e => e.getBoundingClientRect().right <= 391)"
+    )
+    assert page.run(inside)
