@@ -106,6 +106,8 @@ LAMBDAS: Mapping[str, Mapping[str, float]] = {
     "depth-width": {"depth": 1, "width": 2},
     "macs": {"macs": 1},
     "half-macs": {"macs": 1, "full": 0.5},
+    "edges": {"full": 0.4, "edges": 0.6},
+    "edges-macs": {"macs": 1, "full": 0.4, "edges": 0.4},
     "depth-only": {"width": inf},
     "full-only": {"depth": inf, "width": inf},
 }
@@ -119,6 +121,7 @@ def weights(
     width: float = 0.0,
     macs: float = 0.0,
     full: float = 0.0,
+    edges: float = 0.0,
     input_shape: Sequence[int] = (3, 32, 32),
 ) -> tuple[float, ...]:
     """λ(l, c) of the joint loss (Eq. 2) for each member, adding up to 1: proportional to depth^d · width^w · MACs^m.
@@ -131,14 +134,20 @@ def weights(
         depth: exponent of the number of stages that a member runs, its adapter counted.
         width: exponent of its number of groups.
         macs: exponent of its nominal multiply-adds.
-        full: share that the full member gets beforehand; all members share the rest.
+        full: share that the full member gets beforehand.
+        edges: share that the largest others get beforehand, in equal parts: of the deepest members those of a quarter,
+            half and three quarters of the widths, and of the widest the deeper half. All members share the rest.
         input_shape: shape of one input, for the multiply-adds.
     """
     prices = nominal_macs(net, input_shape) if macs else [1] * len(net.grid)
     sizes = [(m.exit - m.entry + 2, m.width, price) for m, price in zip(net.grid, prices, strict=True)]  # type: ignore[operator]
     most = [max(column) for column in zip(*sizes, strict=True)]
     raw = [(d / most[0]) ** depth * (w / most[1]) ** width * (m / most[2]) ** macs for d, w, m in sizes]
-    shares = [(1 - full) * value / sum(raw) for value in raw]
+    quarters = {-(-net.groups * part // 4) for part in (1, 2, 3)}
+    on_edges = [(d == most[0] and w in quarters) or (w == most[1] and 2 * d > most[0]) for d, w, _ in sizes]
+    on_edges[net.grid.index(net.grid.full)] = False
+    of_edge = edges / sum(on_edges) if edges else 0.0
+    shares = [(1 - full - edges) * r / sum(raw) + of_edge * on for r, on in zip(raw, on_edges, strict=True)]
     shares[net.grid.index(net.grid.full)] += full
     return tuple(shares)
 
@@ -193,13 +202,16 @@ WAYS: Mapping[str, Way] = {
     "macs": Way(weights="macs"),
     "drawn-macs": Way(weights="macs", drawn=4),
     "half-macs": Way(weights="half-macs"),
-    "distilled-macs": Way(weights="macs", distillation=0.5),
-    "quiet-macs": Way(weights="macs", early_gradient=0.1),
-    "own-macs": Way(weights="macs", early_transform=True),
     "balanced": Way(balanced=True),
     "balanced-macs": Way(weights="macs", balanced=True),
     "balanced-half-macs": Way(weights="half-macs", balanced=True),
     "balanced-conditioned": Way(weights="macs", balanced=True, conditioned=True),
+    "balanced-half-distilled": Way(weights="half-macs", balanced=True, distillation=0.5),
+    "balanced-edges": Way(weights="edges", balanced=True),
+    "balanced-edges-macs": Way(weights="edges-macs", balanced=True),
+    "balanced-edges-conditioned": Way(weights="edges", balanced=True, conditioned=True),
+    "balanced-own": Way(weights="macs", balanced=True, early_transform=True),
+    "balanced-half-quiet": Way(weights="half-macs", balanced=True, early_gradient=0.3),
 }
 """Experiments that train all members. `uniform` is the paper's; `depth-only` is the conventional anytime network that
 Figure 5 compares with: it learns to be cut along its depth alone."""
