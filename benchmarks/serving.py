@@ -172,7 +172,7 @@ def killed(server: Server, pack: Path, given: argparse.Namespace, body: bytes, c
         asking = asyncio.create_task(ask_all(server.port, [request("POST", "/predict", body)] * len(times), times))
         await asyncio.sleep(0.5)
         server.kill()
-        assert {status for _, status, _ in await asking} == {200, 0}
+        assert 0 in {status for _, status, _ in await asking}, "it was not killed under load"
 
     asyncio.run(under_load())
     again = Server(pack, given.slo_ms, given.max_batch, given.threads)
