@@ -1,8 +1,10 @@
 """Claims: all members take at most 1.15 times the memory of one session, and run in 1.05 times their time alone.
 
-For CNSN's VGG with a quarter of the channels (shared statistics; and per entry, where BatchNorm cannot be folded
-without copies), the causal ResNet with 4 groups of 16, 32 and 64 channels, ResNet-32 with 15 exits (reach 1.1; five of
-its members are also exported alone), and the MLP:
+In int8, at most 1.3 times the memory of one int8 session.
+
+For CNSN's VGG; the same with a quarter of the channels (shared statistics; and per entry, where BatchNorm cannot be
+folded without copies), the causal ResNet with 4 groups of 16, 32 and 64 channels, ResNet-32 with 15 exits (reach 1.1;
+five of its members are also exported alone), and the MLP:
 
 - memory: proportional set size that a fresh process takes more, for the engine with all members loaded and run, one
   session of the largest member, and a session for each;
@@ -12,10 +14,13 @@ its members are also exported alone), and the MLP:
 - overhead: a call of the engine for a member of one segment, against its session;
 - anytime: all refinements of the default path against one shot of the largest member.
 
-Ways take turns, and ratios are medians of ratios within a round. With one thread it is the processor's time that is
-measured. Weights are random. Writes results/engine.json:
+With --int8 all of these are of int8: the pack, and members alone, quantised by the same inputs and in the same way;
+and each member in the float32 engine is timed against the int8 engine.
 
-    python benchmarks/engine.py [--rounds 100] [--threads 1]
+Ways take turns, and ratios are medians of ratios within a round. With one thread it is the processor's time that is
+measured. Weights are random. Writes results/engine.json, or results/engine-int8.json:
+
+    python benchmarks/engine.py [--rounds 100] [--threads 1] [--int8] [--only MLP]
 """
 
 import argparse
@@ -50,6 +55,7 @@ def networks() -> dict[str, tuple[Callable[[], Any], tuple[int, ...], Sequence[S
     image = (3, 32, 32)
     per_entry = partial(cnsn.network, scale=0.25, statistics="per-entry")
     return {
+        "CNSN's VGG": (cnsn.network, image, "all", False),
         "CNSN's VGG, a quarter": (partial(cnsn.network, scale=0.25), image, "all", False),
         "CNSN's VGG, a quarter, per entry": (per_entry, image, "all", False),
         "CNSN's VGG, a quarter, per entry, folded": (per_entry, image, "all", True),
@@ -59,8 +65,9 @@ def networks() -> dict[str, tuple[Callable[[], Any], tuple[int, ...], Sequence[S
     }
 
 
-def prepare(name: str, folder: Path) -> None:
-    """Pack the members, and export each alone."""
+def prepare(name: str, folder: Path, int8: bool) -> None:
+    """Pack the members, and export each alone; in int8 too, in a folder of its own, if that is wanted."""
+    import onnx
     import torch
 
     from telescopic.export import export
@@ -72,6 +79,13 @@ def prepare(name: str, folder: Path) -> None:
     net = make().eval()
     pack(net, folder / "pack", members=members, input_shape=shape, fold_bn=fold_bn)  # type: ignore[arg-type]
     packed = Engine(folder / "pack", cache=False).members
+    if int8:
+        to, x = folder / "int8", torch.randn(32, *shape)
+        pack(net, to / "pack", members=members, input_shape=shape, fold_bn=fold_bn, int8=x)  # type: ignore[arg-type]
+        for place in spread(len(packed)):
+            alone = pack(net, to / str(place), members=[packed[place].subnet], input_shape=shape, int8=x)
+            (file,) = alone.glob("*.onnx")  # of one member it is one graph
+            onnx.save(onnx.load(file), to / f"alone{place:03}.onnx")
     for place in spread(len(packed)):
         module = extract(net, packed[place].subnet, fold_bn=True)
         export(module, folder / f"alone{place:03}.onnx", torch.randn(2, *shape))
@@ -103,8 +117,8 @@ def grown(folder: Path, what: str, threads: int) -> float:
         files = sorted(folder.glob("alone*.onnx"))[-1 if what == "one" else 0 :]
         held = [session(file, threads) for file in files]
         for opened in held:
-            shape = opened.get_inputs()[0].shape[1:]
-            opened.run(None, {"input": np.zeros((1, *shape), np.float32)})
+            given = opened.get_inputs()[0]
+            opened.run(None, {given.name: np.zeros((1, *given.shape[1:]), np.float32)})
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return ((memory() or 0) - before) / 1e6 if held else 0.0
 
@@ -133,8 +147,8 @@ def bound(opened: Any, x: np.ndarray) -> Callable[[], None]:
     binding = opened.io_binding()
     out = np.zeros((len(x), opened.get_outputs()[0].shape[1]), np.float32)
     value = onnxruntime.OrtValue.ortvalue_from_numpy
-    binding.bind_ortvalue_input("input", value(x))
-    binding.bind_ortvalue_output("logits", value(out))
+    binding.bind_ortvalue_input(opened.get_inputs()[0].name, value(x))
+    binding.bind_ortvalue_output(opened.get_outputs()[0].name, value(out))
     return partial(opened.run_with_iobinding, binding)
 
 
@@ -151,7 +165,7 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
             alone = session(folder / f"alone{place:03}.onnx", threads)
             calls: dict[str, Callable[[], object]] = {
                 "engine": partial(engine.run, x, subnet=member.subnet),
-                "alone": partial(alone.run, None, {"input": x}),
+                "alone": partial(alone.run, None, {alone.get_inputs()[0].name: x}),
                 "bound": bound(alone, x),
             }
             times = timed(calls, number, threads)
@@ -188,12 +202,36 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     return figures
 
 
+def gained(folder: Path, rounds: int, threads: int) -> dict[str, dict[str, float]]:
+    """Times of members in float32 over those in int8, in two engines."""
+    engines = [Engine(path, threads=threads, cache=False) for path in (folder / "pack", folder / "int8" / "pack")]
+    figures: dict[str, dict[str, float]] = {}
+    for batch in (1, 32):
+        x = np.random.default_rng(0).standard_normal((batch, *engines[0].input_shape), np.float32)
+        for place in spread(len(engines[0].members)):
+            member = engines[0].members[place]
+            one, other = (partial(engine.run, x, subnet=member.subnet) for engine in engines)
+            times = timed({"float32": one, "int8": other}, max(10, rounds // (1 if batch == 1 else 8)), threads)
+            figures.setdefault(f"batch {batch}", {})[member.label] = ratio(times, "float32", "int8")
+    return figures
+
+
+def sizes(folder: Path, threads: int) -> dict[str, float]:
+    """Megabytes, each in a process of its own."""
+    found = {}
+    for what in ("engine", "one", "all"):
+        words = [sys.executable, __file__, "--grown", str(folder), what, "--threads", str(threads)]
+        found[what] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="one network")
+    parser.add_argument("--int8", action="store_true")
     parser.add_argument("--grown", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.grown:
@@ -204,20 +242,21 @@ def main() -> None:
         if args.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as made:
-            prepare(name, Path(made))
-            sizes = {}
-            for what in ("engine", "one", "all"):
-                words = [sys.executable, __file__, "--grown", made, what, "--threads", str(args.threads)]
-                sizes[what] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            prepare(name, Path(made), args.int8)
+            folder = Path(made, "int8") if args.int8 else Path(made)
+            size = sizes(folder, args.threads)
             figures[name] = {
-                "MB": {what: round(size, 2) for what, size in sizes.items()},
-                "memory: engine / one session": round(sizes["engine"] / sizes["one"], 3),
-                **speed(Path(made), args.rounds, args.threads),
+                "MB": {what: round(value, 2) for what, value in size.items()},
+                "memory: engine / one session": round(size["engine"] / size["one"], 3),
+                **speed(folder, args.rounds, args.threads),
             }
+            if args.int8:
+                figures[name]["float32 / int8"] = gained(Path(made), args.rounds, args.threads)
             print(json.dumps({name: figures[name]}, indent=1), file=sys.stderr)
     import results
 
-    results.write("engine", {key: value for key, value in vars(args).items() if key != "grown"}, figures)
+    config = {key: value for key, value in vars(args).items() if key != "grown"}
+    results.write("engine-int8" if args.int8 else "engine", config, figures)
 
 
 if __name__ == "__main__":

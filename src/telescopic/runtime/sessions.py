@@ -50,6 +50,7 @@ def open_session(path: Path, threads: int) -> Any:
         "session.use_env_allocators": "1",
         "session.use_device_allocator_for_initializers": "1",  # weights stay; in the arena they would leave holes
         "session.force_spinning_stop": "1",  # threads of the last segment must not take processors from the next
+        "session.x64quantprecision": "1",  # right, not fast, where a processor's sums of int8 products may overflow
     }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
