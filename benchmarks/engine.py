@@ -107,6 +107,8 @@ def grown(folder: Path, what: str, threads: int) -> float:
     """Megabytes that this process takes more with an engine, one session, or all of them."""
     ends = [sorted(folder.glob("alone*.onnx"))[0]]
     session(ends[0], threads)  # what ONNX Runtime itself takes is not counted
+    trim = ctypes.CDLL("libc.so.6").malloc_trim
+    trim(0)  # or what that session has left would be used again
     before = memory() or 0
     if what == "engine":
         engine = Engine(folder / "pack", threads=threads, cache=False)
@@ -119,7 +121,7 @@ def grown(folder: Path, what: str, threads: int) -> float:
         for opened in held:
             given = opened.get_inputs()[0]
             opened.run(None, {given.name: np.zeros((1, *given.shape[1:]), np.float32)})
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim(0)
     return ((memory() or 0) - before) / 1e6 if held else 0.0
 
 

@@ -62,7 +62,7 @@ class Images:
         if isinstance(given, Tensor):
             if given.dtype != torch.float32 or tuple(given.shape[1:]) != tuple(shape) or not len(given):
                 raise ValueError(f"int8 takes inputs float32 {wanted}, not {given.dtype} {[*given.shape]}")
-            return cls(given.cpu(), f"{len(given)} inputs", preprocess or Preprocess())
+            return cls(given.detach().cpu(), f"{len(given)} inputs", preprocess or Preprocess())
         if not isinstance(given, Dataset):
             raise TypeError(f"int8 takes a data set, or inputs float32 {wanted}, not a {type(given).__name__}")
         if given.input_shape != tuple(shape):
@@ -97,7 +97,8 @@ def to_int8(
     constants = _constants(plain, manifest)
     calibration = Calibration(plain, manifest, constants, threads)
     expected: dict[Subnet, list[Floats]] = {member.subnet: [] for member in manifest.members}
-    inputs = [part.numpy() for part in images.inputs.split(_BATCH)]
+    everything = images.inputs.numpy()
+    inputs = [everything[start : start + _BATCH] for start in range(0, len(everything), _BATCH)]
     for number, x in enumerate(inputs):
         for subnet, logits in calibration.see(x).items():
             expected[subnet].append(logits)
@@ -107,9 +108,8 @@ def to_int8(
     made = finish(folder, replace(made, provenance=facts))
     engine = Engine(folder, threads=threads, cache=False)
     worst = max(_apart(engine, member.subnet, inputs, expected[member.subnet]) for member in manifest.members)
-    known = [member.accuracy is not None for member in manifest.members]
     before = manifest.members
-    if images.validation is not None and not all(known):
+    if images.validation is not None and before[0].accuracy is None:  # of all members or of none
         accuracies = _counted(Engine(plain, threads=threads, cache=False), images.validation, images, report)
         before = tuple(replace(m, accuracy=a) for m, a in zip(before, accuracies, strict=True))
     accuracy = _counted(engine, images.validation, images, report)

@@ -24,9 +24,8 @@ Range = tuple[np.float32, np.float32]
 """The smallest and the largest value of a tensor."""
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
-_ON_THE_WAY = ("Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten")
-_ON_THE_WAY += ("Transpose", "Squeeze", "Unsqueeze", "Slice", "Split")
-_TYPES = [*_PRODUCTS, *_ON_THE_WAY]
+_ON_THE_WAY = "Relu Clip Add Concat MaxPool AveragePool GlobalAveragePool Reshape Flatten Transpose Squeeze Unsqueeze"
+_TYPES = [*_PRODUCTS, *_ON_THE_WAY.split(), "Slice", "Split"]
 _ENDS = ("_ReduceMin", "_ReduceMax")  # of the names that ONNX Runtime gives to extremes
 
 
