@@ -1,8 +1,10 @@
 """Claims: all members take at most 1.15 times the memory of one session, and run in 1.05 times their time alone.
 
-For CNSN's VGG with a quarter of the channels (shared statistics; and per entry, where BatchNorm cannot be folded
-without copies), the causal ResNet with 4 groups of 16, 32 and 64 channels, ResNet-32 with 15 exits (reach 1.1; five of
-its members are also exported alone), and the MLP:
+In int8, at most 1.3 times the memory of one int8 session.
+
+For CNSN's VGG; the same with a quarter of the channels (shared statistics; and per entry, where BatchNorm cannot be
+folded without copies), the causal ResNet with 4 groups of 16, 32 and 64 channels, ResNet-32 with 15 exits (reach 1.1;
+five of its members are also exported alone), and the MLP:
 
 - memory: proportional set size that a fresh process takes more, for the engine with all members loaded and run, one
   session of the largest member, and a session for each;
@@ -10,12 +12,19 @@ its members are also exported alone), and the MLP:
   that session with its buffers bound;
 - switching: members in turns against one alone;
 - overhead: a call of the engine for a member of one segment, against its session;
-- anytime: all refinements of the default path against one shot of the largest member.
+- anytime: all refinements of the default path against one shot of the largest member;
+- distance from the machine's limit: multiply-adds a second over those of ONNX Runtime's product of two 1024 × 1024
+  matrices on as many threads ("of peak"), and the least time that the machine could need over the time needed ("of
+  roofline"): the larger of the multiply-adds at that speed, and weights and input once through memory at the speed of a
+  large copy. Feature maps are not counted, for they may stay in the cache: the real limit is nearer. Float32 only.
+
+With --int8 all of these are of int8: the pack, and members alone, quantised by the same inputs and in the same way;
+and each member in the float32 engine is timed against the int8 engine.
 
 Ways take turns, and ratios are medians of ratios within a round. With one thread it is the processor's time that is
-measured. Weights are random. Writes results/engine.json:
+measured. Weights are random. Writes results/engine.json, or results/engine-int8.json:
 
-    python benchmarks/engine.py [--rounds 100] [--threads 1]
+    python benchmarks/engine.py [--rounds 100] [--threads 1] [--int8] [--only MLP]
 """
 
 import argparse
@@ -50,6 +59,7 @@ def networks() -> dict[str, tuple[Callable[[], Any], tuple[int, ...], Sequence[S
     image = (3, 32, 32)
     per_entry = partial(cnsn.network, scale=0.25, statistics="per-entry")
     return {
+        "CNSN's VGG": (cnsn.network, image, "all", False),
         "CNSN's VGG, a quarter": (partial(cnsn.network, scale=0.25), image, "all", False),
         "CNSN's VGG, a quarter, per entry": (per_entry, image, "all", False),
         "CNSN's VGG, a quarter, per entry, folded": (per_entry, image, "all", True),
@@ -59,8 +69,9 @@ def networks() -> dict[str, tuple[Callable[[], Any], tuple[int, ...], Sequence[S
     }
 
 
-def prepare(name: str, folder: Path) -> None:
-    """Pack the members, and export each alone."""
+def prepare(name: str, folder: Path, int8: bool) -> None:
+    """Pack the members, and export each alone; in int8 too, in a folder of its own, if that is wanted."""
+    import onnx
     import torch
 
     from telescopic.export import export
@@ -72,6 +83,13 @@ def prepare(name: str, folder: Path) -> None:
     net = make().eval()
     pack(net, folder / "pack", members=members, input_shape=shape, fold_bn=fold_bn)  # type: ignore[arg-type]
     packed = Engine(folder / "pack", cache=False).members
+    if int8:
+        to, x = folder / "int8", torch.randn(32, *shape)
+        pack(net, to / "pack", members=members, input_shape=shape, fold_bn=fold_bn, int8=x)  # type: ignore[arg-type]
+        for place in spread(len(packed)):
+            alone = pack(net, to / str(place), members=[packed[place].subnet], input_shape=shape, int8=x)
+            (file,) = alone.glob("*.onnx")  # of one member it is one graph
+            onnx.save(onnx.load(file), to / f"alone{place:03}.onnx")
     for place in spread(len(packed)):
         module = extract(net, packed[place].subnet, fold_bn=True)
         export(module, folder / f"alone{place:03}.onnx", torch.randn(2, *shape))
@@ -93,6 +111,8 @@ def grown(folder: Path, what: str, threads: int) -> float:
     """Megabytes that this process takes more with an engine, one session, or all of them."""
     ends = [sorted(folder.glob("alone*.onnx"))[0]]
     session(ends[0], threads)  # what ONNX Runtime itself takes is not counted
+    trim = ctypes.CDLL("libc.so.6").malloc_trim
+    trim(0)  # or what that session has left would be used again
     before = memory() or 0
     if what == "engine":
         engine = Engine(folder / "pack", threads=threads, cache=False)
@@ -103,9 +123,9 @@ def grown(folder: Path, what: str, threads: int) -> float:
         files = sorted(folder.glob("alone*.onnx"))[-1 if what == "one" else 0 :]
         held = [session(file, threads) for file in files]
         for opened in held:
-            shape = opened.get_inputs()[0].shape[1:]
-            opened.run(None, {"input": np.zeros((1, *shape), np.float32)})
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+            given = opened.get_inputs()[0]
+            opened.run(None, {given.name: np.zeros((1, *given.shape[1:]), np.float32)})
+    trim(0)
     return ((memory() or 0) - before) / 1e6 if held else 0.0
 
 
@@ -133,15 +153,35 @@ def bound(opened: Any, x: np.ndarray) -> Callable[[], None]:
     binding = opened.io_binding()
     out = np.zeros((len(x), opened.get_outputs()[0].shape[1]), np.float32)
     value = onnxruntime.OrtValue.ortvalue_from_numpy
-    binding.bind_ortvalue_input("input", value(x))
-    binding.bind_ortvalue_output("logits", value(out))
+    binding.bind_ortvalue_input(opened.get_inputs()[0].name, value(x))
+    binding.bind_ortvalue_output(opened.get_outputs()[0].name, value(out))
     return partial(opened.run_with_iobinding, binding)
+
+
+def limits(folder: Path, threads: int) -> tuple[float, float]:
+    """Multiply-adds a second of a large product, and bytes a second of a large copy, at best."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    size = 1024
+    rng = np.random.default_rng(0)
+    weight = onnx.numpy_helper.from_array(rng.standard_normal((size, size), np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "product", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / "product")
+    product, x = session(folder / "product", threads), rng.standard_normal((size, size), np.float32)
+    source = np.ones(2**26, np.float32)
+    target = np.zeros_like(source)
+    calls = {"product": partial(product.run, None, {"x": x}), "copy": partial(np.copyto, target, source)}
+    times = timed(calls, 20, threads)
+    return size**3 / min(times["product"]), 2 * source.nbytes / min(times["copy"])
 
 
 def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Members in the engine and alone; in turns; refined."""
     engine = Engine(folder / "pack", threads=threads, cache=False)
-    figures: dict[str, Any] = {}
+    peak, bandwidth = limits(folder, threads)
+    figures: dict[str, Any] = {"peak, G multiply-adds/s": round(peak / 1e9, 1), "copy, GB/s": round(bandwidth / 1e9, 1)}
     for batch in (1, 32):
         x = np.random.default_rng(0).standard_normal((batch, *engine.input_shape), np.float32)
         number = max(10, rounds // (1 if batch == 1 else 8))
@@ -151,7 +191,7 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
             alone = session(folder / f"alone{place:03}.onnx", threads)
             calls: dict[str, Callable[[], object]] = {
                 "engine": partial(engine.run, x, subnet=member.subnet),
-                "alone": partial(alone.run, None, {"input": x}),
+                "alone": partial(alone.run, None, {alone.get_inputs()[0].name: x}),
                 "bound": bound(alone, x),
             }
             times = timed(calls, number, threads)
@@ -161,6 +201,11 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
                 "engine / alone": ratio(times, "engine", "alone"),
                 "engine / bound": ratio(times, "engine", "bound"),
             }
+            if engine.precision == "float32":
+                needed, computed = median(times["engine"]), batch * member.macs / peak
+                moved = (4 * member.params + x.nbytes) / bandwidth
+                rows[member.label]["of peak"] = round(computed / needed, 3)
+                rows[member.label]["of roofline"] = round(max(computed, moved) / needed, 3)
         figures[f"batch {batch}"] = rows
     x = x[:1]
     steady, turns = [], []
@@ -188,12 +233,36 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     return figures
 
 
+def gained(folder: Path, rounds: int, threads: int) -> dict[str, dict[str, float]]:
+    """Times of members in float32 over those in int8, in two engines."""
+    engines = [Engine(path, threads=threads, cache=False) for path in (folder / "pack", folder / "int8" / "pack")]
+    figures: dict[str, dict[str, float]] = {}
+    for batch in (1, 32):
+        x = np.random.default_rng(0).standard_normal((batch, *engines[0].input_shape), np.float32)
+        for place in spread(len(engines[0].members)):
+            member = engines[0].members[place]
+            one, other = (partial(engine.run, x, subnet=member.subnet) for engine in engines)
+            times = timed({"float32": one, "int8": other}, max(10, rounds // (1 if batch == 1 else 8)), threads)
+            figures.setdefault(f"batch {batch}", {})[member.label] = ratio(times, "float32", "int8")
+    return figures
+
+
+def sizes(folder: Path, threads: int) -> dict[str, float]:
+    """Megabytes, each in a process of its own."""
+    found = {}
+    for what in ("engine", "one", "all"):
+        words = [sys.executable, __file__, "--grown", str(folder), what, "--threads", str(threads)]
+        found[what] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="one network")
+    parser.add_argument("--int8", action="store_true")
     parser.add_argument("--grown", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.grown:
@@ -204,20 +273,21 @@ def main() -> None:
         if args.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as made:
-            prepare(name, Path(made))
-            sizes = {}
-            for what in ("engine", "one", "all"):
-                words = [sys.executable, __file__, "--grown", made, what, "--threads", str(args.threads)]
-                sizes[what] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            prepare(name, Path(made), args.int8)
+            folder = Path(made, "int8") if args.int8 else Path(made)
+            size = sizes(folder, args.threads)
             figures[name] = {
-                "MB": {what: round(size, 2) for what, size in sizes.items()},
-                "memory: engine / one session": round(sizes["engine"] / sizes["one"], 3),
-                **speed(Path(made), args.rounds, args.threads),
+                "MB": {what: round(value, 2) for what, value in size.items()},
+                "memory: engine / one session": round(size["engine"] / size["one"], 3),
+                **speed(folder, args.rounds, args.threads),
             }
+            if args.int8:
+                figures[name]["float32 / int8"] = gained(Path(made), args.rounds, args.threads)
             print(json.dumps({name: figures[name]}, indent=1), file=sys.stderr)
     import results
 
-    results.write("engine", {key: value for key, value in vars(args).items() if key != "grown"}, figures)
+    config = {key: value for key, value in vars(args).items() if key != "grown"}
+    results.write("engine-int8" if args.int8 else "engine", config, figures)
 
 
 if __name__ == "__main__":

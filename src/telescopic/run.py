@@ -170,6 +170,26 @@ class Source:
         images = torch.randint(256, (number, *shape), generator=generator).to(torch.uint8)
         return images, f"random images, because {name or 'its data'} is not on this machine"
 
+    def data(self, name: str | None = None, data_dir: str | Path | None = None) -> Dataset:
+        """The data it learned, with the training and validation images that its run had.
+
+        Args:
+            name: of the data set, or its path; by default what the bundle says.
+            data_dir: see `telescopic.data.load`.
+
+        Raises:
+            ValueError: if the bundle does not say what it learned, or takes images of another shape.
+            DataError: if the data cannot be had.
+        """
+        wanted = name or self.bundle.provenance.get("data")
+        if not isinstance(wanted, str):
+            raise ValueError(f"{self.name} does not say what data it was trained on: name them with --data")
+        seed = self.bundle.provenance.get("seed")  # it has chosen the validation images
+        loaded = datasets.load(wanted, data_dir=data_dir, seed=seed if type(seed) is int else 0)
+        if self.bundle.input_shape not in (None, loaded.input_shape):
+            raise ValueError(f"{self.name} takes images of shape {self.bundle.input_shape}, not {loaded.input_shape}")
+        return loaded
+
     def preprocess(self) -> Preprocess:
         """From pixels to the network's input."""
         return self.bundle.preprocess or Preprocess()

@@ -75,17 +75,10 @@ def anytime(
 
 
 def _images(found: "Source", images: str, data: str | None, data_dir: Path | None) -> "Split":
-    from telescopic import data as datasets
-
-    name = data or found.bundle.provenance.get("data")
-    if not isinstance(name, str):
-        raise ValueError(f"{found.name} does not say what data it was trained on: name them with --data")
-    loaded = datasets.load(name, data_dir=data_dir)
-    if found.bundle.input_shape not in (None, loaded.input_shape):
-        raise ValueError(f"{found.name} takes images of shape {found.bundle.input_shape}, not {loaded.input_shape}")
+    loaded = found.data(data, data_dir)
     split: Split = getattr(loaded, images)
     if not len(split):
-        raise ValueError(f"{name} has no {images} images")
+        raise ValueError(f"{loaded.name} has no {images} images")
     return split
 
 

@@ -59,6 +59,7 @@ class Engine:
         takes_pixels: whether the pack knows how to prepare uint8 pixels.
         left_out: members that were not packed although a number of them or all were asked for → why.
         threads: threads within a segment.
+        precision: of the weights: float32 or int8.
 
     Raises:
         PackError: if there is no whole pack, or this version of telescopic or of ONNX Runtime cannot open it.
@@ -79,6 +80,7 @@ class Engine:
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
         self.takes_pixels = self._manifest.preprocess is not None
+        self.precision = self._manifest.precision
         self._by_subnet = {member.subnet: member for member in self.members}
         self._store = Store(digest, cache)
         self._timings = self._store.timings(self._by_subnet)

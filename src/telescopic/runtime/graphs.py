@@ -48,8 +48,6 @@ class Weights:
 
 def write_graph(segment: Segment, path: Path, weights: Weights) -> None:
     """Write one segment as an ONNX graph with inputs in0, in1, ... and outputs out0, out1, ..., its weights apart."""
-    import onnx
-
     inputs, outputs = [f"in{i}" for i in range(len(segment.example))], [f"out{i}" for i in range(len(segment.outputs))]
     shapes = tuple(BATCH if batched else None for batched in segment.batched)
     with quiet(), torch.no_grad():
@@ -59,14 +57,21 @@ def write_graph(segment: Segment, path: Path, weights: Weights) -> None:
     found = [value.name for value in graph.graph.input], [value.name for value in graph.graph.output]
     if found != (inputs, outputs):
         raise ValueError(f"{segment.name} was exported with inputs {found[0]} and outputs {found[1]}")
-    for tensor in graph.graph.initializer:
-        data = onnx.numpy_helper.to_array(tensor).tobytes()
-        if len(data) >= _INSIDE:
-            _move_out(tensor, weights.put(data), len(data))
+    move_out(graph, weights)
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
-def _move_out(tensor: Any, offset: int, length: int) -> None:
+def move_out(graph: Any, weights: Weights) -> None:
+    """Move the large tensors of a graph to the file of weights."""
+    import onnx
+
+    for tensor in graph.graph.initializer:
+        data = onnx.numpy_helper.to_array(tensor).tobytes()
+        if len(data) >= _INSIDE:
+            _refer(tensor, weights.put(data), len(data))
+
+
+def _refer(tensor: Any, offset: int, length: int) -> None:
     import onnx
 
     for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):

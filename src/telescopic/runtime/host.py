@@ -14,7 +14,7 @@ def processor() -> str:
     if not info.exists():
         return f"{platform.processor() or platform.machine()}, {platform.system()}"
     text = info.read_text(encoding="utf-8", errors="replace")
-    facts = [re.findall(rf"^{key}\s*: (.+)$", text, re.MULTILINE)[:1] for key in ("model name", "flags|Features")]
+    facts = [re.findall(rf"^(?:{key})\s*: (.+)$", text, re.MULTILINE)[:1] for key in ("model name", "flags|Features")]
     return ", ".join([*(fact.strip() for found in facts for fact in found), platform.machine()])
 
 

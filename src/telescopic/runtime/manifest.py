@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Packed:
         params: number of parameters.
         chain: what it runs, in order.
         logits: the tensor with its answer.
+        float_accuracy: what `accuracy` was in float32, if the pack is int8.
+        float_test_accuracy: the same of the test images.
     """
 
     subnet: Subnet
@@ -59,6 +61,8 @@ class Packed:
     params: int
     chain: tuple[Step, ...]
     logits: str
+    float_accuracy: float | None = None
+    float_test_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Manifest:
         left_out: members that were not packed although asked for by number or by "all", and why.
         provenance: where the network came from, and versions.
         files: name → bytes and sha256 of every other file.
+        precision: of the weights: float32 or int8.
     """
 
     members: tuple[Packed, ...]
@@ -100,6 +105,7 @@ class Manifest:
     left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    precision: str = "float32"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -160,6 +166,14 @@ def read(folder: Path, *, verify: bool = True) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(text).hexdigest()
 
 
+def finish(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a folder that has all the other files, and read it again."""
+    others = [file for file in sorted(folder.iterdir()) if file.name != MANIFEST]
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in others}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    return read(folder)[0]
+
+
 def checksum(file: Path) -> str:
     """SHA-256 of a file's contents."""
     with file.open("rb") as opened:
@@ -201,6 +215,8 @@ def _check(made: Manifest) -> None:
         mean, std = made.preprocess["mean"], made.preprocess["std"]
         if len(mean) != len(std) or len(mean) not in (1, made.input_shape[0]) or not min(std) > 0:
             raise ValueError(f"means {mean!r:.50} and stds {std!r:.50} do not fit inputs of {made.input_shape}")
+    if made.precision not in ("float32", "int8"):
+        raise ValueError(f"the precision is float32 or int8, not {made.precision!r:.50}")
     if not made.members or INPUT not in made.tensors or len({m.subnet for m in made.members}) < len(made.members):
         raise ValueError("it has no members, one twice, or no input")
     for member in made.members:
@@ -212,7 +228,7 @@ def _check_member(member: Packed, made: Manifest) -> None:
         raise ValueError(f"a member needs all coordinates and a label, not {member.subnet} and {member.label!r:.50}")
     _count(member.macs)
     _count(member.params)
-    for value in (member.accuracy, member.test_accuracy):
+    for value in (member.accuracy, member.test_accuracy, member.float_accuracy, member.float_test_accuracy):
         if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
             raise ValueError(f"accuracy of {member.label} is a fraction, not {value!r:.50}")
     known = {INPUT, *made.constants}

@@ -1,0 +1,60 @@
+"""The page that comes with a pack, for people."""
+
+from collections.abc import Sequence
+
+from telescopic.quantities import human
+from telescopic.runtime.manifest import Manifest
+
+
+def card(manifest: Manifest, name: str, notes: Sequence[str]) -> str:
+    """The page, as Markdown.
+
+    Args:
+        manifest: of the pack.
+        name: of its folder.
+        notes: sentences on how it was made.
+    """
+    shape = ", ".join(map(str, manifest.input_shape))
+    pixels = " or uint8 (pixels)" if manifest.preprocess else ""
+    packed_by = manifest.provenance["packed_by"]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"{len(manifest.members)} members of one network, with one copy of the weights, as ONNX graphs for ONNX",
+            "Runtime. Made by telescopic.",
+            "",
+            *_table(manifest),
+            "",
+            f"Input: float32{pixels} `[batch, {shape}]`. Classes: {', '.join(manifest.classes) or 'not named'}.",
+            "",
+            *notes,
+            "",
+            "```python",
+            "import telescopic as tl",
+            "",
+            f'engine = tl.Engine("{name}")',
+            "engine.run(x, max_latency_ms=5)",
+            "```",
+            "",
+            f"Versions: {', '.join(f'{key} {value}' for key, value in packed_by.items())}.",
+            "",
+        ]
+    )
+
+
+def _table(manifest: Manifest) -> list[str]:
+    """Members, with what float32 had beside int8."""
+    int8 = manifest.precision == "int8"
+    names = ["member", "validation", *(["the same in float32"] if int8 else []), "MACs", "parameters", "segments"]
+    rows = [names, ["---", *["---:"] * (len(names) - 1)]]
+    for m in manifest.members:
+        before = [_percent(m.float_accuracy)] if int8 else []
+        rows.append([m.label, _percent(m.accuracy), *before, human(m.macs), human(m.params), str(len(m.chain))])
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    table[1] = table[1].replace(" ", "")
+    return table
+
+
+def _percent(accuracy: float | None) -> str:
+    return "–" if accuracy is None else human(accuracy, "%")

@@ -1,0 +1,166 @@
+"""How the segments of a pack become int8, by ONNX Runtime's static quantisation.
+
+The weights of convolutions and matrix products become int8, with a scale for each channel of output. What goes into
+them becomes uint8, and so does what comes out of convolutions, with a scale for each tensor: from the smallest to the
+largest value that was seen there, with all members run. The output of a matrix product stays float32, for it may be the
+logits; and so do the tensors between segments, for what one segment writes others may read with other scales. Sums and
+concatenations of feature maps are int8; those of anything flat, such as the logits of several widths, are not.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from telescopic.runtime.graphs import Weights, move_out
+from telescopic.runtime.lanes import Floats
+from telescopic.runtime.manifest import INPUT, WEIGHTS, Constant, Manifest, Step
+from telescopic.runtime.sessions import runtime
+from telescopic.subnet import Subnet
+
+Range = tuple[np.float32, np.float32]
+"""The smallest and the largest value of a tensor."""
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_ON_THE_WAY = "Relu Clip Add Concat MaxPool AveragePool GlobalAveragePool Reshape Flatten Transpose Squeeze Unsqueeze"
+_TYPES = [*_PRODUCTS, *_ON_THE_WAY.split(), "Slice", "Split"]
+_ENDS = ("_ReduceMin", "_ReduceMax")  # of the names that ONNX Runtime gives to extremes
+
+
+class Calibration:
+    """Runs the members of a float32 pack, and notes how far the values of each tensor within its segments go.
+
+    A segment sees what reaches it from every member: from all entries, and at all widths.
+
+    Args:
+        folder: of the pack; graphs that tell the extremes are put there too.
+        manifest: the pack's.
+        constants: inputs of segments that do not depend on the batch.
+        threads: within a segment.
+
+    Attributes:
+        ranges: segment → tensor → its range so far.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, constants: Mapping[str, Floats], threads: int) -> None:
+        self._members, self._constants = manifest.members, constants
+        self._sessions = {name: _observed(folder / file, threads) for name, file in manifest.segments.items()}
+        self.ranges: dict[str, dict[str, Range]] = {name: {} for name in manifest.segments}
+
+    def see(self, x: Floats) -> dict[Subnet, Floats]:
+        """Run all members on inputs `[batch, ...]`, and return their logits."""
+        logits: dict[Subnet, Floats] = {}
+        for entry in dict.fromkeys(member.subnet.entry for member in self._members):
+            known: dict[str, Floats] = {INPUT: x, **self._constants}
+            done: set[Step] = set()  # members of one entry share steps, as they do in the engine
+            for member in self._members:
+                if member.subnet.entry == entry:
+                    for step in member.chain:
+                        if step not in done:
+                            known.update(zip(step.outputs, self._run(step, known), strict=True))
+                            done.add(step)
+                    logits[member.subnet] = known[member.logits]
+        return logits
+
+    def _run(self, step: Step, known: Mapping[str, Floats]) -> list[Floats]:
+        session, ranges = self._sessions[step.segment], self.ranges[step.segment]
+        outputs = [f"out{number}" for number in range(len(step.outputs))]
+        ends = [output.name for output in session.get_outputs() if output.name.endswith(_ENDS)]
+        feeds = {f"in{number}": known[name] for number, name in enumerate(step.inputs)}
+        values = session.run([*outputs, *ends], feeds)
+        extremes = {name: np.float32(value[0]) for name, value in zip(ends, values[len(outputs) :], strict=True)}
+        for tensor in {name.rpartition("_")[0] for name in ends}:
+            low, high = (extremes[f"{tensor}{end}"] for end in _ENDS)
+            if not np.isfinite([low, high]).all():
+                raise ValueError(f"segment {step.segment} computes what is no finite number, so it cannot become int8")
+            before = ranges.get(tensor, (low, high))
+            ranges[tensor] = min(before[0], low), max(before[1], high)
+        return list(values[: len(outputs)])
+
+
+def quantise(
+    plain: Path,
+    manifest: Manifest,
+    calibration: Calibration,
+    constants: Mapping[str, Floats],
+    folder: Path,
+    report: Callable[[int, int], None],
+) -> Manifest:
+    """Write the segments of a pack again, as int8, with their weights.
+
+    Args:
+        plain: folder of the float32 pack.
+        manifest: its manifest.
+        calibration: which has seen inputs.
+        constants: inputs of segments that do not depend on the batch; they stay float32.
+        folder: where to write.
+        report: called with the number of segments written, and of all.
+
+    Returns:
+        The manifest of what was written, still with the accuracy of float32.
+    """
+    with (folder / WEIGHTS).open("wb") as opened:
+        weights = Weights(opened)
+        for number, (name, file) in enumerate(manifest.segments.items()):
+            graph = _quantised(plain / file, calibration.ranges[name])
+            move_out(graph, weights)
+            (folder / file).write_bytes(graph.SerializeToString(deterministic=True))
+            report(number + 1, len(manifest.segments))
+        places = {name: Constant(weights.put(value.tobytes()), value.shape) for name, value in constants.items()}
+    return replace(manifest, precision="int8", constants=places)
+
+
+def _observed(path: Path, threads: int) -> Any:
+    """A session of a graph that also gives the smallest and the largest value of its tensors."""
+    from onnxruntime.quantization import MinMaxCalibrater
+
+    to = path.with_name(f"observed-{path.name}")
+    MinMaxCalibrater(path, _TYPES, augmented_model_path=str(to)).augment_graph()
+    options = runtime().SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
+    return runtime().InferenceSession(str(to), options, providers=["CPUExecutionProvider"])
+
+
+def _quantised(path: Path, ranges: Mapping[str, Range]) -> Any:
+    """A segment's graph with the weights in it, as int8."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path))
+    if not any(node.op_type in _PRODUCTS for node in graph.graph.node):
+        return graph
+    values = (*graph.graph.input, *graph.graph.value_info, *graph.graph.output)
+    rank = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    flat = [n.name for n in graph.graph.node if n.op_type not in _PRODUCTS and rank.get(n.output[0], 0) < 3]
+    quantizer = QDQQuantizer(
+        graph,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,  # of int8, ONNX Runtime fuses less on x86
+        tensors_range=TensorsData(CalibrationMethod.MinMax, dict(ranges)),
+        nodes_to_quantize=[],
+        nodes_to_exclude=flat,
+        op_types_to_quantize=_TYPES,
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+    )
+    quantizer.quantize_model()
+    _give_outputs_alone(quantizer.model.model.graph)
+    quantizer.model.topological_sort()
+    return quantizer.model.model
+
+
+def _give_outputs_alone(graph: Any) -> None:
+    """Let no node read an output of the graph: ONNX Runtime would not fuse it, and compute it in float32."""
+    outputs = {output.name for output in graph.output}
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in outputs]:
+        readers = [reader for reader in graph.node if node.output[0] in reader.input]
+        if readers:
+            inside = graph.node.add()
+            inside.CopyFrom(node)
+            inside.name, inside.output[0] = f"{node.name}_inside", f"{node.output[0]}_inside"
+            for reader in readers:
+                reader.input[:] = [inside.output[0] if name == node.output[0] else name for name in reader.input]

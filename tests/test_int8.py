@@ -1,0 +1,364 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import telescopic as tl
+from telescopic import cli
+from telescopic.data import Dataset, Split
+from telescopic.papers import cnsn
+from telescopic.quantities import human
+from telescopic.runtime.manifest import MANIFEST, WEIGHTS, Manifest, PackError
+from telescopic.subnet import Subnet
+
+int8s = sys.modules["telescopic.runtime.int8"] if tl.pack else None
+IMAGE = (3, 16, 16)
+
+
+def seen(net: tl.Nested, shape: tuple[int, ...]) -> tl.Nested:
+    """With BatchNorm that has seen what it will see, of every entry."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    net.train()
+    with torch.no_grad():
+        net.all(torch.randn(64, *shape))
+    return net.eval()
+
+
+def mlp() -> tl.Nested:
+    return tl.networks.mlp(48, (40, 40), 5).eval()
+
+
+def vgg() -> tl.Nested:
+    return seen(cnsn.network(scale=0.125, statistics="per-entry"), (3, 32, 32))
+
+
+def resnet() -> tl.Nested:
+    return seen(tl.networks.causal_resnet(2, (16, 32), blocks=1), IMAGE)
+
+
+FAMILIES = {
+    "mlp": (mlp, (48,), "all"),
+    "vgg": (vgg, (3, 32, 32), [Subnet(entry=2), Subnet(entry=0)]),
+    "resnet": (resnet, IMAGE, [Subnet(exit=0, width=1), Subnet(exit=1, width=1), Subnet(exit=1, width=2)]),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    make, shape, members = FAMILIES[request.param]
+    torch.manual_seed(0)
+    net = make()
+    x = torch.randn(48, *shape)
+    folder = tmp_path_factory.mktemp("packs") / "int8"
+    tl.pack(net, folder, members=members, input_shape=shape, int8=x)
+    return request.param, net, folder, x
+
+
+def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
+    """The graph of each segment, its weights in it."""
+    made = Manifest.from_json((folder / MANIFEST).read_text())
+    return {name: onnx.load(folder / file) for name, file in made.segments.items()}
+
+
+def apart(ours: np.ndarray, theirs: torch.Tensor) -> float:
+    return float(np.sqrt(np.square(ours - theirs.numpy()).mean() / np.square(theirs.numpy()).mean()))
+
+
+def test_every_member_answers_almost_as_in_float32(packed) -> None:
+    name, net, folder, x = packed
+    engine = tl.Engine(folder, cache=False)
+    assert engine.precision == "int8"
+    # A random network of 13 layers makes more of small errors than a trained one.
+    allowed = 0.25 if name == "vgg" else 0.05
+    other = torch.randn(48, *x.shape[1:])  # which was not calibrated on
+    for inputs in (x, other):
+        for member in engine.members:
+            with torch.no_grad():
+                expected = net(inputs, member.subnet)
+            answer = engine.run(inputs.numpy(), subnet=member.subnet).logits
+            assert 0 < apart(answer, expected) < allowed, member.label
+            # of what is left of an image's own answer when the mean answer is taken away
+            assert apart(answer - answer.mean(0), expected - expected.mean(0)) < 4 * allowed, member.label
+
+
+def test_weights_are_int8_and_there_once(packed) -> None:
+    _, net, folder, _ = packed
+    stored: list[bytes] = []
+    for graph in graphs(folder).values():
+        onnx.checker.check_model(graph)
+        made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+        for node in graph.graph.node:
+            if node.op_type in ("Conv", "Gemm", "MatMul"):
+                weight = next(n for n in graph.graph.node if n.output[0] == node.input[1])
+                assert weight.op_type == "DequantizeLinear"
+                values, scales = made[weight.input[0]], made[weight.input[1]]
+                assert values.dtype == np.int8 and abs(int(values.min())) <= 127
+                channels = values.shape[next(a.i for a in weight.attribute if a.name == "axis")]
+                assert scales.shape == (channels,)  # each channel has its own
+                stored.append(values.tobytes())
+        floats = [value for value in made.values() if value.dtype == np.float32]
+        assert not [value.shape for value in floats if value.ndim > 1]  # no weight is left behind
+    assert len(set(stored)) == len(stored)
+    assert (folder / WEIGHTS).stat().st_size < sum(tensor.nbytes for tensor in net.parameters()) / 4 * 1.25 + 4096
+
+
+def test_onnx_runtime_computes_products_in_int8(packed, tmp_path: Path) -> None:
+    name, _, folder, _ = packed
+    made = Manifest.from_json((folder / MANIFEST).read_text())
+    found: set[str] = set()
+    for file in made.segments.values():
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath, options.log_severity_level = str(tmp_path / file), 3
+        onnxruntime.InferenceSession(folder / file, options, providers=["CPUExecutionProvider"])
+        found |= {node.op_type for node in onnx.load(tmp_path / file, load_external_data=False).graph.node}
+    assert not found & {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+    assert found >= {"QGemm"} | ({"QLinearConv"} if name != "mlp" else set())
+    if name == "resnet":  # feature maps are added and joined as they are; the logits of widths are added in float32
+        assert found >= {"QLinearAdd", "QLinearConcat", "Add"}
+
+
+def test_statistics_of_entries_stay_as_they_were(packed) -> None:
+    name, net, folder, _ = packed
+    made = Manifest.from_json((folder / MANIFEST).read_text())
+    data = (folder / WEIGHTS).read_bytes()
+    for constant in made.constants.values():
+        value = np.frombuffer(data, np.float32, math.prod(constant.shape), constant.offset)
+        assert sum(np.array_equal(value, buffer.numpy()) for buffer in net.buffers()) == 1
+    # mean and variance of 11 layers for each of two entries, of which those without another entry are folded
+    assert len(made.constants) == (44 if name == "vgg" else 0)
+
+
+def test_copies_of_stages_differ_in_their_scales_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    def block(given: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(given, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    entries = {0: nn.Identity(), 1: nn.Conv2d(3, 16, 1)}
+    net = seen(tl.Nested([block(3), block(16)], entries, {1: head}, statistics="per-entry"), (3, 8, 8))
+    x = torch.randn(32, 3, 8, 8)
+    folder = tl.pack(net, tmp_path / "int8", members="all", input_shape=(3, 8, 8), fold_bn=True, int8=x)
+    engine = tl.Engine(folder, cache=False)
+    for member in engine.members:
+        with torch.no_grad():
+            expected = net(x, member.subnet)
+        assert 0 < apart(engine.run(x.numpy(), subnet=member.subnet).logits, expected) < 0.05
+    weights, scales = [], []
+    for graph in graphs(folder).values():
+        made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+        weights += [value for value in made.values() if value.shape == (16, 16, 3, 3)]
+        scales += [made[name.replace("_quantized", "_scale")] for name in made if made[name].shape == (16, 16, 3, 3)]
+    assert len(weights) == 2 and np.abs(weights[0].astype(int) - weights[1]).max() <= 1
+    assert not np.allclose(*scales, rtol=0.01)
+
+
+def test_shared_segments_are_calibrated_on_all_members(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = mlp()
+    with torch.no_grad():  # what enters behind the first stage is far larger than what that stage gives
+        net.stages[0][0].weight.mul_(0.02)
+        net.stages[0][0].bias.zero_()
+    x = 3 * torch.randn(70, 48)
+    net.entries["1"] = nn.Sequential(nn.Linear(48, 40)).eval()
+    shared = []
+    with torch.no_grad():
+        for member in (Subnet(entry=0), Subnet(entry=1)):
+            (_, adapter), *stages = net.path(net.grid.resolve(member))
+            features = adapter(x)
+            for name, stage in stages:
+                if name == "stages.1":
+                    shared.append(features)
+                features = stage(features)
+    largest, other = (float(max(f.max(), 0) - min(f.min(), 0)) for f in shared)
+    assert other > 20 * largest
+    folder = tl.pack(net, tmp_path / "int8", members=[Subnet(entry=0), Subnet(entry=1)], input_shape=(48,), int8=x)
+    graph = graphs(folder)["stages.1"].graph
+    scale = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == "in0_scale")
+    both = torch.cat(shared)
+    assert float(scale) == pytest.approx(float(both.max() - both.min()) / 255, rel=1e-5)
+    engine = tl.Engine(folder, cache=False)
+    with torch.no_grad():
+        expected = net(x, Subnet(entry=1))
+    assert apart(engine.run(x.numpy(), subnet=Subnet(entry=1)).logits, expected) < 0.05
+
+
+def small_data(shape: tuple[int, int, int] = (1, 4, 12)) -> Dataset:
+    """Noise, of which no image is alike, so that a network that is not sure changes its mind in int8."""
+    generator = torch.Generator().manual_seed(0)
+    splits = []
+    for number in (300, 130, 210):
+        images = torch.randint(256, (number, *shape), generator=generator).to(torch.uint8)
+        splits.append(Split(images, torch.randint(5, (number,), generator=generator)))
+    return Dataset("noise", *splits, classes=tuple("abcde"), source="")
+
+
+def unsure() -> tl.Nested:
+    """Its logits are close to each other."""
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Flatten(), nn.Linear(48, 40), nn.ReLU()), nn.Sequential(nn.Linear(40, 40), nn.ReLU())]
+    net = tl.Nested(
+        stages, {0: nn.Identity(), 1: nn.Sequential(nn.Flatten(), nn.Linear(48, 40))}, {1: nn.Linear(40, 5)}
+    )
+    with torch.no_grad():
+        net.exits["1"].weight.copy_(net.exits["1"].weight.mean(0) + 0.01 * torch.randn(5, 40))
+        net.exits["1"].bias.zero_()
+    return net.eval()
+
+
+def counted(engine: tl.Engine, split: Split, prepare: tl.Preprocess) -> list[float]:
+    found = []
+    for member in engine.members:
+        logits = [engine.run(prepare(image[None]).numpy(), subnet=member.subnet).logits for image in split.images]
+        found.append(sum(int(np.concatenate(logits)[i].argmax()) == label for i, label in enumerate(split.labels)))
+    return [number / len(split) for number in found]
+
+
+def test_accuracy_is_counted_anew(tmp_path: Path) -> None:
+    net, data, prepare = unsure(), small_data(), tl.Preprocess((0.4,), (0.3,))
+    catalogue = tl.measure(net, data, preprocess=prepare)
+    told: list[tuple[str, int, int]] = []
+    folder = tl.pack(
+        net,
+        tmp_path / "int8",
+        members="all",
+        catalogue=catalogue,
+        preprocess=prepare,
+        int8=data,
+        progress=lambda *done: told.append(done),
+    )
+    engine = tl.Engine(folder, cache=False)
+    assert [m.accuracy for m in engine.members] == counted(engine, data.validation, prepare)
+    assert [m.float_accuracy for m in engine.members] == [m.accuracy for m in catalogue]
+    assert [m.accuracy for m in engine.members] != [m.float_accuracy for m in engine.members]
+    assert [m.test_accuracy for m in engine.members] == counted(engine, data.test, prepare)
+    assert [m.float_test_accuracy for m in engine.members] == [m.test_accuracy for m in catalogue]
+    assert engine.run(data.test.images[:2].numpy()).accuracy == engine.members[-1].accuracy
+    assert {what: of for what, _, of in told} == {
+        "writing": len(graphs(folder)),
+        "calibrating": 3,  # 150 of 300 images: every second one
+        "quantising": len(graphs(folder)),
+        "counting": 210,
+    }
+    text = (folder / "README.md").read_text()
+    first = engine.members[0]
+    assert f"| {first.label} | {human(first.accuracy, '%')} | {human(first.float_accuracy, '%')} |" in text
+    assert "became int8, calibrated on 150 training images of noise" in text
+
+
+def test_without_a_catalogue_float32_is_counted_too(tmp_path: Path) -> None:
+    net, data = unsure(), small_data()
+    engine = tl.Engine(tl.pack(net, tmp_path / "int8", input_shape=data.input_shape, int8=data), cache=False)
+    known = tl.measure(net, data)
+    assert [m.float_accuracy for m in engine.members] == [m.accuracy for m in known]
+    assert [m.accuracy for m in engine.members] == counted(engine, data.validation, tl.Preprocess())
+    assert {m.test_accuracy for m in engine.members} == {None}
+
+
+def test_of_inputs_alone_no_accuracy_is_known(tmp_path: Path) -> None:
+    net, data = unsure(), small_data()
+    x = data.train.images[:9] / 255
+    folder = tl.pack(net, tmp_path / "int8", catalogue=tl.measure(net, data), members="all", int8=x)
+    members = tl.Engine(folder, cache=False).members
+    assert {member.accuracy for member in members} == {None} != {member.float_accuracy for member in members}
+    assert "calibrated on 9 inputs" in (folder / "README.md").read_text()
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = mlp(), torch.randn(8, 48)
+    to = tl.pack(net, tmp_path / "pack", input_shape=(48,))
+    before = {file.name: file.read_bytes() for file in to.iterdir()}
+    infinite = x.clone()
+    infinite[3, 4] = torch.inf
+    for given, message in (
+        ("yes", r"int8 takes a data set, or inputs float32 \[batch, 48\], not a str"),
+        (x.double(), r"inputs float32 \[batch, 48\], not torch.float64 \[8, 48\]"),
+        (x[:, :7], r"not torch.float32 \[8, 7\]"),
+        (x[:0], r"not torch.float32 \[0, 48\]"),
+        (small_data(), r"int8 takes images \[batch, 48\], and those of noise are \[1, 4, 12\]"),
+        (infinite, "computes what is no finite number, so it cannot become int8"),
+    ):
+        with pytest.raises(PackError, match=message):
+            tl.pack(net, to, input_shape=(48,), int8=given, replace=True)
+    monkeypatch.setattr(int8s, "TOLERANCE", 1e-6)
+    with pytest.raises(
+        PackError, match=r"in int8 the answers of entry=2 are off by .*, and 1e-06 is allowed: calibrate"
+    ):
+        tl.pack(net, to, input_shape=(48,), int8=x, replace=True)
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in to.iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["pack"]
+    tl.pack(net, to, input_shape=(48,), int8=x, replace=True)
+    assert tl.Engine(to, cache=False).precision == "int8"
+
+
+def test_manifests_of_before_and_of_strangers(tmp_path: Path) -> None:
+    text = (tl.pack(mlp(), tmp_path / "int8", input_shape=(48,), int8=torch.randn(8, 48)) / MANIFEST).read_text()
+    assert Manifest.from_json(text).to_json() == text
+    data = json.loads(text)
+    assert data.pop("precision") == "int8"
+    for member in data["members"]:
+        del member["float_accuracy"], member["float_test_accuracy"]
+    old = Manifest.from_json(json.dumps(data))
+    assert old.precision == "float32" and old.members[0].float_accuracy is None
+    data["precision"] = "int4"
+    with pytest.raises(PackError, match="the precision is float32 or int8, not 'int4'"):
+        Manifest.from_json(json.dumps(data))
+    data["precision"], data["members"][0]["float_accuracy"] = "int8", 2
+    with pytest.raises(PackError, match="a fraction, not 2"):
+        Manifest.from_json(json.dumps(data))
+
+
+def test_the_engine_needs_no_torch_for_int8(tmp_path: Path) -> None:
+    folder = tl.pack(mlp(), tmp_path / "int8", input_shape=(48,), int8=torch.randn(8, 48))
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["onnx"] = None  # cannot be imported
+import numpy as np
+import telescopic as tl
+engine = tl.Engine({str(folder)!r}, cache=False)
+print(engine.precision, engine.run(np.zeros((2, 48), np.float32)).logits.shape)
+"""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "int8 (2, 5)\n", run.stderr
+
+
+def test_command(tmp_path: Path) -> None:
+    data = tl.data.load("digits", seed=3)
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())]
+    net = tl.Nested(
+        stages, {0: nn.Identity(), 1: nn.Sequential(nn.Flatten(), nn.Linear(64, 32))}, {0: nn.Linear(32, 10)}
+    )
+    prepare = tl.Preprocess.fit(data.train)
+    bundle, to = tmp_path / "net.safetensors", tmp_path / "int8"
+    facts = {"input_shape": data.input_shape, "preprocess": prepare}
+    known = tl.measure(net, data, preprocess=prepare)
+    tl.save(net, bundle, known, provenance={"data": "digits", "seed": 3}, **facts)
+    result = CliRunner().invoke(cli.app, ["pack", str(bundle), "--members", "all", "--to", str(to), "--int8"])
+    assert result.exit_code == 0, result.output
+    engine = tl.Engine(to, cache=False)
+    assert [m.accuracy for m in engine.members] == counted(engine, data.validation, prepare)  # of the run's own split
+    assert [m.test_accuracy for m in engine.members] == counted(engine, data.test, prepare)
+    for value in (engine.members[0].accuracy, engine.members[0].float_accuracy, known[0].test_accuracy):
+        assert f"{value:.2%}"[:-1] in result.output
+    assert "almost" in result.output
+    result = CliRunner().invoke(cli.app, ["pack", str(bundle), "--to", str(to), "--data", "digits"])
+    assert "go with --int8" in str(result.exception)
+    tl.save(net, bundle, known, provenance={}, **facts)
+    result = CliRunner().invoke(cli.app, ["pack", str(bundle), "--to", str(to), "--replace", "--int8"])
+    assert "does not say what data it was trained on: name them with --data" in str(result.exception)
+    tl.save(mlp(), bundle, tl.measure(mlp(), input_shape=(48,)), input_shape=(48,), provenance={"data": "digits"})
+    result = CliRunner().invoke(cli.app, ["pack", str(bundle), "--to", str(to), "--replace", "--int8"])
+    assert result.exit_code != 0
