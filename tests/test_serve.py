@@ -22,7 +22,7 @@ from PIL import Image
 
 import telescopic as tl
 from telescopic.runtime.timings import Timing, Timings
-from telescopic.serve import application
+from telescopic.serve import application, listening
 from telescopic.serve.worker import Closed, Worker
 from telescopic.subnet import Subnet
 
@@ -181,6 +181,7 @@ def header(text: str) -> bytes:
             "fit",
         ),
         (header("{'descr': '|u1', 'fortran_order': False, 'shape': (-8,)}"), "application/x-npy", 422, "no array"),
+        (header("{'descr': '|u1', 'fortran_order': False, 'shape': (1}\n"), "application/x-npy", 422, "no array"),
         (header("__import__('os')"), "application/x-npy", 422, "no array"),
         (b"\x89PNG\r\n", "image/png", 422, "no PNG image that can be read"),
         (b"0" * 100_001, "image/png", 413, "at most 100,000 bytes"),
@@ -372,6 +373,12 @@ def test_served_to_the_end(server: tuple[subprocess.Popen, str], pixels: np.ndar
         assert slow.makefile("rb").readline().split()[1] == b"200"
     assert process.wait(30) in (0, -signal.SIGTERM)
     assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_answers_are_sent_at_once() -> None:
+    # Without the protocol asyncio leaves Nagle's algorithm on, and every answer but the first comes 40 ms late.
+    with listening("127.0.0.1", 0) as taken:
+        assert taken.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_that_is_taken_is_said_at_once(server: tuple[subprocess.Popen, str], folder: Path) -> None:

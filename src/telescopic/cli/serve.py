@@ -30,16 +30,13 @@ def serve(
     Whatever waits is answered together, by the largest member that keeps the objective: under load quality drops first,
     and when not even the fastest member is fast enough requests are refused with 503.
     """
-    import socket
-
     from rich.console import Console
 
     from telescopic.runtime import Engine
-    from telescopic.serve import application, run_on
+    from telescopic.serve import application, listening, run_on
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:  # before anything is loaded or measured; who comes early waits
-        taken = socket.create_server((host, port), family=family)
+        taken = listening(host, port)
     except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}. Name another with --port") from error
     with taken:
