@@ -76,7 +76,7 @@ def prepare(name: str, folder: Path, int8: bool) -> None:
 
     from telescopic.export import export
     from telescopic.extract import extract
-    from telescopic.runtime.pack import pack
+    from telescopic.packing.pack import pack
 
     torch.manual_seed(0)
     make, shape, members, fold_bn = networks()[name]

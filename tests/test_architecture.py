@@ -31,6 +31,7 @@ FLOORS = (
     ("nest", "causal", "networks"),
     ("catalogue",),
     ("bundle", "export", "runtime", "serve", "testing"),
+    ("packing",),
     ("papers",),
     ("report", "plots", "heatmaps", "widths"),
     ("run", "search"),

@@ -20,7 +20,7 @@ from telescopic.quantities import human
 from telescopic.runtime.manifest import MANIFEST, WEIGHTS, Manifest, PackError
 from telescopic.subnet import Subnet
 
-int8s = sys.modules["telescopic.runtime.int8"] if tl.pack else None
+int8s = sys.modules["telescopic.packing.int8"] if tl.pack else None
 IMAGE = (3, 16, 16)
 
 

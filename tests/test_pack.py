@@ -18,7 +18,7 @@ from telescopic.runtime import manifest as manifests
 from telescopic.runtime.manifest import MANIFEST, WEIGHTS, Manifest, PackError
 from telescopic.subnet import Subnet
 
-packing = sys.modules["telescopic.runtime.pack"] if tl.pack else None
+packing = sys.modules["telescopic.packing.pack"] if tl.pack else None
 SHAPE = (2, 8, 8)
 
 

@@ -37,8 +37,8 @@ from .runtime import anytime as anytime, Answer as Answer, best_path as best_pat
 from .runtime import confidence_for as confidence_for, step_costs as step_costs
 
 # In production: members packed with one copy of the weights, run without torch
-from .runtime import pack as pack, PackError as PackError
-from .runtime import Engine as Engine, Prediction as Prediction, Controller as Controller
+from .packing import pack as pack
+from .runtime import PackError as PackError, Engine as Engine, Prediction as Prediction, Controller as Controller
 
 # The methods, and the laws that every network obeys
 from . import papers as papers

@@ -37,9 +37,9 @@ def pack(
     """Write members of a family as ONNX graphs with one copy of the weights, each compared with the network."""
     from rich.console import Console
 
+    from telescopic.packing import pack as write
     from telescopic.run import Source
     from telescopic.runtime import Engine
-    from telescopic.runtime import pack as write
     from telescopic.subnet import Subnet
 
     if subnet and members is not None:

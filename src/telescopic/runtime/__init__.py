@@ -1,4 +1,4 @@
-"""How a network runs: answers at any time, and members of a pack in production.
+"""How a network runs: answers at any time; and in production the members of a pack, chosen as time allows.
 
 Names are imported when they are first used, so that the engine, which needs no torch, does not load it.
 """

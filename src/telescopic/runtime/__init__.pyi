@@ -7,7 +7,6 @@ from .controller import Controller as Controller
 from .engine import Engine as Engine
 from .engine import Prediction as Prediction
 from .manifest import PackError as PackError
-from .pack import pack as pack
 from .paths import best_path as best_path
 from .trial import Trial as Trial
 from .trial import try_deadlines as try_deadlines

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from telescopic.nested import Nested
-from telescopic.runtime.atoms import Atom, Parts, PartsBySpan
+from telescopic.packing.atoms import Atom, Parts, PartsBySpan
 from telescopic.runtime.manifest import INPUT, Step
 from telescopic.runtime.rows import Kept
 from telescopic.subnet import Subnet

@@ -16,12 +16,12 @@ from telescopic.export import TOLERANCES
 from telescopic.files import replacing_folder
 from telescopic.layers.causal import CausalConv2d, prefix
 from telescopic.nested import Nested
+from telescopic.packing.card import card
+from telescopic.packing.graphs import Weights, checked_batches, write_graph
+from telescopic.packing.int8 import Images, Report, to_int8
+from telescopic.packing.segments import Cut, cut
 from telescopic.provenance import versions
-from telescopic.runtime.card import card
-from telescopic.runtime.graphs import Weights, checked_batches, write_graph
-from telescopic.runtime.int8 import Images, Report, to_int8
 from telescopic.runtime.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
-from telescopic.runtime.segments import Cut, cut
 from telescopic.subnet import Subnet
 
 Wanted = int | Literal["all"] | Sequence[Subnet] | None

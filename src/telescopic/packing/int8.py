@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from telescopic.data import Dataset, Preprocess, Split, batches
+from telescopic.packing.quantise import Calibration, quantise
 from telescopic.runtime.engine import Engine
 from telescopic.runtime.lanes import Floats
 from telescopic.runtime.manifest import WEIGHTS, Manifest, finish
-from telescopic.runtime.quantise import Calibration, quantise
 from telescopic.subnet import Subnet
 
 TOLERANCE = 0.5

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from telescopic.export import BATCH, onnx_program, quiet
+from telescopic.packing.segments import Segment
 from telescopic.runtime.manifest import WEIGHTS, Constant
-from telescopic.runtime.segments import Segment
 
 _INSIDE = 1024
 """Smaller tensors, in bytes, stand in the graph itself: a shape that an operator reads must."""
