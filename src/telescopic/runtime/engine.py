@@ -14,6 +14,7 @@ from telescopic.runtime.inputs import checked
 from telescopic.runtime.lanes import Floats, Lane, Lanes
 from telescopic.runtime.manifest import Packed, read
 from telescopic.runtime.measuring import time_members, time_steps
+from telescopic.runtime.optimised import optimised
 from telescopic.runtime.sessions import open_sessions, read_constants
 from telescopic.runtime.store import Store
 from telescopic.runtime.timings import Timing, Timings
@@ -48,8 +49,8 @@ class Engine:
     Args:
         path: the folder that `telescopic.pack` wrote.
         threads: threads within a segment. By default what calibration found best on this machine, or 1 before it.
-        cache: folder for latencies measured on this machine. By default in
-            the user's cache; False for none.
+        cache: folder for latencies measured and graphs optimised on this machine, these as large as the pack. By
+            default in the user's cache; False for none.
         verify: whether to compare every file with its checksum, which takes some seconds for a gigabyte.
 
     Attributes:
@@ -88,6 +89,7 @@ class Engine:
         self._measuring = threading.Lock()
         self._steps: dict[tuple[tuple[Subnet, ...], int, int], tuple[float, ...]] = {}
         self._constants = read_constants(self.path, self._manifest)
+        self._optimised = optimised(self.path, self._manifest, self._store.folder, verify=verify)
         self._open(threads or self._timings.best_threads() or 1)
 
     def __repr__(self) -> str:
@@ -284,7 +286,7 @@ class Engine:
 
     def _made(self, threads: int) -> Lanes:
         """Sessions with so many threads, warmed: every member has run once."""
-        sessions = open_sessions(self.path, self._manifest, threads)
+        sessions = open_sessions(self.path, self._manifest, threads, self._optimised)
         shapes, constants = self._manifest.tensors, self._constants
         lanes = Lanes(lambda batch: Lane(batch, sessions, shapes, constants), _MOST_IDLE)
         lane = lanes.take(1)

@@ -2,7 +2,6 @@
 
 import math
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +27,57 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def open_sessions(folder: Path, manifest: Manifest, threads: int) -> dict[str, Any]:
+def open_sessions(folder: Path, manifest: Manifest, threads: int, optimised: Path | None = None) -> dict[str, Any]:
     """Segment → session.
+
+    Args:
+        folder: of the pack.
+        manifest: the pack's.
+        threads: within a segment.
+        optimised: folder with graphs optimised on this machine; None to optimise those of the pack now.
 
     Raises:
         PackError: if ONNX Runtime cannot open one.
     """
-    _share_arena()
     sessions = {}
     for name, file in manifest.segments.items():
         try:
-            sessions[name] = open_session(folder / file, threads)
+            path = (optimised or folder) / file
+            sessions[name] = open_session(path, threads, optimised=optimised is not None)
         except Exception as error:  # of many kinds, which ONNX Runtime does not document
             raise PackError(f"{folder}: ONNX Runtime {runtime().__version__} cannot open {file}: {error}") from error
     return sessions
 
 
-def open_session(path: Path, threads: int) -> Any:
-    """One graph, run by so many threads, on an arena for feature maps that all segments share."""
+def open_session(path: Path, threads: int, *, optimised: bool = False, keep_as: Path | None = None) -> Any:
+    """One graph, run by so many threads, on an arena for feature maps that all segments share.
+
+    Args:
+        path: of the graph.
+        threads: within it.
+        optimised: whether it was written by `keep_as` on such a machine.
+        keep_as: where to write it as optimised for this machine, with a file of weights beside.
+    """
+    _share_arena()
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
-    entries: Mapping[str, str] = {
+    entries = {
         "session.use_env_allocators": "1",
         "session.use_device_allocator_for_initializers": "1",  # weights stay; in the arena they would leave holes
         "session.force_spinning_stop": "1",  # threads of the last segment must not take processors from the next
         # Without these instructions sums of int8 products may overflow on x86; with them the option only costs time.
         "session.x64quantprecision": "0" if "vnni" in processor() else "1",
     }
+    if optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if keep_as is not None:
+        options.optimized_model_filepath = str(keep_as)
+        entries |= {
+            "session.optimized_model_external_initializers_file_name": f"{keep_as.name}.bin",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""What an engine keeps on this machine between two starts: measured latencies. No torch."""
+"""Where an engine keeps on this machine what it need not find out anew at the next start. No torch."""
 
 import hashlib
 from collections.abc import Container
