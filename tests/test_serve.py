@@ -375,6 +375,20 @@ def test_served_to_the_end(server: tuple[subprocess.Popen, str], pixels: np.ndar
     assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 
+def test_a_package_that_is_missing_is_named_with_the_remedy(folder: Path) -> None:
+    code = "import sys; sys.modules['fastapi'] = None; from telescopic.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(folder), "--port", "0"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (
+        run.returncode == 1 and run.stderr.strip() == 'error: fastapi is not installed: pip install "telescopic[serve]"'
+    )
+
+
+def test_no_pack_is_said_before_anything_listens(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-m", "telescopic", "serve", str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 1 and "is no pack: it has no manifest.json" in run.stderr and "http" not in run.stdout
+
+
 def test_answers_are_sent_at_once() -> None:
     # Without the protocol asyncio leaves Nagle's algorithm on, and every answer but the first comes 40 ms late.
     with listening("127.0.0.1", 0) as taken:

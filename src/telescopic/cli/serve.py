@@ -27,8 +27,7 @@ def serve(
 ) -> None:
     """Serve a pack over HTTP: POST /predict, and a page to look at on GET /.
 
-    Whatever waits is answered together, by the largest member that keeps the objective: under load quality drops first,
-    and when not even the fastest member is fast enough requests are refused with 503.
+    What waits is answered together, by the largest member that is in time; if the smallest is too slow, 503.
     """
     from rich.console import Console
 
