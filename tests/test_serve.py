@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -233,6 +234,15 @@ def test_counts(engine: tl.Engine, pixels: np.ndarray) -> None:
     assert found["telescopic_request_seconds_count"] == "4.0" and found["telescopic_pass_seconds_count"] == "4.0"
     assert sum(second["members"].get(label, 0) for second in load["seconds"]) == 8
     assert sum(second["late"] for second in load["seconds"]) == 1
+
+
+def test_mounted_in_another_application(engine: tl.Engine, pixels: np.ndarray) -> None:
+    # Whose server tells only itself of start and end.
+    outer = FastAPI()
+    outer.mount("/family", application(engine, slo_ms=60_000, max_batch=8))
+    with TestClient(outer) as client:
+        assert len(client.post("/family/predict", json={"pixels": pixels.tolist()}).json()["predictions"]) == 2
+        assert client.get("/family/").status_code == 200
 
 
 class Gate:

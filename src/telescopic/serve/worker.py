@@ -60,7 +60,9 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer, if it does not already."""
+        if self._open:
+            return
         self._open = True
         self._thread = threading.Thread(target=self._serve, name="telescopic-worker", daemon=True)
         self._thread.start()
@@ -74,7 +76,7 @@ class Worker:
             self._thread.join()
 
     def submit(self, x: Floats, *, deadline_ms: float | None = None, member: Packed | None = None) -> Job:
-        """Take a request in.
+        """Take a request in; the first one starts the thread, if nothing did.
 
         Args:
             x: inputs float32 `[batch, ...]` as `Engine.prepared` gives them, no more of them than a pass takes.
@@ -94,6 +96,8 @@ class Worker:
         now = self.clock()
         job = Job(x, now, now + (self.slo_ms if deadline_ms is None else deadline_ms) / 1000, member)
         with self._change:
+            if self._thread is None:
+                self.start()
             if not self._open:
                 raise Closed("the server is shutting down")
             self._waiting.put(job)
