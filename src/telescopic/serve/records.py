@@ -1,5 +1,6 @@
 """What the server has done: for Prometheus, and second by second for the page."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -42,7 +43,7 @@ class Records:
 
     def __init__(self, state: Callable[[], Mapping[str, Any]], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began = clock, clock()
-        self._seconds: deque[Second] = deque(maxlen=_SECONDS)
+        self._lock, self._seconds = threading.Lock(), deque[Second](maxlen=_SECONDS)
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("telescopic_requests", "Requests answered, by status.", ["code"], registry=registry)
         self._examples = Counter("telescopic_examples", "Examples, by member.", ["member"], registry=registry)
@@ -59,9 +60,10 @@ class Records:
 
     def passed(self, run: Pass, seconds: float, late: int) -> None:
         """A pass has ended."""
-        now = self._now()
-        now.members[run.member.label] = now.members.get(run.member.label, 0) + run.examples
-        now.late += late
+        with self._lock:
+            now = self._now()
+            now.members[run.member.label] = now.members.get(run.member.label, 0) + run.examples
+            now.late += late
         self._examples.labels(run.member.label).inc(run.examples)
         self._late.inc(late)
         self._passes.observe(seconds)
@@ -72,7 +74,8 @@ class Records:
         if code == 200:
             self._time.observe(seconds)
         elif code == 503:
-            self._now().refused += 1
+            with self._lock:
+                self._now().refused += 1
 
     def prometheus(self) -> bytes:
         """All counts in Prometheus' text format."""
@@ -81,7 +84,8 @@ class Records:
     def seconds(self) -> tuple[int, list[dict[str, Any]]]:
         """The present second, and those of the last two minutes in which something happened."""
         present = int(self._clock() - self._began)
-        return present, [asdict(second) for second in self._seconds if second.second > present - _SECONDS]
+        with self._lock:
+            return present, [asdict(second) for second in self._seconds if second.second > present - _SECONDS]
 
     def _now(self) -> Second:
         second = int(self._clock() - self._began)

@@ -152,8 +152,8 @@ class Waiting:
             sizes = list(accumulate(len(job.x) for job in able))
             most = max(self._in_time(first.member or self.fastest, 1000 * (first.deadline - now)), sizes[0])
             chosen = [job for job, size in zip(able, sizes, strict=True) if size <= most]
-            member = first.member or self._chosen(chosen, now)
             self._remove(chosen)
+            member = first.member or self._chosen(chosen, now)
             jobs = tuple(job for job in chosen if job.answer.set_running_or_notify_cancel())
             if jobs:
                 return Pass(member, jobs)
@@ -166,12 +166,11 @@ class Waiting:
 
     def _chosen(self, jobs: Sequence[Job], now: float) -> Packed:
         """The controller's member for a pass, with the most urgent of each full pass behind it."""
-        gone, behind, examples = set(map(id, jobs)), [jobs[0].deadline], 0
+        behind, examples = [jobs[0].deadline], 0
         for job in self._jobs:
-            if id(job) not in gone:
-                if examples >= self.max_batch * (len(behind) - 1):
-                    behind.append(job.deadline)
-                examples += len(job.x)
+            if examples >= self.max_batch * (len(behind) - 1):
+                behind.append(job.deadline)
+            examples += len(job.x)
         slacks = [1000 * (deadline - now) for deadline in behind]
         return self.controller.choose(sum(len(job.x) for job in jobs), slacks_ms=slacks).member
 

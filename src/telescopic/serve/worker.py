@@ -137,10 +137,10 @@ class Worker:
             return
         ended = self.clock()
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
-        place, late = 0, 0
+        self._told(run, ended - began, sum(ended > job.deadline for job in run.jobs))
+        place = 0
         for job in run.jobs:
             logits = answer.logits[place : place + len(job.x)]
-            place, late = place + len(job.x), late + (ended > job.deadline)
+            place += len(job.x)
             waited, ran = began - job.arrived, ended - began
             job.answer.set_result(Served(logits, run.member, run.examples, waited, ran, ended > job.deadline))
-        self._told(run, ended - began, late)
