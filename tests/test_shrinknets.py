@@ -499,6 +499,27 @@ def test_a_lenet_shrinks_through_its_flatten() -> None:
     torch.testing.assert_close(plain(x), kept, rtol=0, atol=1e-12)
 
 
+def test_a_resnet_learns_the_same_and_shrinks(digits: Dataset) -> None:
+    """Blocks and the residual stream lose channels while it trains; that changes nothing of what it learns."""
+    nets, ends = [], []
+    for collect in ("epoch", None):
+        torch.manual_seed(0)
+        nets.append(shrinknets.network("resnet20", input_shape=(1, 8, 8), widths=(4,)).double())
+        how = replace(ADAM, learning_rate=0.04, shrink=Shrink(penalty=0.1, collect=collect))
+        history = fit(nets[-1], digits, how, seed=1, keep="last", cpu=True, progress=False)
+        ends.append((history[-1].widths, [epoch.loss for epoch in history]))
+    small, masked = nets
+    assert sizes(masked)[:3] == [4, 4, 4] and len(sizes(masked)) == 1 + 18 + 2
+    assert sum(sizes(small)) < 0.8 * sum(sizes(masked)), (sizes(small), sizes(masked))
+    inner, stream = sizes(small)[1:9:2], sizes(small)[0:3:2]
+    assert min(inner) < stream[0] == stream[1], "blocks lose channels alone, the residual stream what all its branches lost"
+    torch.testing.assert_close(torch.tensor(ends[0][1]), torch.tensor(ends[1][1]), rtol=1e-9, atol=0)
+    x = ADAM.preprocess(digits.test.images[:64]).double()
+    torch.testing.assert_close(small.eval()(x), masked.eval()(x), rtol=1e-9, atol=1e-9)
+    plain = extract(fold_family(small, x))
+    torch.testing.assert_close(plain(x), small(x), rtol=0, atol=1e-10)
+
+
 def test_lenet_by_hand_and_images_too_small() -> None:
     plain = lenet()
     shapes = [tuple(block[0].weight.shape) if isinstance(block[0], nn.Conv2d) else 0 for block in plain][:2]  # type: ignore[index]
@@ -550,10 +571,12 @@ def test_no_such_experiment(name: str) -> None:
 
 
 def test_no_such_network() -> None:
-    with pytest.raises(ValueError, match="no network 'vgg'; there are one-layer, mlp, lenet"):
+    with pytest.raises(ValueError, match="no network 'vgg'; there are one-layer, mlp, lenet, resnet20"):
         shrinknets.network("vgg")
     with pytest.raises(ValueError, match="mlp has 3 widths, and these are 2"):
         shrinknets.network("mlp", widths=(3, 4))
+    with pytest.raises(ValueError, match="resnet20 has 1 widths, and these are 3"):
+        shrinknets.network("resnet20", widths=(16, 32, 64))
 
 
 @pytest.mark.parametrize("kind", shrinknets.KINDS)

@@ -171,7 +171,7 @@ def shrinknet(
         float, typer.Option(min=0, help="λ, which takes the place of all widths: the larger, the smaller the network.")
     ] = 1e-3,
     network: Annotated[
-        str, typer.Option(help="one-layer (10,000 units), mlp (500, 500, 500), lenet (50, 50, 5000).")
+        str, typer.Option(help="one-layer (10,000 units), mlp (500, 500, 500), lenet (50, 50, 5000), resnet20 (16).")
     ] = "one-layer",
     widths: Annotated[
         str | None, typer.Option(help="Widths to start with, e.g. 2000. (default: the network's)")
