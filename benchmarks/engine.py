@@ -7,7 +7,8 @@ folded without copies), the causal ResNet with 4 groups of 16, 32 and 64 channel
 five of its members are also exported alone), and the MLP:
 
 - memory: proportional set size that a fresh process takes more, for the engine with all members loaded and run, one
-  session of the largest member, and a session for each;
+  session of the largest member, and a session for each; the engine finds its graphs optimised, as at any start but the
+  first;
 - time: each member in the engine against the same member exported alone, both called as a user calls them, and against
   that session with its buffers bound;
 - switching: members in turns against one alone;
@@ -82,10 +83,11 @@ def prepare(name: str, folder: Path, int8: bool) -> None:
     make, shape, members, fold_bn = networks()[name]
     net = make().eval()
     pack(net, folder / "pack", members=members, input_shape=shape, fold_bn=fold_bn)  # type: ignore[arg-type]
-    packed = Engine(folder / "pack", cache=False).members
+    packed = Engine(folder / "pack", cache=folder / "cache").members
     if int8:
         to, x = folder / "int8", torch.randn(32, *shape)
         pack(net, to / "pack", members=members, input_shape=shape, fold_bn=fold_bn, int8=x)  # type: ignore[arg-type]
+        Engine(to / "pack", cache=to / "cache")
         for place in spread(len(packed)):
             alone = pack(net, to / str(place), members=[packed[place].subnet], input_shape=shape, int8=x)
             (file,) = alone.glob("*.onnx")  # of one member it is one graph
@@ -115,7 +117,7 @@ def grown(folder: Path, what: str, threads: int) -> float:
     trim(0)  # or what that session has left would be used again
     before = memory() or 0
     if what == "engine":
-        engine = Engine(folder / "pack", threads=threads, cache=False)
+        engine = Engine(folder / "pack", threads=threads, cache=folder / "cache")
         held: list[Any] = [engine]
         for member in engine.members:
             engine.run(np.zeros((1, *engine.input_shape), np.float32), subnet=member.subnet)
@@ -179,7 +181,7 @@ def limits(folder: Path, threads: int) -> tuple[float, float]:
 
 def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Members in the engine and alone; in turns; refined."""
-    engine = Engine(folder / "pack", threads=threads, cache=False)
+    engine = Engine(folder / "pack", threads=threads, cache=folder / "cache")
     peak, bandwidth = limits(folder, threads)
     figures: dict[str, Any] = {"peak, G multiply-adds/s": round(peak / 1e9, 1), "copy, GB/s": round(bandwidth / 1e9, 1)}
     for batch in (1, 32):
@@ -235,7 +237,7 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
 
 def gained(folder: Path, rounds: int, threads: int) -> dict[str, dict[str, float]]:
     """Times of members in float32 over those in int8, in two engines."""
-    engines = [Engine(path, threads=threads, cache=False) for path in (folder / "pack", folder / "int8" / "pack")]
+    engines = [Engine(path / "pack", threads=threads, cache=path / "cache") for path in (folder, folder / "int8")]
     figures: dict[str, dict[str, float]] = {}
     for batch in (1, 32):
         x = np.random.default_rng(0).standard_normal((batch, *engines[0].input_shape), np.float32)

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
     calls: list[tuple[str, bool, bool]] = []
     plain = sessions.open_session
 
-    def noted(path, threads, *, optimised=False, keep_as=None):
-        calls.append((path.parent.name, optimised, keep_as is not None))
-        return plain(path, threads, optimised=optimised, keep_as=keep_as)
+    def noted(graph, threads, *, optimised=False, weights=None, keep_as=None):
+        calls.append(((weights or graph.parent).name, optimised, keep_as is not None))
+        return plain(graph, threads, optimised=optimised, weights=weights, keep_as=keep_as)
 
     for module in ("sessions", "optimised"):
         monkeypatch.setattr(f"telescopic.runtime.{module}.open_session", noted)
@@ -95,6 +96,18 @@ def test_an_engine_without_room_to_keep_anything_runs(pack: Path, tmp_path: Path
     engine = tl.Engine(pack, cache=tmp_path / "file")
     assert np.array_equal(answers(engine), answers(tl.Engine(pack, cache=False)))
     assert {call[1] for call in opened} == {False}
+
+
+def test_preparing_graphs_needs_onnx_and_running_prepared_ones_does_not(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tl.Engine(pack, cache=tmp_path / "there")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r'onnx is not installed.*pip install "telescopic\[onnx\]"; or .*cache=False'):
+        tl.Engine(pack, cache=tmp_path / "new")
+    assert not any((tmp_path / "new").glob("*/graphs*"))
+    before = answers(tl.Engine(pack, cache=False))
+    assert np.array_equal(answers(tl.Engine(pack, cache=tmp_path / "there")), before)
 
 
 def test_another_process_may_be_faster(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

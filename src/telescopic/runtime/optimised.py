@@ -6,9 +6,11 @@ in a file as the processor likes them; they are mapped, so that all processes of
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from telescopic.files import replacing_folder
+from telescopic.runtime.layouts import agree, cut, mark
 from telescopic.runtime.manifest import Manifest, checksum
 from telescopic.runtime.sessions import open_session
 
@@ -26,6 +28,9 @@ def optimised(folder: Path, manifest: Manifest, store: Path | None, *, verify: b
 
     Returns:
         The folder; None if nothing may be kept, or it cannot be written.
+
+    Raises:
+        ImportError: if onnx is not installed, which is needed the first time.
     """
     if store is None:
         return None
@@ -34,13 +39,35 @@ def optimised(folder: Path, manifest: Manifest, store: Path | None, *, verify: b
         return kept
     try:
         with replacing_folder(kept, replace=True) as made:
-            for file in manifest.segments.values():
-                open_session(folder / file, 1, keep_as=made / file)
+            _optimise(folder, manifest, made)
             facts = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in made.iterdir()}
             (made / _FILES).write_text(json.dumps(facts), encoding="utf-8")
     except OSError:  # no reason not to run; another process may have been faster
         return kept if _whole(kept, manifest, verify) else None
     return kept
+
+
+def _optimise(folder: Path, manifest: Manifest, made: Path) -> None:
+    """Write an optimised graph for each segment."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            'onnx is not installed, with which graphs are prepared for this machine: pip install "telescopic[onnx]"; '
+            "or open the engine with cache=False, where long chains are slower"
+        ) from error
+
+    def optimise(segment: str, ends: frozenset[str]) -> Mapping[str, float]:
+        path = made / manifest.segments[segment]
+        plain = onnx.load(folder / path.name, load_external_data=False)
+        mark(plain.graph, ends)
+        open_session(plain.SerializeToString(), 1, weights=folder, keep_as=path)
+        kept = onnx.load(path, load_external_data=False)
+        saved = cut(kept.graph, ends)
+        path.write_bytes(kept.SerializeToString())
+        return saved
+
+    agree(manifest, optimise)
 
 
 def _whole(kept: Path, manifest: Manifest, verify: bool) -> bool:

@@ -49,13 +49,21 @@ def open_sessions(folder: Path, manifest: Manifest, threads: int, optimised: Pat
     return sessions
 
 
-def open_session(path: Path, threads: int, *, optimised: bool = False, keep_as: Path | None = None) -> Any:
+def open_session(
+    graph: Path | bytes,
+    threads: int,
+    *,
+    optimised: bool = False,
+    weights: Path | None = None,
+    keep_as: Path | None = None,
+) -> Any:
     """One graph, run by so many threads, on an arena for feature maps that all segments share.
 
     Args:
-        path: of the graph.
+        graph: its file, or what would stand there.
         threads: within it.
         optimised: whether it was written by `keep_as` on such a machine.
+        weights: folder with the file of weights; by default the graph's own.
         keep_as: where to write it as optimised for this machine, with a file of weights beside.
     """
     _share_arena()
@@ -78,9 +86,12 @@ def open_session(path: Path, threads: int, *, optimised: bool = False, keep_as: 
             "session.optimized_model_external_initializers_file_name": f"{keep_as.name}.bin",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
+    if weights is not None:
+        entries["session.model_external_initializers_file_folder_path"] = str(weights)
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def read_constants(folder: Path, manifest: Manifest) -> dict[str, Any]:
