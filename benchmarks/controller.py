@@ -17,42 +17,12 @@ import numpy as np
 
 from telescopic.runtime.controller import Controller
 from telescopic.runtime.manifest import Packed
-from telescopic.runtime.simulation import Outcome, Policy, simulate
-from telescopic.runtime.timings import Timing, Timings
-from telescopic.subnet import Subnet
+from telescopic.runtime.simulation import Machine, Outcome, Policy, simulate
 
 import results
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 FAMILY = ((0.80, 0.5), (0.86, 0.9), (0.89, 1.5), (0.91, 2.4), (0.92, 4.0), (0.93, 6.0))  # accuracy, ms at batch 1
-
-
-class Machine:
-    """Stands for a calibrated engine."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.members = tuple(
-            Packed(Subnet(entry=0, exit=i, width=1), f"exit={i}", accuracy, None, i, i, (), "logits")
-            for i, (accuracy, _) in enumerate(FAMILY)
-        )
-        self.timings = Timings(
-            [
-                Timing(member.subnet, batch, 1, ms * (0.3 + 0.7 * batch), 1.2 * ms * (0.3 + 0.7 * batch))
-                for member, (_, ms) in zip(self.members, FAMILY, strict=True)
-                for batch in BATCHES
-            ]
-        )
-
-    def front(self, batch: int = 1) -> tuple[Packed, ...]:
-        """All of them."""
-        return self.members
-
-    def timing(self, subnet: Subnet, batch: int = 1) -> Timing:
-        """From the table."""
-        found = self.timings.at(subnet, batch, 1)
-        assert found is not None
-        return found
 
 
 def fixed(member: Packed) -> Policy:
@@ -111,7 +81,7 @@ def compared(
     """Every policy on the same requests and the same noise."""
     figures = {}
     for name in ("largest", "smallest", "SlackFit", "ours"):
-        machine, noise = Machine(), np.random.default_rng(1)
+        machine, noise = Machine(FAMILY, BATCHES, each=0.7), np.random.default_rng(1)
         told: Callable[[Packed, int, float], None] = lambda member, batch, seconds: None  # noqa: E731
         if name == "ours":
             policy, controller = ours(machine, slo_ms)
@@ -140,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--slo-ms", type=float, default=20)
     args = parser.parse_args()
-    machine = Machine()
+    machine = Machine(FAMILY, BATCHES, each=0.7)
     largest = machine.timing(machine.members[-1].subnet, BATCHES[-1]).median_ms
     capacity = 1000 * BATCHES[-1] / largest  # requests a second, by the largest member in full batches
     figures = {

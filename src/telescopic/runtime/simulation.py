@@ -6,10 +6,57 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from telescopic.runtime.engine import Prediction
+from telescopic.runtime.lanes import Floats
 from telescopic.runtime.manifest import Packed
+from telescopic.runtime.timings import Timing, Timings
+from telescopic.subnet import Subnet
 
 Policy = Callable[[float, Sequence[float]], tuple[Packed, int]]
 """From the time and the deadlines of all that wait, in order, to a member and how many of them to run, in seconds."""
+
+
+class Machine:
+    """Stands for a calibrated engine whose members take exactly what a table says, times how slow it is now.
+
+    Args:
+        members: accuracy and milliseconds for one example of each, rising; medians, of which p95 are 1.2 times.
+        batches: numbers of examples that the table has.
+        each: a batch of n examples takes 1 − each + each · n times as long.
+
+    Attributes:
+        now: seconds that have passed, as `run` counts them.
+        slow: how many times longer passes take than measured.
+    """
+
+    def __init__(self, members: Sequence[tuple[float, float]], batches: Sequence[int], *, each: float) -> None:
+        self.now, self.slow, self.input_shape = 0.0, 1.0, (3,)
+        self.members = tuple(
+            Packed(Subnet(entry=0, exit=place, width=1), f"exit={place}", accuracy, None, place + 1, 10, (), "logits")
+            for place, (accuracy, _) in enumerate(members)
+        )
+        rows = [
+            (member.subnet, batch, ms * (1 - each + each * batch))
+            for member, (_, ms) in zip(self.members, members, strict=True)
+            for batch in batches
+        ]
+        self.timings = Timings([Timing(subnet, batch, 1, ms, 1.2 * ms) for subnet, batch, ms in rows])
+
+    def front(self, batch: int = 1) -> tuple[Packed, ...]:
+        """All members: each is slower than the one before, and more accurate."""
+        return self.members
+
+    def timing(self, subnet: Subnet, batch: int = 1) -> Timing:
+        """From the table; between two batch sizes on a straight line."""
+        found = self.timings.at(subnet, batch, 1)
+        assert found is not None
+        return found
+
+    def run(self, x: Floats, subnet: Subnet) -> Prediction:
+        """Logits of 0, after the time that it takes."""
+        seconds = self.slow * self.timing(subnet, len(x)).median_ms / 1000
+        self.now += seconds
+        return Prediction(np.zeros((len(x), 2), np.float32), subnet, str(subnet), None, seconds)
 
 
 @dataclass(frozen=True)
