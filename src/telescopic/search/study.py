@@ -164,6 +164,8 @@ def search(
         facts = {"pid": os.getpid(), "seen": time.time(), "commit": commit(), "host": socket.gethostname()}
         for key, value in facts.items():
             trial.set_user_attr(key, value)
+        if _missing(study, models, before=trial.number) <= 0:  # others have begun as many since this process looked
+            raise optuna.TrialPruned
         try:
             torch.manual_seed(number)
             return _train(trial, images, preprocess, network, kind, epochs, number, cpu)
@@ -178,6 +180,8 @@ def search(
     while _missing(study, models) > 0:
         study.optimize(objective, n_trials=1, catch=(Exception,))
         last = max((t for t in study.get_trials(deepcopy=False) if _mine(t)), key=lambda t: t.number)
+        if last.state == optuna.trial.TrialState.PRUNED:
+            continue
         failed = failed + 1 if last.state == optuna.trial.TrialState.FAIL else 0
         if told is not None:
             told(_sentence(study, last, models))
@@ -247,11 +251,11 @@ def _train(
     return value
 
 
-def _missing(study: "optuna.Study", models: int) -> int:
-    """How many models nobody has trained or is training."""
+def _missing(study: "optuna.Study", models: int, before: float = math.inf) -> int:
+    """How many models nobody has trained or is training, going by the trials with lower numbers than one."""
     import optuna
 
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    states = [trial.state for trial in study.get_trials(deepcopy=False) if trial.number < before]
     return models - sum(s in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING) for s in states)
 
 
