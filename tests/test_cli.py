@@ -79,6 +79,20 @@ def test_training_leaves_a_run_that_learned(trained: Path) -> None:
     assert bundle.catalogue == catalogue
 
 
+def test_a_run_knows_its_validation_images(trained: Path, tmp_path: Path) -> None:
+    """They are no others if somebody measures later: images that were trained on would flatter."""
+    words = ("--seed", "3", "--validation", "400", "--epochs", "1", "--out", str(tmp_path / "run"))
+    assert invoke("train", "nsn", "--data", "digits", *words).exit_code == 0
+    source = Source.open(str(tmp_path / "run"))
+    wanted = tl.data.load("digits", validation=400, seed=3)
+    assert len(source.data().validation) == 400
+    assert torch.equal(source.data().validation.images, wanted.validation.images)
+    other = source.bundle.provenance | {"data": "mnist"}
+    source = replace(source, bundle=replace(source.bundle, provenance=other))
+    assert len(source.data("digits").validation) == 143, "of other data a tenth, as ever"
+    assert len(Source.open(str(trained)).data().validation) > 0
+
+
 def test_catalogue_shows_and_writes_every_member(trained: Path, tmp_path: Path) -> None:
     result = invoke("catalogue", str(trained), "--to", str(tmp_path / "table.csv"))
     assert result.exit_code == 0

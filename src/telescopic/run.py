@@ -54,6 +54,7 @@ def train(
         provenance = {
             "method": method,
             "data": data.name,
+            "validation_images": len(data.validation),
             "seed": seed,
             "epoch": (history[-1] if options.get("keep") == "last" else history.best()).epoch,
             "epochs": len(history),
@@ -181,11 +182,18 @@ class Source:
             ValueError: if the bundle does not say what it learned, or takes images of another shape.
             DataError: if the data cannot be had.
         """
-        wanted = name or self.bundle.provenance.get("data")
+        known = self.bundle.provenance
+        learned = known.get("data")
+        wanted = name or learned
         if not isinstance(wanted, str):
             raise ValueError(f"{self.name} does not say what data it was trained on: name them with --data")
-        seed = self.bundle.provenance.get("seed")  # it has chosen the validation images
-        loaded = datasets.load(wanted, data_dir=data_dir, seed=seed if type(seed) is int else 0)
+        seed, number = known.get("seed"), known.get("validation_images")  # these have chosen the validation images
+        loaded = datasets.load(
+            wanted,
+            data_dir=data_dir,
+            validation=number if type(number) is int and wanted == learned else None,
+            seed=seed if type(seed) is int else 0,
+        )
         if self.bundle.input_shape not in (None, loaded.input_shape):
             raise ValueError(f"{self.name} takes images of shape {self.bundle.input_shape}, not {loaded.input_shape}")
         return loaded
