@@ -1,0 +1,116 @@
+"""Question: would OpenVINO serve the engine better than ONNX Runtime?
+
+Members alone, as plain ONNX graphs, in float32 and int8 (the engine's own quantisation), on one thread: processor time
+for batches of 1 and 32, ways in turns, medians of ratios within a round; and the memory (proportional set size) that a
+fresh process takes more with the largest member, and with all of them, once each has run. Nothing is shared there, in
+either: OpenVINO has no way to, and the engine is what shares in ONNX Runtime. Writes results/backends.json:
+
+    pip install openvino
+    python benchmarks/backends.py [--rounds 60] [--only "ResNet-32, exits"]
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from telescopic.runtime.host import memory
+
+import engine
+import results
+
+NAMES = ("CNSN's VGG", "CNSN's VGG, a quarter", "ResNet-32, exits", "MLP")
+
+
+def opened(file: Path, backend: str) -> Callable[[Any], Any]:
+    """A graph as a function of a batch."""
+    if backend == "ONNX Runtime":
+        session = engine.session(file, 1)
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(None, {name: x})[0]
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    network = openvino.Core().compile_model(str(file), "CPU", hints)
+    request = network.create_infer_request()
+    return lambda x: request.infer({0: x}, share_inputs=True)[0]
+
+
+def grown(folder: Path, backend: str, what: str) -> float:
+    """Megabytes that this process takes more with one member, or all."""
+    files = sorted(folder.glob("alone*.onnx"))
+    shape = json.loads((folder / "shape.json").read_text())
+    x = np.zeros((1, *shape), np.float32)
+    opened(files[0], backend)(x)  # what the library itself takes is not counted
+    trim = ctypes.CDLL("libc.so.6").malloc_trim
+    trim(0)
+    before = memory() or 0
+    held = [opened(file, backend) for file in (files[-1:] if what == "one" else files)]
+    for run in held:
+        run(x)
+    trim(0)
+    return ((memory() or 0) - before) / 1e6
+
+
+def compared(folder: Path, shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    """Both backends on the members alone that are in a folder."""
+    figures: dict[str, Any] = {}
+    for file in sorted(folder.glob("alone*.onnx")):
+        runs = {backend: opened(file, backend) for backend in ("ONNX Runtime", "OpenVINO")}
+        row: dict[str, Any] = {}
+        for batch in (1, 32):
+            x = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
+            one, other = (run(x) for run in runs.values())
+            row["largest difference"] = round(float(np.abs(one - other).max() / np.abs(one).max()), 6)
+            calls: dict[str, Callable[[], object]] = {name: partial(run, x) for name, run in runs.items()}
+            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 8)), 1)
+            row[f"OpenVINO / ONNX Runtime, batch {batch}"] = engine.ratio(times, "OpenVINO", "ONNX Runtime")
+        figures[file.stem] = row
+    (folder / "shape.json").write_text(json.dumps(shape))
+    for backend in ("ONNX Runtime", "OpenVINO"):
+        for what in ("one", "all"):
+            words = [sys.executable, __file__, "--grown", str(folder), backend, what]
+            told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            figures[f"MB, {backend}, {what}"] = round(float(told.splitlines()[-1]), 2)
+    return figures
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--only", choices=NAMES)
+    parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if importlib.util.find_spec("openvino") is None:
+        sys.exit("OpenVINO is not installed: pip install openvino")
+    if args.grown:
+        print(grown(Path(args.grown[0]), *args.grown[1:]))
+        return
+    figures: dict[str, Any] = {}
+    for name in NAMES:
+        if args.only in (None, name):
+            with tempfile.TemporaryDirectory() as made:
+                folder, shape = Path(made), engine.networks()[name][1]
+                engine.prepare(name, folder, int8=True)
+                figures[name] = {
+                    "float32": compared(folder, shape, args.rounds),
+                    "int8": compared(folder / "int8", shape, args.rounds),
+                }
+                print(json.dumps({name: figures[name]}, indent=1), file=sys.stderr)
+    import openvino
+
+    results.write("backends", {"rounds": args.rounds, "only": args.only, "openvino": openvino.__version__}, figures)
+
+
+if __name__ == "__main__":
+    main()
