@@ -1,9 +1,14 @@
 """Question: would OpenVINO serve the engine better than ONNX Runtime?
 
-Members alone, as plain ONNX graphs, in float32 and int8 (the engine's own quantisation), on one thread: processor time
-for batches of 1 and 32, ways in turns, medians of ratios within a round; and the memory (proportional set size) that a
-fresh process takes more with the largest member, and with all of them, once each has run. Nothing is shared there, in
-either: OpenVINO has no way to, and the engine is what shares in ONNX Runtime. Writes results/backends.json:
+Plain ONNX graphs in float32 and in int8 (the engine's own quantisation), on one thread; processor time for batches of 1
+and 32, ways in turns, medians of ratios within a round:
+
+- members alone, each one graph; and the memory (proportional set size) that a fresh process takes more with the largest
+  of them, and with all, once each has run;
+- the smallest and the largest member as chains of segments that share their weights, bound to the same buffers in both:
+  what a second backend of the engine would do.
+
+Writes results/backends.json:
 
     pip install openvino
     python benchmarks/backends.py [--rounds 60] [--only "ResNet-32, exits"]
@@ -23,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from telescopic.runtime.engine import Engine
 from telescopic.runtime.host import memory
 
 import engine
@@ -37,12 +43,16 @@ def opened(file: Path, backend: str) -> Callable[[Any], Any]:
         session = engine.session(file, 1)
         name = session.get_inputs()[0].name
         return lambda x: session.run(None, {name: x})[0]
+    request = compiled(file)
+    return lambda x: request.infer({0: x}, share_inputs=True)[0]
+
+
+def compiled(file: Path) -> Any:
+    """A graph in OpenVINO, ready to run on one thread."""
     import openvino
 
     hints = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    network = openvino.Core().compile_model(str(file), "CPU", hints)
-    request = network.create_infer_request()
-    return lambda x: request.infer({0: x}, share_inputs=True)[0]
+    return openvino.Core().compile_model(str(file), "CPU", hints).create_infer_request()
 
 
 def grown(folder: Path, backend: str, what: str) -> float:
@@ -84,6 +94,43 @@ def compared(folder: Path, shape: tuple[int, ...], rounds: int) -> dict[str, Any
     return figures
 
 
+def chained(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """The smallest and the largest member as chains of segments: in the engine, and the same in OpenVINO."""
+    import openvino
+
+    ours = Engine(folder / "pack", cache=folder / "cache", threads=1)
+    shapes, figures = ours._manifest.tensors, {}
+    for member in dict.fromkeys((ours.members[0], ours.members[-1])):
+        row: dict[str, float] = {"segments": len(member.chain)}
+        for batch in (1, 32):
+            x = np.random.default_rng(0).standard_normal((batch, *ours.input_shape), np.float32)
+            arrays = {name: np.zeros((batch, *shape), np.float32) for name, shape in shapes.items()}
+            requests = []
+            for step in member.chain:
+                requests.append(compiled(folder / "pack" / ours._manifest.segments[step.segment]))
+                for kind, names in (("in", step.inputs), ("out", step.outputs)):
+                    for number, name in enumerate(names):
+                        requests[-1].set_tensor(f"{kind}{number}", openvino.Tensor(arrays[name], shared_memory=True))
+
+            def chain(x: Any = x, arrays: Any = arrays, requests: Any = requests, member: Any = member) -> Any:
+                np.copyto(arrays["input"], x)
+                for request in requests:
+                    request.start_async()
+                    request.wait()
+                return arrays[member.logits]
+
+            calls: dict[str, Callable[[], Any]] = {
+                "OpenVINO": chain,
+                "engine": partial(ours.run, x, subnet=member.subnet),
+            }
+            one, other = chain(), calls["engine"]().logits
+            row["largest difference"] = round(float(np.abs(one - other).max() / np.abs(one).max()), 6)
+            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 8)), 1)
+            row[f"OpenVINO / engine, batch {batch}"] = engine.ratio(times, "OpenVINO", "engine")
+        figures[member.label] = row
+    return figures
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,8 +150,8 @@ def main() -> None:
                 folder, shape = Path(made), engine.networks()[name][1]
                 engine.prepare(name, folder, int8=True)
                 figures[name] = {
-                    "float32": compared(folder, shape, args.rounds),
-                    "int8": compared(folder / "int8", shape, args.rounds),
+                    precision: {"alone": compared(at, shape, args.rounds), "in segments": chained(at, args.rounds)}
+                    for precision, at in (("float32", folder), ("int8", folder / "int8"))
                 }
                 print(json.dumps({name: figures[name]}, indent=1), file=sys.stderr)
     import openvino

@@ -489,7 +489,7 @@ def test_train_shrinknet_goes_on(shrunk: tuple[Path, str]) -> None:
         (("--method", "magic"), "method is one of gradient, proximal, random, not 'magic'"),
         (("--collect", "often"), "collect is epoch, pays, a number of steps or None, not 'often'"),
         (("--collect", "never", "--method", "random"), "say when, with collect="),
-        (("--network", "vgg"), "network is one of one-layer, mlp, lenet, not 'vgg'"),
+        (("--network", "vgg"), "network is one of one-layer, mlp, lenet, resnet20, not 'vgg'"),
         (("--widths", "many"), "--widths takes whole numbers such as 500,500,500, not 'many'"),
         (("--network", "lenet", "--data", "digits"), "images of 8 × 8 pixels are too small"),
     ],
@@ -505,7 +505,7 @@ def test_search_shrinknet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(tl.papers.shrinknets, "NETWORKS", {"mlp": ((), (12, 10, 8))})
     storage = ("--data", "digits", "--epochs", "1", "--storage", str(tmp_path / "x.db"))
     nothing = invoke("search", "shrinknet", *storage, "--show")
-    assert nothing.exit_code == 0 and "has no models of mlp on digits trained for 1 epochs" in nothing.output
+    assert nothing.exit_code == 0 and "has no models of mlp on digits trained for 1 epochs in fp32" in nothing.output
     result = invoke("search", "shrinknet", *storage, "--models", "2", "--kind", "shrinknets", "--kind", "fixed-l2")
     assert result.exit_code == 0, result.output
     assert "digits-mlp-shrinknets-1: 2 of 2 models" in result.output and "fixed widths, L2" in result.output
@@ -514,6 +514,9 @@ def test_search_shrinknet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert len((tmp_path / "models-mlp-digits.csv").read_text().splitlines()) == 5
     shown = invoke("search", "shrinknet", *storage, "--show")
     assert shown.stdout.strip() and shown.stdout in result.output
+    coarse = invoke("search", "shrinknet", *storage, "--models", "1", "--precision", "bf16")
+    assert coarse.exit_code == 0 and "digits-mlp-shrinknets-1-bf16: 1 of 1 models" in coarse.output
+    assert "mlp on digits, 1 epochs, bf16" in coarse.stdout and "mlp on digits, 1 epochs, fp32" in shown.stdout
     error = fails(monkeypatch, capsys, "search", "shrinknet", *storage, "--kind", "big")
     assert "kind is one of fixed, fixed-l2, shrinknets, not 'big'" in error
 
@@ -529,9 +532,10 @@ def test_reproduce_shrinknets(
     for name in ("figure1-units-digits", "figure1-loss-digits"):
         assert str(tmp_path / f"{name}.svg") in result.stdout.replace("\n", "") and (tmp_path / f"{name}.png").exists()
     monkeypatch.setattr(tl.papers.shrinknets, "NETWORKS", {"mlp": ((), (12, 10, 8))})
-    second = invoke(*words, "--figure", "2", "--models", "1")
+    second = invoke(*words, "--figure", "2", "--models", "1", "--precision", "bf16")
     assert second.exit_code == 0, second.output
     assert all(name in second.stdout for name in ("fixed widths", "fixed widths, L2", "ShrinkNets"))
     assert (tmp_path / "figure2-mlp-digits.svg").exists() and (tmp_path / "search.db").exists()
+    assert "digits-mlp-shrinknets-2-bf16: 1 of 1" in second.output
     assert "--figure is one of 1, 2, not '3'" in fails(monkeypatch, capsys, *words, "--figure", "3")
     assert "give λ such as 1e-3" in fails(monkeypatch, capsys, *words, "--only", "small")

@@ -170,6 +170,7 @@ def shrinknets(
             epochs=epochs,
             processes=processes,
             seed=seed,
+            precision=precision,
             show=show,
             data_dir=data_dir,
             out=out,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, Seed, interruptible, one_of, show_table
+from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, one_of, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Train random models and compare them (needs telescopic[search]).")
 
@@ -38,6 +38,7 @@ def shrinknet(
         Path | None, typer.Option(help="Folder for the table and the plots. (default: beside the storage)")
     ] = None,
     seed: Seed = 0,
+    precision: Precision = "fp32",
     show: Annotated[bool, typer.Option("--show", help="Only show what has been trained so far.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -52,6 +53,7 @@ def shrinknet(
         epochs=epochs,
         processes=processes,
         seed=seed,
+        precision=precision,
         show=show,
         data_dir=data_dir,
         out=out,
@@ -68,6 +70,7 @@ def run_search(
     epochs: int | None,
     processes: int,
     seed: int,
+    precision: str,
     show: bool,
     data_dir: Path | None,
     out: Path | None,
@@ -80,19 +83,21 @@ def run_search(
     one_of("network", network, ("mlp", "lenet"))
     for kind in kinds:
         one_of("kind", kind, shrinknets.KINDS)
+    one_of("precision", precision, ("fp32", "bf16"))
     long = epochs or shrinknets.EPOCHS[network]
     for kind in () if show else kinds:
         options = {"data": data, "network": network, "kind": kind, "models": models, "epochs": epochs}
+        options |= {"seed": seed, "precision": precision, "data_dir": data_dir}
         with interruptible():
-            search.search_in_processes(processes, storage, seed=seed, data_dir=data_dir, told=_tell, **options)
+            search.search_in_processes(processes, storage, told=_tell, **options)
     found, name = [], Path(data).stem
     for kind in shrinknets.KINDS:
-        study = search.known_study(storage, search.study_name(data, network, kind, long))
+        study = search.known_study(storage, search.study_name(data, network, kind, long, precision))
         found += [] if study is None else search.models(study, kind)
     if not found:
-        print(f"{storage} has no models of {network} on {name} trained for {long} epochs")
+        print(f"{storage} has no models of {network} on {name} trained for {long} epochs in {precision}")
         return
-    show_table(search.results(found, name, network))
+    show_table(search.results(found, name, network, f"{long} epochs, {precision}"))
     folder = out or (Path("runs") if "://" in storage else Path(storage).parent)
     table = folder / f"models-{network}-{name}.csv"
     search.write_csv(table, found)

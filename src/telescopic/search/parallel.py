@@ -28,9 +28,10 @@ def search_in_processes(processes: int, storage: str, *, told: Callable[[str], N
     if processes == 1:
         search(storage, told=told, **options)
         return
-    epochs, data_dir = options.get("epochs"), options.get("data_dir")
+    data_dir, precision = options.get("data_dir"), options.get("precision", "fp32")
     # What several would get in each other's way with is done before: the tables of the database, the download.
-    open_study(storage, study_name(options["data"], options["network"], options["kind"], epochs))
+    what = (options["data"], options["network"], options["kind"], options.get("epochs"))
+    open_study(storage, study_name(*what, precision))
     load(options["data"], data_dir=data_dir)
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(storage, options)) for _ in range(processes)]

@@ -84,10 +84,17 @@ def write_csv(path: Path, found: Sequence[Model]) -> None:
             out.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in values])
 
 
-def results(found: Sequence[Model], data: str, network: str) -> "Table":
-    """Medians of each kind, with the paper's; below, what failed."""
+def results(found: Sequence[Model], data: str, network: str, how: str = "") -> "Table":
+    """Medians of each kind, with the paper's; below, what failed.
+
+    Args:
+        found: the models.
+        data: the data's name.
+        network: the network's name.
+        how: how they were trained, for the title.
+    """
     table = narrow(
-        f"{network} on {data}",
+        f"{network} on {data}" + f", {how}" * bool(how),
         "model",
         "models",
         "test, %\nmedian",

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -101,9 +101,10 @@ def _opening(storage: str) -> Iterator[None]:
         raise ValueError(f"the storage {storage} cannot be opened: {text[:300]}") from error
 
 
-def study_name(data: str, network: str, kind: str, epochs: int | None) -> str:
-    """What one cell of Figure 2 is called: models of different lengths of training are not compared."""
-    return f"{Path(data).stem}-{network}-{kind}-{epochs or shrinknets.EPOCHS[network]}"
+def study_name(data: str, network: str, kind: str, epochs: int | None, precision: str = "fp32") -> str:
+    """What one cell of Figure 2 is called: models that are trained longer, or in another precision, are in others."""
+    name = f"{Path(data).stem}-{network}-{kind}-{epochs or shrinknets.EPOCHS[network]}"
+    return name if precision == "fp32" else f"{name}-{precision}"
 
 
 def search(
@@ -115,6 +116,7 @@ def search(
     models: int = 50,
     epochs: int | None = None,
     seed: int = 0,
+    precision: Literal["fp32", "bf16"] | str = "fp32",
     data_dir: Path | None = None,
     cpu: bool = False,
     told: Callable[[str], None] | None = None,
@@ -133,6 +135,7 @@ def search(
         models: how many are wanted in all.
         epochs: passes over the training images; default: the paper's, 100, or 200 for `lenet`.
         seed: of what is drawn, and of training.
+        precision: fp32 or bf16, see `telescopic.fit`.
         data_dir: where the data are.
         cpu: stay on the CPU even if there is a GPU.
         told: called with a sentence after each model.
@@ -142,10 +145,11 @@ def search(
         ValueError: if the storage cannot be opened, something asked for is unknown, or models fail again and again.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the model under way is begun anew by the next search.
     """
-    for what, value, allowed in (("network", network, ("mlp", "lenet")), ("kind", kind, shrinknets.KINDS)):
+    precisions = ("precision", precision, ("fp32", "bf16"))
+    for what, value, allowed in (("network", network, ("mlp", "lenet")), ("kind", kind, shrinknets.KINDS), precisions):
         if value not in allowed:
             raise ValueError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
-    study = open_study(storage, study_name(data, network, kind, epochs))
+    study = open_study(storage, study_name(data, network, kind, epochs, precision))
     epochs = epochs or shrinknets.EPOCHS[network]
     _pick_up(study)
     if _missing(study, models) <= 0:
@@ -168,7 +172,8 @@ def search(
             raise optuna.TrialPruned
         try:
             torch.manual_seed(number)
-            return _train(trial, images, preprocess, network, kind, epochs, number, cpu)
+            options = {"seed": number, "precision": precision, "cpu": cpu, "keep": "best", "progress": False}
+            return _train(trial, images, preprocess, network, kind, epochs, options)
         except KeyboardInterrupt:
             trial.set_user_attr("error", "stopped")
             study.enqueue_trial(trial.params)
@@ -200,8 +205,7 @@ def _train(
     network: str,
     kind: str,
     epochs: int,
-    seed: int,
-    cpu: bool,
+    options: dict[str, Any],
 ) -> float:
     """Train what a trial draws; returns the best validation accuracy, and notes the rest."""
     space, (channels, hidden) = shrinknets.space(Path(images.name).stem), shrinknets.NETWORKS[network]
@@ -229,8 +233,7 @@ def _train(
         if time.time() - float(trial.user_attrs["seen"]) > SILENCE / 60:
             trial.set_user_attr("seen", time.time())
 
-    options: dict[str, Any] = {"keep": "best", "progress": False, "cpu": cpu, "on_epoch": sign_of_life}
-    history = fit(net, images, recipe, seed=seed, **options)
+    history = fit(net, images, recipe, on_epoch=sign_of_life, **options)
     best, first = history.best(), next(net.parameters())
     if recipe.shrink is not None:
         net = fold_family(net, preprocess(images.train.images[:2].to(first.device)).to(first.dtype))
