@@ -381,3 +381,24 @@ def test_training_in_another_thread(few: Dataset) -> None:
     thread.join()
     here = fit(network(), few, RECIPE, progress=False)
     assert [asdict(e)["losses"] for e in seen] == [asdict(e)["losses"] for e in here]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_numbers_too_small_to_be_normal_are_0_while_it_trains(before: bool) -> None:
+    tiny, seen = torch.tensor([1e-39]), []
+
+    class Witness(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(float(tiny * 1))
+            return x
+
+    data = load("digits")
+    net = Nested([nn.Sequential(nn.Flatten(), Witness())], exits={0: nn.Linear(64, 10)})
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this processor always tells them from 0")
+    try:
+        fit(net, data, Recipe(epochs=1, batch_size=500), cpu=True, progress=False)
+        assert (float(tiny * 1) == 0) == before, "as it was"
+    finally:
+        torch.set_flush_denormal(False)
+    assert seen and set(seen) == {0.0}

@@ -231,6 +231,7 @@ def _train(
     from telescopic.run import train
 
     one_of("precision", precision, ("fp32", "bf16"))
+    torch.set_flush_denormal(True)  # see `telescopic.train.denormals`: before torch has threads, which take it over
     images = load(data, data_dir=data_dir, validation=validation, seed=seed)
     speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
     if speaks:

@@ -16,6 +16,7 @@ from telescopic.shrink.family import filters, living
 from telescopic.train.balance import gradient_factors
 from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
+from telescopic.train.denormals import denormals_as_zero
 from telescopic.train.evaluate import count_correct
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
@@ -142,6 +143,7 @@ def fit(
 
     with (
         stop_requests() as request,
+        denormals_as_zero(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         reporter(history, recipe.epochs, num_batches, progress if rank == 0 else False) as report,
     ):
