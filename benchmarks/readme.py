@@ -16,6 +16,8 @@ from telescopic.papers.figures import doubly_nested_tables
 from telescopic.papers.reproduce import summaries
 from telescopic.papers.tables import cnsn_tables
 from telescopic.papers.units import shrinknets_tables
+from telescopic.search import read_csv
+from telescopic.search import results as search_results
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python benchmarks/readme.py -->\n", "<!-- end of results -->\n"
@@ -61,6 +63,9 @@ def tables() -> str:
             text += f"\n### {about}\n" + "".join(map(_markdown, some))
     if (ROOT / "results" / "shrinknets").is_dir():
         text += "\n### ShrinkNets\n" + "".join(map(_markdown, shrinknets_tables(ROOT / "results" / "shrinknets")))
+    for path in sorted((ROOT / "results" / "shrinknets-search").glob("models-*.csv"), key=lambda path: path.stem[::-1]):
+        _, network, data = path.stem.split("-", 2)
+        text += _markdown(search_results(read_csv(path), data, network))
     text += "\n### Speed and survival\n" + _speed()
     return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
 

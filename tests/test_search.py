@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_only_the_missing_models_are_trained(tmp_path: Path, file: str) -> None:
         assert one <= 12 and two <= 10 and three <= 8
         assert model.macs == 64 * one + one * two + two * three + three * 10
         assert model.params == model.macs + one + two + three + 10
+        assert (model.epochs, model.precision) == (2, "fp32")
     assert study.best_value == max(model.validation for model in search.models(study, "shrinknets"))
 
 
@@ -244,8 +246,8 @@ def found() -> list[Model]:
     for place, kind in enumerate(shrinknets.KINDS):
         for number in range(5):
             accuracy, params = 0.9 + 0.01 * number + 0.001 * place, 1000 * (place + 1) * 3**number
-            made.append(Model(kind, number, 1e-3, (7, number), accuracy, accuracy, 1, params, params, 2.0))
-    return [*made, Model("fixed", 5, 0.0, error="no memory, and more")]
+            made.append(Model(kind, number, 1e-3, (7, number), accuracy, accuracy, 1, params, params, 2.0, 20))
+    return [*made, Model("fixed", 5, 0.0, epochs=20, error="no memory, and more")]
 
 
 def test_a_table_with_the_papers_medians() -> None:
@@ -253,6 +255,11 @@ def test_a_table_with_the_papers_medians() -> None:
     rows = [list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)]
     assert rows[0][:5] == ["fixed widths", "5", "92.00", "94.00", "98.19"]
     assert rows[2][:5] == ["ShrinkNets", "5", "92.20", "94.20", "98.30"] and rows[2][5].startswith("27")
+    assert table.title == "mlp on mnist, 20 epochs, fp32"
+    coarse = [replace(model, precision="bf16") for model in found()[:2]]
+    assert search.results([*found(), *coarse], "mnist", "mlp").title == (
+        "mlp on mnist, 20 epochs, fp32 and 20 epochs, bf16"
+    )
     assert "1 trials failed" in str(table.caption) and "no memory, and more" in str(table.caption)
     assert medians("digits", "mlp") is None and set(cells(found())) == set(shrinknets.KINDS)
 
@@ -263,6 +270,8 @@ def test_a_csv_with_a_row_for_each_model(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16 and rows[6]["kind"] == "fixed-l2" and rows[6]["widths"] == "7 1"
     assert float(rows[6]["test"]) == pytest.approx(0.911) and rows[-1]["error"] == "no memory, and more"
+    again = search.read_csv(tmp_path / "new" / "models.csv")
+    assert list(map(repr, again)) == list(map(repr, found())), "nan is not equal to itself"
 
 
 def test_plots_of_accuracy_and_of_accuracy_against_size() -> None:

@@ -97,7 +97,7 @@ def run_search(
     if not found:
         print(f"{storage} has no models of {network} on {name} trained for {long} epochs in {precision}")
         return
-    show_table(search.results(found, name, network, f"{long} epochs, {precision}"))
+    show_table(search.results(found, name, network))
     folder = out or (Path("runs") if "://" in storage else Path(storage).parent)
     table = folder / f"models-{network}-{name}.csv"
     search.write_csv(table, found)

@@ -4,6 +4,7 @@ from telescopic.search.parallel import search_in_processes as search_in_processe
 from telescopic.search.results import Model as Model
 from telescopic.search.results import models as models
 from telescopic.search.results import plots as plots
+from telescopic.search.results import read_csv as read_csv
 from telescopic.search.results import results as results
 from telescopic.search.results import write_csv as write_csv
 from telescopic.search.study import known_study as known_study

@@ -1,11 +1,11 @@
 """What random searches have found: a row for each model, box plots, and accuracy against size."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from telescopic.files import replacing
 from telescopic.papers import shrinknets
@@ -35,7 +35,10 @@ class Model:
         macs: multiply-adds of one example.
         params: parameters.
         seconds: what training took.
-        error: why it failed; empty if it did not, and all above but the first three mean nothing if it did.
+        epochs: for which it was trained.
+        precision: fp32 or bf16.
+        commit: of the source that trained it; empty if unknown.
+        error: why it failed; empty if it did not, and what training gives means nothing if it did.
     """
 
     kind: str
@@ -48,6 +51,9 @@ class Model:
     macs: int = 0
     params: int = 0
     seconds: float = float("nan")
+    epochs: int = 0
+    precision: str = "fp32"
+    commit: str = ""
     error: str = ""
 
 
@@ -60,14 +66,17 @@ def models(study: "optuna.Study", kind: str) -> list[Model]:
     import optuna
 
     found = []
+    name = study.study_name.removesuffix("-bf16")
+    how = {"epochs": int(name.rpartition("-")[2]), "precision": "fp32" if name == study.study_name else "bf16"}
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
     for trial in study.get_trials(deepcopy=False, states=states):
         penalty, facts = float(trial.params.get("penalty", 0.0)), trial.user_attrs
+        known: dict[str, Any] = how | {"commit": facts.get("commit") or ""}
         if trial.value is None:
             error = facts.get("error", "its process ended")
-            found.append(Model(kind, trial.number, penalty, error=error))
+            found.append(Model(kind, trial.number, penalty, error=error, **known))
             continue
-        known = {name: facts[name] for name in ("test", "epoch", "macs", "params", "seconds")}
+        known |= {name: facts[name] for name in ("test", "epoch", "macs", "params", "seconds")}
         found.append(Model(kind, trial.number, penalty, tuple(facts["widths"]), trial.value, **known))
     return found
 
@@ -84,17 +93,21 @@ def write_csv(path: Path, found: Sequence[Model]) -> None:
             out.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in values])
 
 
-def results(found: Sequence[Model], data: str, network: str, how: str = "") -> "Table":
-    """Medians of each kind, with the paper's; below, what failed.
+def read_csv(path: Path) -> list[Model]:
+    """What `write_csv` has written."""
+    kinds: dict[str, Callable[[str], Any]] = {"kind": str, "precision": str, "commit": str, "error": str}
+    kinds |= dict.fromkeys(("number", "epoch", "macs", "params", "epochs"), int)
+    kinds["widths"] = lambda text: tuple(map(int, text.split()))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{name: kinds.get(name, float)(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    return [Model(**row) for row in rows]
 
-    Args:
-        found: the models.
-        data: the data's name.
-        network: the network's name.
-        how: how they were trained, for the title.
-    """
+
+def results(found: Sequence[Model], data: str, network: str) -> "Table":
+    """Medians of each kind, with the paper's; below, what failed."""
+    ways = dict.fromkeys(f"{model.epochs} epochs, {model.precision}" for model in found)
     table = narrow(
-        f"{network} on {data}" + f", {how}" * bool(how),
+        f"{network} on {data}, {' and '.join(ways)}",
         "model",
         "models",
         "test, %\nmedian",
