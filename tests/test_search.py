@@ -260,7 +260,7 @@ def test_a_table_with_the_papers_medians() -> None:
     assert search.results([*found(), *coarse], "mnist", "mlp").title == (
         "mlp on mnist, 20 epochs, fp32 and 20 epochs, bf16"
     )
-    assert "1 trials failed" in str(table.caption) and "no memory, and more" in str(table.caption)
+    assert "Failed or stopped: 1. The last:" in str(table.caption) and "no memory, and more" in str(table.caption)
     assert medians("digits", "mlp") is None and set(cells(found())) == set(shrinknets.KINDS)
 
 
@@ -282,4 +282,4 @@ def test_plots_of_accuracy_and_of_accuracy_against_size() -> None:
     assert "Diamonds: the paper's medians." in boxes.caption and "From 1 k to 243 k parameters" in sizes.caption
     assert "Diamonds" not in search.plots(found(), "digits", "mlp")[0].caption
     assert search.plots([found()[-1]], "mnist", "mlp") == []
-    assert len(search.plots(found()[:1], "mnist", "mlp")) == 2, "one model is enough"
+    assert "1 model<" in search.plots(found()[:1], "mnist", "mlp")[0].svg, "one model is enough"

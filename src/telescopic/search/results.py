@@ -126,7 +126,7 @@ def results(found: Sequence[Model], data: str, network: str) -> "Table":
     errors = [f"{NAMES[model.kind]} {model.number}: {model.error}" for model in found if model.error]
     if errors:
         shown = "\n".join(errors[-5:])
-        table.caption = f"{len(errors)} trials failed or were stopped. The last:\n{shown}"
+        table.caption = f"Failed or stopped: {len(errors)}. The last:\n{shown}"
     return table
 
 
@@ -153,7 +153,8 @@ def _boxes(by_kind: Cells, data: str, network: str) -> Plot:
     with canvas(place=(0.16, 0.12, 0.81, 0.78)) as (figure, axes):
         tests = [[model.test for model in some] for some in by_kind.values()]
         boxes = axes.boxplot(tests, widths=0.5, patch_artist=True, medianprops={"color": INK})
-        axes.set_xticklabels([f"{NAMES[kind]}\n{len(some)} models" for kind, some in by_kind.items()], fontsize=9)
+        names = [f"{NAMES[kind]}\n{len(some)} model{'s' * (len(some) > 1)}" for kind, some in by_kind.items()]
+        axes.set_xticklabels(names, fontsize=9)
         for box, colour in zip(boxes["boxes"], colours, strict=True):
             box.set(facecolor="none", edgecolor=colour.light)
         if paper is not None:
