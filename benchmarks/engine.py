@@ -13,7 +13,7 @@ five of its members are also exported alone), and the MLP:
   that session with its buffers bound;
 - switching: members in turns against one alone;
 - overhead: a call of the engine for a member of one segment, against its session;
-- anytime: all refinements of the default path against one shot of the largest member;
+- anytime: all refinements of the default path, and four of them, against one shot of the largest member;
 - distance from the machine's limit: multiply-adds a second over those of ONNX Runtime's product of two 1024 × 1024
   matrices on as many threads ("of peak"), and the least time that the machine could need over the time needed ("of
   roofline"): the larger of the multiply-adds at that speed, and weights and input once through memory at the speed of a
@@ -223,6 +223,10 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     path = [answer.subnet for answer in engine.anytime(x)]
     calls = {"refined": lambda: list(engine.anytime(x)), "one shot": lambda: engine.run(x)}
     figures[f"anytime: {len(path)} answers / one shot"] = ratio(timed(calls, rounds, threads), "refined", "one shot")
+    if len(path) > 4:
+        four = [path[round(i * (len(path) - 1) / 3)] for i in range(4)]
+        calls["refined"] = lambda: list(engine.anytime(x, path=four))
+        figures["anytime: 4 answers / one shot"] = ratio(timed(calls, rounds, threads), "refined", "one shot")
     lane = engine._lanes.take(1)
     smallest = engine.members[0]
     calls = {
