@@ -14,10 +14,10 @@ groups over all layers, fine-tuned for the other half), and the same CNN with al
 The rate falls linearly to 0 in each phase. Only training, removing and pruning count as time, not evaluation.
 Besides a network's own seconds, what other programs do to them matters: run it on a quiet machine.
 
-Writes results/shrink.json:
+Writes results/shrink.json, or results/shrink-collecting.json and results/shrink-pruning.json, if only one is wanted:
 
     pip install torch-pruning==1.6.1
-    python benchmarks/shrink.py [--epochs 100] [--full-epochs 5] [--seconds 120] [--seeds 3] [--threads 2]
+    python benchmarks/shrink.py [--only pruning] [--epochs 100] [--full-epochs 5] [--seconds 120] [--seeds 3]
 """
 
 import argparse
@@ -319,7 +319,7 @@ def main() -> None:
     if args.only != "collecting":
         figures["pruning"] = pruning(args)
     library = {"torch-pruning": version("torch-pruning")} if args.only != "collecting" else {}
-    results.write("shrink", vars(args) | library, figures)
+    results.write("shrink" + f"-{args.only}" * bool(args.only), vars(args) | library, figures)
 
 
 if __name__ == "__main__":
