@@ -1,4 +1,6 @@
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 import telescopic as tl
 from telescopic.runtime import sessions
+from telescopic.runtime.manifest import PackError
 
 from packs import MEMBERS, small_pack
 
@@ -108,6 +111,19 @@ def test_preparing_graphs_needs_onnx_and_running_prepared_ones_does_not(
     assert not any((tmp_path / "new").glob("*/graphs*"))
     before = answers(tl.Engine(pack, cache=False))
     assert np.array_equal(answers(tl.Engine(pack, cache=tmp_path / "there")), before)
+
+
+def test_a_graph_that_cannot_be_opened_is_named(pack: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(pack, tmp_path / "broken.telescope")
+    file = next(iter(sorted(broken.glob("*.onnx"))))
+    file.write_bytes(b"no graph")
+    found = json.loads((broken / "manifest.json").read_text(encoding="utf-8"))
+    found["files"][file.name] = {"bytes": 8, "sha256": hashlib.sha256(b"no graph").hexdigest()}
+    (broken / "manifest.json").write_text(json.dumps(found), encoding="utf-8")
+    for cache in (False, tmp_path / "cache"):
+        with pytest.raises(PackError, match=rf"ONNX Runtime .* cannot open {file.name}: "):
+            tl.Engine(broken, cache=cache)
+    assert not any((tmp_path / "cache").glob("*/graphs*")), "nothing half-made"
 
 
 def test_another_process_may_be_faster(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

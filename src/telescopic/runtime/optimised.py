@@ -59,9 +59,12 @@ def _optimise(folder: Path, manifest: Manifest, made: Path) -> None:
 
     def optimise(segment: str, ends: frozenset[str]) -> Mapping[str, float]:
         path = made / manifest.segments[segment]
-        plain = onnx.load(folder / path.name, load_external_data=False)
-        mark(plain.graph, ends)
-        open_session(plain.SerializeToString(), 1, weights=folder, keep_as=path)
+        try:
+            plain = onnx.load(folder / path.name, load_external_data=False)
+            mark(plain.graph, ends)
+            open_session(plain.SerializeToString(), 1, weights=folder, keep_as=path)
+        except Exception as error:  # of many kinds; what is wrong with a graph is said when it is opened as it is
+            raise OSError(f"{path.name} cannot be prepared for this machine: {error}") from error
         kept = onnx.load(path, load_external_data=False)
         saved = cut(kept.graph, ends)
         path.write_bytes(kept.SerializeToString())
