@@ -65,7 +65,9 @@ def tables() -> str:
         text += "\n### ShrinkNets\n" + "".join(map(_markdown, shrinknets_tables(ROOT / "results" / "shrinknets")))
     for path in sorted((ROOT / "results" / "shrinknets-search").glob("models-*.csv"), key=lambda path: path.stem[::-1]):
         _, network, data = path.stem.split("-", 2)
-        text += _markdown(search_results(read_csv(path), data, network))
+        table = search_results(read_csv(path), data, network)
+        table.title = f"Figure 2, models drawn at random: {table.title}"
+        text += _markdown(table)
     text += "\n### Speed and survival\n" + _speed()
     return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
 
