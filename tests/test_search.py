@@ -107,9 +107,7 @@ def test_failed_models_are_recorded_and_replaced(tmp_path: Path, monkeypatch: py
     (failed,) = [model for model in search.models(study, "shrinknets") if model.error]
     assert failed.number == 1 and failed.error == "RuntimeError: out of luck" and failed.penalty > 0
     table = search.results(search.models(study, "shrinknets"), "digits", "mlp")
-    assert "1 trials failed or were stopped" in str(table.caption) and "ShrinkNets 1: RuntimeError" in str(
-        table.caption
-    )
+    assert "Failed or stopped: 1." in str(table.caption) and "ShrinkNets 1: RuntimeError" in str(table.caption)
 
 
 def test_a_search_that_always_fails_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
