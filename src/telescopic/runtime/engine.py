@@ -64,6 +64,7 @@ class Engine:
 
     Raises:
         PackError: if there is no whole pack, or this version of telescopic or of ONNX Runtime cannot open it.
+        ImportError: if onnx is not installed, by which the first start prepares graphs for this machine.
     """
 
     def __init__(
