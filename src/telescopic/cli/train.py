@@ -229,18 +229,19 @@ def _train(
     from telescopic.data import load
     from telescopic.quantities import human
     from telescopic.run import train
+    from telescopic.train.denormals import denormals_as_zero
 
     one_of("precision", precision, ("fp32", "bf16"))
-    torch.set_flush_denormal(True)  # see `telescopic.train.denormals`: before torch has threads, which take it over
-    images = load(data, data_dir=data_dir, validation=validation, seed=seed)
-    speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
-    if speaks:
-        print(f"{data}: {len(images.train):,} training images, from {images.source}", file=sys.stderr)
-    folder = out or Path("runs") / f"{method}-{Path(data).stem}"
-    torch.manual_seed(seed)
-    net, recipe = build(images)
-    with interruptible():
-        table = train(net, images, recipe, folder, method=method, seed=seed, resume=resume, precision=precision)
+    with denormals_as_zero():  # from before torch has threads, which take it over
+        images = load(data, data_dir=data_dir, validation=validation, seed=seed)
+        speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
+        if speaks:
+            print(f"{data}: {len(images.train):,} training images, from {images.source}", file=sys.stderr)
+        folder = out or Path("runs") / f"{method}-{Path(data).stem}"
+        torch.manual_seed(seed)
+        net, recipe = build(images)
+        with interruptible():
+            table = train(net, images, recipe, folder, method=method, seed=seed, resume=resume, precision=precision)
     if speaks:
         _show(table, folder)
         if method == "shrinknet":
