@@ -12,6 +12,7 @@ from telescopic.papers import shrinknets
 from telescopic.papers.tables import narrow
 from telescopic.plots import INK, MUTED, PAGE, Plot, canvas, log_ticks, ramp, rendered, tick
 from telescopic.quantities import human
+from telescopic.search.study import trained_for
 
 if TYPE_CHECKING:
     import optuna
@@ -66,8 +67,7 @@ def models(study: "optuna.Study", kind: str) -> list[Model]:
     import optuna
 
     found = []
-    name = study.study_name.removesuffix("-bf16")
-    how = {"epochs": int(name.rpartition("-")[2]), "precision": "fp32" if name == study.study_name else "bf16"}
+    how = dict(zip(("epochs", "precision"), trained_for(study.study_name), strict=True))
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
     for trial in study.get_trials(deepcopy=False, states=states):
         penalty, facts = float(trial.params.get("penalty", 0.0)), trial.user_attrs

@@ -107,6 +107,12 @@ def study_name(data: str, network: str, kind: str, epochs: int | None, precision
     return name if precision == "fp32" else f"{name}-{precision}"
 
 
+def trained_for(name: str) -> tuple[int, str]:
+    """Epochs and precision, from what `study_name` has made."""
+    plain = name.removesuffix("-bf16")
+    return int(plain.rpartition("-")[2]), "fp32" if plain == name else "bf16"
+
+
 def search(
     storage: str,
     *,
