@@ -115,8 +115,10 @@ def test_a_chain_changes_the_order_only_for_its_heads(packed: Callable[[str], Pa
 
 def test_sums_behind_a_padded_shortcut_stay_in_blocks(packed: Callable[[str], Path], tmp_path: Path) -> None:
     tl.Engine(packed("padded"), cache=tmp_path / "cache")
-    if (found := nodes(tmp_path / "cache"))["ReorderOutput"]:
-        assert found["Pad"] == 1 and found["Add"] == 0 and found["ReorderInput"] == 1
+    found = nodes(tmp_path / "cache")
+    if not found["ReorderOutput"]:
+        pytest.skip("on this processor convolutions have no blocks")
+    assert found["Pad"] == 1 and found["Add"] == 0 and found["ReorderInput"] == 1
 
 
 # Which ends ----------------------------------------------------------------------------------------------------------
