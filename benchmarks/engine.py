@@ -227,11 +227,11 @@ def speed(folder: Path, rounds: int, threads: int) -> dict[str, Any]:
         four = [path[round(i * (len(path) - 1) / 3)] for i in range(4)]
         calls["refined"] = lambda: list(engine.anytime(x, path=four))
         figures["anytime: 4 answers / one shot"] = ratio(timed(calls, rounds, threads), "refined", "one shot")
-    lane = engine._lanes.take(1)
+    lane = engine._runner.lanes.take(1)
     smallest = engine.members[0]
     calls = {
         "engine": lambda: engine.run(x, subnet=smallest.subnet),
-        "chain": lambda: (lane.start(x), lane.run(smallest)),
+        "chain": lambda: (lane.start(x), lane.run(engine._runner.members[smallest])),
     }
     times = timed(calls, 5 * rounds, threads)
     gaps = [a - b for a, b in zip(times["engine"], times["chain"], strict=True)]
@@ -274,6 +274,8 @@ def main() -> None:
     if args.grown:
         print(grown(Path(args.grown[0]), args.grown[1], args.threads))
         return
+    if args.only not in (None, *networks()):
+        parser.error(f"--only takes one of {', '.join(networks())}; not {args.only}")
     figures: dict[str, Any] = {}
     for name in networks():
         if args.only not in (None, name):

@@ -1,11 +1,15 @@
-"""A small pack, made at once: three members, of which the larger are more accurate."""
+"""Small packs: one made at once, of three members, of which the larger are more accurate; and one of each family."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import telescopic as tl
+from telescopic.layers import Residual
 from telescopic.subnet import Subnet
 
 MEMBERS = {Subnet(entry=0, exit=e, width=w): accuracy for e, w, accuracy in ((-1, 1, 0.5), (0, 1, 0.75), (1, 2, 0.9))}
@@ -25,3 +29,60 @@ def small_pack(to: Path, shape: tuple[int, int, int]) -> Path:
         preprocess=tl.Preprocess((0.5,), (0.25,)),
         classes=("ant", "bee", "cat"),
     )
+
+
+IMAGE = (3, 8, 8)
+
+
+def conv(given: int, made: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(given, made, 3, padding=1, bias=False), nn.BatchNorm2d(made), nn.ReLU())
+
+
+def head(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
+
+
+def residual() -> tl.Nested:
+    """An exit behind every block, so that each block is a segment."""
+    return tl.nest(tl.networks.resnet(8, 5, width=16), input_shape=IMAGE, exits=range(3))
+
+
+def padded() -> tl.Nested:
+    """The shortcut of the first block has its new channels padded with zeros; another sum comes after it."""
+    wider = nn.Sequential(nn.ZeroPad3d((0, 0, 0, 0, 0, 16)))
+    stages = [conv(3, 16), Residual(conv(16, 32)[:2], wider), Residual(conv(32, 32)[:2])]
+    return tl.Nested(stages, exits={1: head(32), 2: head(32)})
+
+
+def entries(statistics: str) -> tl.Nested:
+    """Two entries that share the last stages; what passes between them has one name for each."""
+    ways = {0: nn.Identity(), 1: nn.Conv2d(3, 16, 1), 2: nn.Conv2d(3, 32, 1)}
+    stages = [conv(3, 16), conv(16, 32), conv(32, 32)]
+    return tl.Nested(stages, ways, {2: head(32)}, statistics=statistics)  # type: ignore[arg-type]
+
+
+def widths() -> tl.Nested:
+    return tl.networks.causal_resnet(2, (16, 32), blocks=1, classes=5)
+
+
+FAMILIES: dict[str, Callable[[], tl.Nested]] = {
+    "residual": residual,
+    "padded": padded,
+    "entries": lambda: entries("shared"),
+    "entries with statistics of their own": lambda: entries("per-entry"),
+    "widths": widths,
+}
+
+
+def family_packs(folder: Path) -> Callable[[str], Path]:
+    """What packs all members of a family in a folder, once."""
+
+    @cache
+    def made(name: str) -> Path:
+        torch.manual_seed(0)
+        net = FAMILIES[name]()
+        net.train()
+        net.all(torch.randn(16, *IMAGE))
+        return tl.pack(net.eval(), folder / name.replace(" ", "-"), members="all", input_shape=IMAGE)
+
+    return made

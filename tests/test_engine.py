@@ -80,8 +80,6 @@ def test_runs_the_member_that_is_named(engine: tl.Engine, net: tl.Nested, x: np.
         engine.run(x, subnet=Subnet(exit=0, width=2))
     with pytest.raises(TypeError, match=r"expected a telescopic\.Subnet"):
         engine.run(x, subnet="exit=0")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        answer.label = "other"
 
 
 def test_answers_stay_as_they_were(engine: tl.Engine, x: np.ndarray) -> None:
@@ -120,7 +118,7 @@ def test_what_is_no_input_is_refused(engine: tl.Engine, x: np.ndarray) -> None:
             engine.anytime(value)
     huge = np.full_like(x, 3e38)  # whose sum is not finite, though each of them is
     assert checked(huge, SHAPE, None) is huge
-    with pytest.raises(ValueError, match="one wish at a time, not max_latency_ms and quality"):
+    with pytest.raises(ValueError, match="one wish at a time, not subnet=None, max_latency_ms=1, quality="):
         engine.run(x, max_latency_ms=1, quality=1)
 
 
@@ -268,9 +266,9 @@ def test_anytime_keeps_deadlines(engine: tl.Engine, x: np.ndarray) -> None:
         assert len(answers) == number, deadline
     unfinished = engine.anytime(x)
     next(unfinished)
-    idle = len(engine._lanes._idle)
+    idle = len(engine._runner.lanes._idle)
     unfinished.close()
-    assert len(engine._lanes._idle) == idle + 1
+    assert len(engine._runner.lanes._idle) == idle + 1
     for deadline in (0, -1):
         with pytest.raises(ValueError, match="a deadline is more than 0 seconds"):
             engine.anytime(x, deadline=deadline)
@@ -298,8 +296,8 @@ def test_threads_share_an_engine(engine: tl.Engine, net: tl.Nested) -> None:
     assert not wrong
     for batch in range(1, 20):  # lanes of sizes that are no more in use are let go
         engine.run(np.zeros((batch, *SHAPE), np.float32))
-    assert len(engine._lanes._idle) == 8
-    assert [lane.batch for lane in engine._lanes._idle] == list(range(12, 20))
+    assert len(engine._runner.lanes._idle) == 8
+    assert [lane.batch for lane in engine._runner.lanes._idle] == list(range(12, 20))
 
 
 def test_torch_is_not_needed(folder: Path, tmp_path: Path) -> None:

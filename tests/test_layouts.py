@@ -2,7 +2,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,74 +9,24 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from torch import nn
 
 import telescopic as tl
-from telescopic.layers import Residual
 from telescopic.runtime import layouts, optimised
 from telescopic.runtime.layouts import End, agree, cut, joints, mark
 from telescopic.runtime.manifest import Constant, Manifest, Packed, Step
 from telescopic.subnet import Subnet
 
-IMAGE = (3, 8, 8)
-
-
-def conv(given: int, made: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(given, made, 3, padding=1, bias=False), nn.BatchNorm2d(made), nn.ReLU())
-
-
-def head(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
-
-
-def residual() -> tl.Nested:
-    """An exit behind every block, so that each block is a segment."""
-    return tl.nest(tl.networks.resnet(8, 5, width=16), input_shape=IMAGE, exits=range(3))
-
-
-def padded() -> tl.Nested:
-    """The shortcut of the first block has its new channels padded with zeros; another sum comes after it."""
-    wider = nn.Sequential(nn.ZeroPad3d((0, 0, 0, 0, 0, 16)))
-    stages = [conv(3, 16), Residual(conv(16, 32)[:2], wider), Residual(conv(32, 32)[:2])]
-    return tl.Nested(stages, exits={1: head(32), 2: head(32)})
-
-
-def entries(statistics: str) -> tl.Nested:
-    """Two entries that share the last stages; what passes between them has one name for each."""
-    ways = {0: nn.Identity(), 1: nn.Conv2d(3, 16, 1), 2: nn.Conv2d(3, 32, 1)}
-    stages = [conv(3, 16), conv(16, 32), conv(32, 32)]
-    return tl.Nested(stages, ways, {2: head(32)}, statistics=statistics)  # type: ignore[arg-type]
-
-
-def widths() -> tl.Nested:
-    return tl.networks.causal_resnet(2, (16, 32), blocks=1, classes=5)
-
-
-FAMILIES: dict[str, Callable[[], tl.Nested]] = {
-    "residual": residual,
-    "padded": padded,
-    "entries": lambda: entries("shared"),
-    "entries with statistics of their own": lambda: entries("per-entry"),
-    "widths": widths,
-}
+from packs import FAMILIES, IMAGE, family_packs
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    @cache
-    def made(name: str) -> Path:
-        torch.manual_seed(0)
-        net = FAMILIES[name]()
-        net.train()
-        net.all(torch.randn(16, *IMAGE))
-        return tl.pack(net.eval(), tmp_path_factory.mktemp("packs") / "it", members="all", input_shape=IMAGE)
-
-    return made
+    return family_packs(tmp_path_factory.mktemp("packs"))
 
 
 def nodes(kept: Path) -> Counter[str]:
     """How many of each kind the optimised graphs have in all."""
-    files = [file for file in kept.glob("*/graphs/*.onnx")]
+    files = [file for file in kept.glob("*/graphs/segment*.onnx")]
     return Counter(node.op_type for file in files for node in onnx.load(file, load_external_data=False).graph.node)
 
 
@@ -269,7 +218,7 @@ def test_marks_change_no_number() -> None:
 
 def test_int8_segments_pass_plain_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    net = residual().eval()
+    net = FAMILIES["residual"]().eval()
     folder = tl.pack(net, tmp_path / "pack", members="all", input_shape=IMAGE, int8=torch.randn(32, *IMAGE))
     wanted: dict[str, frozenset[str]] = {}
 

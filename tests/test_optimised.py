@@ -52,21 +52,21 @@ def test_the_second_start_optimises_nothing(pack: Path, tmp_path: Path, opened: 
     assert opened == [("small.telescope", False, False)] * number and number > 1
     first = answers(tl.Engine(pack, cache=tmp_path / "cache"))
     assert opened[number : 2 * number] == [("small.telescope", False, True)] * number
-    assert opened[2 * number :] == [("graphs", True, False)] * number
+    assert opened[2 * number :] == [("graphs", True, False)] * len(MEMBERS), "one graph for each member"
     del opened[:]
     second = answers(tl.Engine(pack, cache=tmp_path / "cache", threads=2))
-    assert opened == [("graphs", True, False)] * number
+    assert opened == [("graphs", True, False)] * len(MEMBERS)
     assert np.array_equal(first, plain) and np.abs(second - plain).max() < 1e-6
     assert sorted(path.name for path in kept(tmp_path / "cache").parent.iterdir()) == ["graphs"]  # nothing half-made
 
 
 def damage_list(folder: Path) -> None:
-    (folder / "files.json").write_text("{", encoding="utf-8")
+    (folder / "graphs.json").write_text("{", encoding="utf-8")
 
 
 def lose_one(folder: Path) -> None:
-    facts = json.loads((folder / "files.json").read_text(encoding="utf-8"))
-    (folder / next(iter(facts))).unlink()
+    facts = json.loads((folder / "graphs.json").read_text(encoding="utf-8"))
+    (folder / next(iter(facts["files"]))).unlink()
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -77,9 +77,9 @@ def flip_a_bit(folder: Path) -> None:
 
 
 def forget_one(folder: Path) -> None:
-    facts = json.loads((folder / "files.json").read_text(encoding="utf-8"))
-    facts.pop(next(name for name in facts if name.endswith(".onnx")))
-    (folder / "files.json").write_text(json.dumps(facts), encoding="utf-8")
+    facts = json.loads((folder / "graphs.json").read_text(encoding="utf-8"))
+    facts["files"].pop(next(name for name in facts["files"] if name.endswith(".onnx")))
+    (folder / "graphs.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 @pytest.mark.parametrize("harm", [damage_list, lose_one, flip_a_bit, forget_one])
@@ -137,4 +137,4 @@ def test_another_process_may_be_faster(pack: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("telescopic.runtime.optimised.replacing_folder", late)
     (tmp_path / "ours").mkdir()
     engine = tl.Engine(pack, cache=tmp_path / "ours")
-    assert engine._optimised == kept(tmp_path / "ours")
+    assert engine._graphs.folder == kept(tmp_path / "ours")

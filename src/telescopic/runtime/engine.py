@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from telescopic.runtime.inputs import checked
-from telescopic.runtime.lanes import Floats, Lane, Lanes
+from telescopic.runtime.lanes import Floats
 from telescopic.runtime.manifest import Packed, read
 from telescopic.runtime.measuring import time_members, time_steps
 from telescopic.runtime.optimised import optimised
-from telescopic.runtime.sessions import open_sessions, read_constants
+from telescopic.runtime.runner import Runner
+from telescopic.runtime.sessions import read_constants
 from telescopic.runtime.store import Store
 from telescopic.runtime.timings import Timing, Timings
 from telescopic.subnet import Subnet
 
-_MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
 _MARGIN = 1.1  # of a refinement's cost, which the machine's drift may take
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Prediction:
     """What a member says.
 
@@ -88,9 +88,10 @@ class Engine:
         self._timings = self._store.timings(self._by_subnet)
         self._chosen = threads
         self._measuring = threading.Lock()
+        self._paths: dict[tuple[Subnet, ...] | None, tuple[Packed, ...]] = {}
         self._steps: dict[tuple[tuple[Subnet, ...], int, int], tuple[float, ...]] = {}
         self._constants = read_constants(self.path, self._manifest)
-        self._optimised = optimised(self.path, self._manifest, self._store.folder, verify=verify)
+        self._graphs = optimised(self.path, self._manifest, self._store.folder, verify=verify)
         self._open(threads or self._timings.best_threads() or 1)
 
     def __repr__(self) -> str:
@@ -121,23 +122,21 @@ class Engine:
                 what is no number.
         """
         began = time.perf_counter()
-        given = {"subnet": subnet, "max_latency_ms": max_latency_ms, "quality": quality}
-        wishes = [name for name, wish in given.items() if wish is not None]
-        if len(wishes) > 1:
-            raise ValueError(f"one wish at a time, not {' and '.join(wishes)}")
+        if (subnet is not None) + (max_latency_ms is not None) + (quality is not None) > 1:
+            raise ValueError(f"one wish at a time, not {subnet=}, {max_latency_ms=}, {quality=}")
         inputs = self.prepared(x)
         if max_latency_ms is not None:
-            member, prepared = self._within(max_latency_ms, len(inputs))
-            began = time.perf_counter() if prepared else began
+            member, measured = self._within(max_latency_ms, len(inputs))
+            began = time.perf_counter() if measured else began
         elif quality is not None:
             member = self.of_quality(quality, len(inputs))
         else:
             member = self.member(subnet)
-        lanes = self._lanes
-        lane = lanes.take(len(inputs))
+        runner = self._runner
+        lane = runner.lanes.take(len(inputs))
         lane.start(inputs)
-        logits = lane.run(member)
-        lanes.give(lane)  # one that failed is left to be collected
+        logits = lane.run(runner.members[member])
+        runner.lanes.give(lane)  # one that failed is left to be collected
         return Prediction(logits, member.subnet, member.label, member.accuracy, time.perf_counter() - began)
 
     def anytime(
@@ -191,8 +190,9 @@ class Engine:
             return self.members[-1]
         if not isinstance(subnet, Subnet):
             raise TypeError(f"expected a telescopic.Subnet, got {type(subnet).__name__} {subnet!r}")
-        if subnet in self._by_subnet:
-            return self._by_subnet[subnet]
+        found = self._by_subnet.get(subnet)
+        if found is not None:
+            return found
         asked = {name: value for name in ("entry", "exit", "width") if (value := getattr(subnet, name)) is not None}
         for member in reversed(self.members):
             if all(getattr(member.subnet, name) == value for name, value in asked.items()):
@@ -268,11 +268,12 @@ class Engine:
         with self._measuring:
             done = 0
             for number in tries:
-                lanes = self._lanes if number == self.threads else self._made(number)
+                runner = self._runner
+                if number != runner.threads:
+                    runner = Runner(self._manifest, self._graphs, self._constants, number)
                 for batch in batches:
-                    self._timings = self._timings.merged(
-                        time_members(lanes, self.members, self._example(batch), number, seconds)
-                    )
+                    rows = time_members(runner, self._example(batch), seconds)
+                    self._timings = self._timings.merged(rows)
                     done += 1
                     if progress is not None:
                         progress(done, len(tries) * len(batches))
@@ -283,19 +284,8 @@ class Engine:
         return self._timings
 
     def _open(self, threads: int) -> None:
-        self._lanes, self.threads = self._made(threads), threads
-
-    def _made(self, threads: int) -> Lanes:
-        """Sessions with so many threads, warmed: every member has run once."""
-        sessions = open_sessions(self.path, self._manifest, threads, self._optimised)
-        shapes, constants = self._manifest.tensors, self._constants
-        lanes = Lanes(lambda batch: Lane(batch, sessions, shapes, constants), _MOST_IDLE)
-        lane = lanes.take(1)
-        for member in self.members:
-            lane.start(np.zeros((1, *self.input_shape), np.float32))
-            lane.run(member)
-        lanes.give(lane)
-        return lanes
+        self._runner = Runner(self._manifest, self._graphs, self._constants, threads)
+        self.threads = threads
 
     def _within(self, max_latency_ms: float, batch: int) -> tuple[Packed, bool]:
         if not max_latency_ms > 0:
@@ -326,7 +316,7 @@ class Engine:
             return False
         with self._measuring:
             if self._timings.at(self.members[0].subnet, batch, self.threads) is None:
-                rows = time_members(self._lanes, self.members, self._example(batch), self.threads, 0.1)
+                rows = time_members(self._runner, self._example(batch), 0.1)
                 self._timings = self._timings.merged(rows)
                 self._store.keep(self._timings)
         return True
@@ -335,8 +325,12 @@ class Engine:
         return np.random.default_rng(0).standard_normal((batch, *self.input_shape), np.float32)
 
     def _path(self, path: Sequence[Subnet] | None) -> tuple[Packed, ...]:
-        if path is None:
-            return self._longest_path()
+        key = None if path is None else tuple(path)
+        if key not in self._paths:
+            self._paths[key] = self._longest_path() if key is None else self._checked_path(key)
+        return self._paths[key]
+
+    def _checked_path(self, path: Sequence[Subnet]) -> tuple[Packed, ...]:
         members = tuple(self.member(subnet) for subnet in path)
         if not members:
             raise ValueError("a path needs at least one member")
@@ -365,17 +359,17 @@ class Engine:
         clock: Callable[[], float],
         began: float,
     ) -> Iterator[Prediction]:
-        lanes = self._lanes
-        lane = lanes.take(len(inputs))
+        runner = self._runner
+        lane = runner.lanes.take(len(inputs))
         try:
             lane.start(inputs)
-            for number, member in enumerate(members):
+            for number, member in enumerate(runner.path(members)):
                 if number and deadline is not None and clock() - began + costs[number] * _MARGIN > deadline:
                     return
                 logits = lane.run(member)
                 yield Prediction(logits, member.subnet, member.label, member.accuracy, clock() - began)
         finally:  # the caller may stop whenever
-            lanes.give(lane)
+            runner.lanes.give(lane)
 
     def _step_costs(self, members: Sequence[Packed], batch: int) -> tuple[tuple[float, ...], bool]:
         """Seconds that each step took at most in most runs, and whether they had to be measured."""
@@ -383,7 +377,7 @@ class Engine:
         if key in self._steps:
             return self._steps[key], False
         with self._measuring:
-            self._steps[key] = time_steps(self._lanes, members, self._example(batch))
+            self._steps[key] = time_steps(self._runner, members, self._example(batch))
         return self._steps[key], True
 
 

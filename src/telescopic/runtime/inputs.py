@@ -26,7 +26,7 @@ def checked(x: ArrayLike, shape: tuple[int, ...], preprocess: Mapping[str, Seque
         wanted = ", ".join(map(str, shape))
         raise ValueError(f"inputs have shape [batch, {wanted}] with 1 example or more, not {list(array.shape)}")
     if array.dtype == _FLOAT32:
-        if not np.isfinite(array).all():
+        if not np.logical_and.reduce(np.isfinite(array), axis=None):  # several µs faster than all()
             raise ValueError("inputs are finite numbers, and there is NaN or infinity among these")
         return array
     if array.dtype == np.uint8 and preprocess is not None:

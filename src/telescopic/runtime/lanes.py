@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telescopic.runtime.manifest import INPUT, Packed, Step
-from telescopic.runtime.sessions import runtime
-from telescopic.subnet import Subnet
+from telescopic.runtime.sessions import Sessions, runtime
 
 Floats = NDArray[np.float32]
 
@@ -20,7 +19,7 @@ class Lane:
 
     Args:
         batch: number of examples.
-        sessions: segment → session.
+        sessions: of segments.
         shapes: tensor → shape of one example.
         constants: inputs that do not depend on the batch.
     """
@@ -28,7 +27,7 @@ class Lane:
     def __init__(
         self,
         batch: int,
-        sessions: Mapping[str, Any],
+        sessions: Sessions,
         shapes: Mapping[str, Sequence[int]],
         constants: Mapping[str, Any],
     ) -> None:
@@ -36,13 +35,13 @@ class Lane:
         self._values: dict[str, Any] = dict(constants)
         self._arrays: dict[str, Floats] = {}
         self._bound: dict[Step, tuple[int, Callable[[], None]]] = {}
-        self._chains: dict[Subnet, tuple[list[tuple[int, Callable[[], None]]], Floats]] = {}
+        self._chains: dict[Packed, tuple[list[tuple[int, Callable[[], None]]], Floats]] = {}
         self._done: set[int] = set()
         self._input = self._array(INPUT)
 
     def start(self, x: Floats) -> None:
         """Begin with a new batch `[batch, ...]`."""
-        np.copyto(self._input, x)
+        self._input[...] = x
         self._done.clear()
 
     def run(self, member: Packed) -> Floats:
@@ -50,7 +49,7 @@ class Lane:
 
         Members run for one batch have one entry: what stages compute is not what they compute behind another.
         """
-        chain, logits = self._chains.get(member.subnet) or self._bind(member)
+        chain, logits = self._chains.get(member) or self._bind(member)
         done = self._done
         for number, call in chain:
             if number not in done:
@@ -69,8 +68,8 @@ class Lane:
                 for number, name in enumerate(step.outputs):
                     binding.bind_ortvalue_output(f"out{number}", self._value(name))
                 self._bound[step] = len(self._bound), partial(session.run_with_iobinding, binding)
-        self._chains[member.subnet] = [self._bound[step] for step in member.chain], self._array(member.logits)
-        return self._chains[member.subnet]
+        self._chains[member] = [self._bound[step] for step in member.chain], self._array(member.logits)
+        return self._chains[member]
 
     def _array(self, name: str) -> Floats:
         self._value(name)
@@ -98,14 +97,18 @@ class Lanes:
 
     def take(self, batch: int) -> Lane:
         """One that nobody else has."""
+        idle = self._idle
         with self._lock:
-            for place in reversed(range(len(self._idle))):
-                if self._idle[place].batch == batch:
-                    return self._idle.pop(place)
+            if idle and idle[-1].batch == batch:
+                return idle.pop()
+            for place in reversed(range(len(idle))):
+                if idle[place].batch == batch:
+                    return idle.pop(place)
         return self._make(batch)
 
     def give(self, lane: Lane) -> None:
         """Give one back."""
         with self._lock:
             self._idle.append(lane)
-            del self._idle[: -self._most]
+            if len(self._idle) > self._most:
+                del self._idle[0]

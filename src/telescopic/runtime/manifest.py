@@ -36,6 +36,9 @@ class Step:
     outputs: tuple[str, ...]
 
 
+Chain = tuple[Step, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """One member of a pack.
@@ -59,7 +62,7 @@ class Packed:
     test_accuracy: float | None
     macs: int
     params: int
-    chain: tuple[Step, ...]
+    chain: Chain
     logits: str
     float_accuracy: float | None = None
     float_test_accuracy: float | None = None

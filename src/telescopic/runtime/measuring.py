@@ -1,12 +1,12 @@
 """How members and refinements are timed where they run. No torch."""
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
-from telescopic.runtime.lanes import Floats, Lanes
-from telescopic.runtime.manifest import Packed
+from telescopic.runtime.joined import Way
+from telescopic.runtime.lanes import Floats
+from telescopic.runtime.runner import Runner
 from telescopic.runtime.timings import Timing
 
 _MIN_RUNS = 20
@@ -14,17 +14,16 @@ _PERCENTILE = 0.9  # of a refinement's runs, as in `telescopic.anytime`
 _SECONDS = 0.1  # for each refinement
 
 
-def time_members(lanes: Lanes, members: Sequence[Packed], x: Floats, threads: int, seconds: float) -> list[Timing]:
+def time_members(runner: Runner, x: Floats, seconds: float) -> list[Timing]:
     """Time members in turns, so that a machine's drift hits all alike.
 
     Args:
-        lanes: where they run.
-        members: which.
+        runner: which, and where they run.
         x: a batch of inputs.
-        threads: that the lanes' sessions have.
         seconds: time to spend on each; each runs 20 times at least.
     """
-    lane = lanes.take(len(x))
+    lane = runner.lanes.take(len(x))
+    members = [*runner.members.values()]
     times: list[list[float]] = [[] for _ in members]
     end = time.perf_counter() + seconds * len(members)
     while len(times[0]) < _MIN_RUNS or time.perf_counter() < end:
@@ -35,16 +34,17 @@ def time_members(lanes: Lanes, members: Sequence[Packed], x: Floats, threads: in
             lane.start(x)
             lane.run(member)
             runs.append(1000 * (time.perf_counter() - start))
-    lanes.give(lane)
+    runner.lanes.give(lane)
     return [
-        Timing(member.subnet, len(x), threads, float(np.median(runs)), float(np.quantile(runs, 0.95)))
+        Timing(member.subnet, len(x), runner.threads, float(np.median(runs)), float(np.quantile(runs, 0.95)))
         for member, runs in zip(members, times, strict=True)
     ]
 
 
-def time_steps(lanes: Lanes, path: Sequence[Packed], x: Floats) -> tuple[float, ...]:
+def time_steps(runner: Runner, path: Way, x: Floats) -> tuple[float, ...]:
     """Seconds that most runs of each refinement along a path took at most."""
-    lane = lanes.take(len(x))
+    path = runner.path(path)
+    lane = runner.lanes.take(len(x))
     times: list[list[float]] = [[] for _ in path]
     end = time.perf_counter() + _SECONDS * len(path)
     while len(times[0]) < _MIN_RUNS or time.perf_counter() < end:
@@ -53,5 +53,5 @@ def time_steps(lanes: Lanes, path: Sequence[Packed], x: Floats) -> tuple[float, 
             start = time.perf_counter()
             lane.run(member)
             step.append(time.perf_counter() - start)
-    lanes.give(lane)
+    runner.lanes.give(lane)
     return tuple(float(np.quantile(step, _PERCENTILE)) for step in times)

@@ -7,18 +7,21 @@ in a file as the processor likes them; they are mapped, so that all processes of
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from telescopic.files import replacing_folder
+from telescopic.runtime.joined import join
 from telescopic.runtime.layouts import agree, cut, mark
-from telescopic.runtime.manifest import Manifest, checksum
-from telescopic.runtime.sessions import open_session
+from telescopic.runtime.manifest import Manifest, Step, checksum
+from telescopic.runtime.sessions import Graphs, open_session
 
-_FILES = "files.json"
+_LIST = "graphs.json"
+_MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; those of larger packs stay chains
 
 
-def optimised(folder: Path, manifest: Manifest, store: Path | None, *, verify: bool) -> Path | None:
-    """A folder with an optimised graph for each segment, made now if it is not there.
+def optimised(folder: Path, manifest: Manifest, store: Path | None, *, verify: bool) -> Graphs:
+    """Graphs optimised for this machine, made now if they are not there; or the pack's if none may or can be kept.
 
     Args:
         folder: of the pack.
@@ -26,25 +29,32 @@ def optimised(folder: Path, manifest: Manifest, store: Path | None, *, verify: b
         store: folder for what is kept of this pack, for this kind of processor and this version of ONNX Runtime.
         verify: whether to compare every file with its checksum.
 
-    Returns:
-        The folder; None if nothing may be kept, or it cannot be written.
-
     Raises:
         ImportError: if onnx is not installed, which is needed the first time.
     """
     if store is None:
-        return None
+        return _plain(folder, manifest)
     kept = store / "graphs"
-    if _whole(kept, manifest, verify):
-        return kept
+    if found := _whole(kept, manifest, verify):
+        return found
     try:
         with replacing_folder(kept, replace=True) as made:
             _optimise(folder, manifest, made)
-            facts = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in made.iterdir()}
-            (made / _FILES).write_text(json.dumps(facts), encoding="utf-8")
+            members = [[member] for member in manifest.members]
+            joined, members = join(manifest, made, members) if len(members) <= _MOST else ({}, members)
+            for name, graph in joined.items():
+                (made / f"{name}.onnx").write_bytes(graph)
+            sizes = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in made.iterdir()}
+            chains = [[asdict(step) for step in member.chain] for (member,) in members]
+            text = json.dumps({"files": sizes, "joined": [*joined], "chains": chains})
+            (made / _LIST).write_text(text, encoding="utf-8")
     except OSError:  # no reason not to run; another process may have been faster
-        return kept if _whole(kept, manifest, verify) else None
-    return kept
+        pass
+    return _whole(kept, manifest, verify) or _plain(folder, manifest)
+
+
+def _plain(folder: Path, manifest: Manifest) -> Graphs:
+    return Graphs(folder, manifest.segments, tuple(member.chain for member in manifest.members), optimised=False)
 
 
 def _optimise(folder: Path, manifest: Manifest, made: Path) -> None:
@@ -73,12 +83,20 @@ def _optimise(folder: Path, manifest: Manifest, made: Path) -> None:
     agree(manifest, optimise)
 
 
-def _whole(kept: Path, manifest: Manifest, verify: bool) -> bool:
+def _whole(kept: Path, manifest: Manifest, verify: bool) -> Graphs | None:
+    """What is kept; None if something is missing or has changed."""
     try:
-        facts = json.loads((kept / _FILES).read_text(encoding="utf-8"))
-        return facts.keys() >= {*manifest.segments.values()} and all(
-            (kept / name).stat().st_size == fact["bytes"] and (not verify or checksum(kept / name) == fact["sha256"])
-            for name, fact in facts.items()
+        data = json.loads((kept / _LIST).read_text(encoding="utf-8"))
+        files = {**manifest.segments, **{name: f"{name}.onnx" for name in data["joined"]}}
+        chains = tuple(
+            tuple(Step(step["segment"], tuple(step["inputs"]), tuple(step["outputs"])) for step in chain)
+            for chain in data["chains"]
         )
+        whole = len(chains) == len(manifest.members) and data["files"].keys() >= {*files.values()}
+        for name, facts in data["files"].items():
+            file = kept / name
+            whole = whole and file.stat().st_size == facts["bytes"]
+            whole = whole and (not verify or checksum(file) == facts["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return None
+    return Graphs(kept, files, chains, optimised=True) if whole else None

@@ -2,13 +2,15 @@
 
 import math
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from telescopic.runtime.host import processor
-from telescopic.runtime.manifest import WEIGHTS, Manifest, PackError
+from telescopic.runtime.manifest import WEIGHTS, Chain, Manifest, PackError
 
 _ONCE = threading.Lock()
 _ARENA: list[bool] = []  # whether all sessions share one
@@ -27,26 +29,58 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def open_sessions(folder: Path, manifest: Manifest, threads: int, optimised: Path | None = None) -> dict[str, Any]:
-    """Segment → session.
+@dataclass(frozen=True)
+class Graphs:
+    """What an engine opens.
+
+    Attributes:
+        folder: with their files.
+        files: name of a segment, or of several joined → file.
+        chains: of each member, in the order of the pack's.
+        optimised: whether for this machine.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    chains: tuple[Chain, ...]
+    optimised: bool
+
+
+class Sessions:
+    """Segments, each opened when it is first asked for.
 
     Args:
-        folder: of the pack.
-        manifest: the pack's.
+        graphs: their files.
         threads: within a segment.
-        optimised: folder with graphs optimised on this machine; None to optimise those of the pack now.
-
-    Raises:
-        PackError: if ONNX Runtime cannot open one.
     """
-    sessions = {}
-    for name, file in manifest.segments.items():
-        try:
-            path = (optimised or folder) / file
-            sessions[name] = open_session(path, threads, optimised=optimised is not None)
-        except Exception as error:  # of many kinds, which ONNX Runtime does not document
-            raise PackError(f"{folder}: ONNX Runtime {runtime().__version__} cannot open {file}: {error}") from error
-    return sessions
+
+    def __init__(self, graphs: Graphs, threads: int) -> None:
+        self._graphs, self._threads = graphs, threads
+        self._open: dict[str, Any] = {}
+        self._more: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def add(self, graphs: Mapping[str, bytes]) -> None:
+        """Graphs that have no file, with weights beside those that have."""
+        self._more |= graphs
+
+    def __getitem__(self, name: str) -> Any:
+        """The session of a segment, or of several joined.
+
+        Raises:
+            PackError: if ONNX Runtime cannot open it.
+        """
+        with self._lock:
+            if name not in self._open:
+                folder, optimised = self._graphs.folder, self._graphs.optimised
+                path = folder / self._graphs.files.get(name, name)
+                try:
+                    graph = self._more.get(name, path)
+                    self._open[name] = open_session(graph, self._threads, optimised=optimised, weights=folder)
+                except Exception as error:  # of many kinds, which ONNX Runtime does not document
+                    opener = f"ONNX Runtime {runtime().__version__}"
+                    raise PackError(f"{folder}: {opener} cannot open {path.name}: {error}") from error
+            return self._open[name]
 
 
 def open_session(

@@ -1,0 +1,64 @@
+"""The members of a pack, open in ONNX Runtime with so many threads. No torch."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from telescopic.runtime.joined import Way, join
+from telescopic.runtime.lanes import Lane, Lanes
+from telescopic.runtime.manifest import Manifest
+from telescopic.runtime.sessions import Graphs, Sessions
+
+_MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
+_MOST_PATHS = 8  # with graphs of their own; others run segment by segment
+
+
+class Runner:
+    """Sessions, and lanes that run through them; every member has run once, and a switch is the choice of another.
+
+    Args:
+        manifest: the pack's.
+        graphs: what is opened.
+        constants: inputs of segments that do not depend on the batch.
+        threads: within a session.
+
+    Attributes:
+        threads: within a session.
+        lanes: where batches run.
+        members: a member of the manifest → the same with the chain that is run for it alone.
+    """
+
+    def __init__(self, manifest: Manifest, graphs: Graphs, constants: Mapping[str, Any], threads: int) -> None:
+        self.threads = threads
+        self._manifest, self._graphs = manifest, graphs
+        self._sessions = sessions = Sessions(graphs, threads)
+        self.lanes = Lanes(lambda batch: Lane(batch, sessions, manifest.tensors, constants), _MOST_IDLE)
+        chains = zip(manifest.members, graphs.chains, strict=True)
+        self.members = {member: replace(member, chain=chain) for member, chain in chains}
+        self._paths: dict[Way, Way] = {}
+        self._lock = threading.Lock()
+        lane = self.lanes.take(1)
+        for member in self.members.values():
+            lane.start(np.zeros((1, *manifest.input_shape), np.float32))
+            lane.run(member)
+        self.lanes.give(lane)
+
+    def path(self, members: Way) -> Way:
+        """Members that are to answer one after the other, with the chains that are left to each.
+
+        What lies between two answers is joined to one graph when a path is first taken, if onnx is there to do it.
+        """
+        key = tuple(members)
+        with self._lock:
+            if key not in self._paths:
+                if not self._graphs.optimised or len(self._paths) == _MOST_PATHS:
+                    return key
+                try:
+                    graphs, (self._paths[key],) = join(self._manifest, self._graphs.folder, [key])
+                    self._sessions.add(graphs)
+                except ImportError:
+                    self._paths[key] = key
+            return self._paths[key]
