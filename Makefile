@@ -42,5 +42,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo 'Setting up .venv with $(PYTHON): a minute or more, mostly torch ...'
 	@[ -e $@ ] || '$(PYTHON)' -m venv --clear .venv
 	@rm -f $@
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,serve,dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,openvino,serve,dev]'
 	@echo '$(CURDIR)' > $@

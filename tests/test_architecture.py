@@ -131,7 +131,7 @@ print(*{name.partition('.')[0] for name in sys.modules})
     assert run.returncode == 0, run.stderr
     loaded = run.stdout.split()
     assert "torch" in loaded
-    heavy = "accelerate fastapi matplotlib onnx onnxruntime onnxscript pooch rich scipy sklearn typer"
+    heavy = "accelerate fastapi matplotlib onnx onnxruntime onnxscript openvino pooch rich scipy sklearn typer"
     assert not set(heavy.split()) & set(loaded)
 
 

@@ -11,16 +11,11 @@ from onnx import TensorProto, helper
 
 import telescopic as tl
 from telescopic.runtime import joined, runner
+from telescopic.runtime.backends import BACKENDS, Sessions
 from telescopic.runtime.joined import join
 from telescopic.runtime.manifest import Packed
-from telescopic.runtime.sessions import Sessions
 
-from packs import FAMILIES, IMAGE, family_packs
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    return family_packs(tmp_path_factory.mktemp("packs"))
+from packs import FAMILIES, IMAGE
 
 
 def images(batch: int) -> np.ndarray:
@@ -98,7 +93,7 @@ def test_segments_are_opened_when_they_are_needed(
     packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = tl.Engine(packed("residual"), cache=tmp_path)
-    opened = engine._runner._sessions._open
+    opened = engine._runner._sessions._opened
     wholes = {whole.chain[0].segment for whole in engine._runner.members.values()}
     assert {*opened} == wholes and len(wholes) == 4
     first = [answer.logits for answer in engine.anytime(images(1))]
@@ -130,7 +125,7 @@ def test_without_onnx_a_path_goes_segment_by_segment(
     engine = tl.Engine(packed("residual"), cache=tmp_path)
     monkeypatch.setitem(sys.modules, "onnx", None)
     answers = [*engine.anytime(images(1))]
-    assert len(answers) == 4 and {*engine._manifest.segments} <= {*engine._runner._sessions._open}
+    assert len(answers) == 4 and {*engine._manifest.segments} <= {*engine._runner._sessions._opened}
     for answer in answers:
         np.testing.assert_array_equal(answer.logits, engine.run(images(1), subnet=answer.subnet).logits)
 
@@ -147,10 +142,10 @@ def test_equal_runs_of_segments_have_one_graph(packed: Callable[[str], Path], tm
 
 def test_a_joined_graph_that_cannot_be_opened_is_named(packed: Callable[[str], Path], tmp_path: Path) -> None:
     engine = tl.Engine(packed("residual"), cache=tmp_path)
-    sessions = Sessions(engine._graphs, 1)
+    sessions = Sessions(engine._graphs, BACKENDS["onnxruntime"], 1)
     sessions.add({"broken": b"no graph"})
     with pytest.raises(tl.PackError, match=r"graphs: ONNX Runtime .* cannot open broken: "):
-        sessions["broken"]
+        sessions.bind("broken", [], [])
 
 
 @pytest.mark.parametrize("chains", ["[]", "[[]]", "[[{}]]", "7", '[[{"segment": 1, "inputs": 2, "outputs": 3}]]'])

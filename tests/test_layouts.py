@@ -16,12 +16,7 @@ from telescopic.runtime.layouts import End, agree, cut, joints, mark
 from telescopic.runtime.manifest import Constant, Manifest, Packed, Step
 from telescopic.subnet import Subnet
 
-from packs import FAMILIES, IMAGE, family_packs
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    return family_packs(tmp_path_factory.mktemp("packs"))
+from packs import FAMILIES, IMAGE
 
 
 def nodes(kept: Path) -> Counter[str]:

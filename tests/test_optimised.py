@@ -31,7 +31,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
         calls.append(((weights or graph.parent).name, optimised, keep_as is not None))
         return plain(graph, threads, optimised=optimised, weights=weights, keep_as=keep_as)
 
-    for module in ("sessions", "optimised"):
+    for module in ("backends", "optimised"):
         monkeypatch.setattr(f"telescopic.runtime.{module}.open_session", noted)
     return calls
 

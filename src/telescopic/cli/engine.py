@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, interruptible, numbers, show_table
+from telescopic.cli.shown import Backend, DataDir, interruptible, numbers, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,10 +78,9 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
     threads: Annotated[str | None, typer.Option(help="Numbers of threads to try. (default: 1, 2, 4, ... )")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each member in each case.")] = 0.5,
+    backend: Backend = "onnxruntime",
 ) -> None:
     """Measure every member of a pack on this machine, and keep the table for the engine."""
-    import onnxruntime
-
     from telescopic.runtime import Engine
     from telescopic.runtime.host import memory, num_cpus
 
@@ -90,14 +89,14 @@ def bench(
     powers = [2**i for i in range(cpus.bit_length()) if 2**i <= cpus]
     tries = tuple(sorted({*powers, cpus})) if threads is None else numbers("--threads", threads, int, "such as 1,2")
     before = memory()
-    engine = Engine(pack)
+    engine = Engine(pack, backend=backend)
     after = memory()
     with interruptible():
         engine.calibrate(batches=batches, threads=tries, seconds=seconds)
     for number in batches:
         show_table(_table(engine, number, tries))
     best = engine.timings.best_threads()
-    print(f"ONNX Runtime {onnxruntime.__version__}; {best} of {cpus} processors serve best, and are used from now on")
+    print(f"{engine.runs_on}; {best} of {cpus} processors serve best, and are used from now on")
     if before is not None and after is not None:
         print(f"memory of all members together: {(after - before) / 1e6:.1f} MB, feature maps of batch 1 included")
 

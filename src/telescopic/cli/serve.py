@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from telescopic.cli.shown import Backend
+
 
 def serve(
     pack: Annotated[Path, typer.Argument(help="The folder that telescopic pack made.")],
@@ -18,6 +20,7 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of a pass. (default: what telescopic bench found best)")
     ] = None,
+    backend: Backend = "onnxruntime",
     max_batch: Annotated[int, typer.Option(min=1, help="Most examples in a pass, and in a request.")] = 32,
     max_waiting: Annotated[
         int | None,
@@ -40,7 +43,7 @@ def serve(
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}. Name another with --port") from error
     with taken:
         with Console(stderr=True).status("loading ...") as status:
-            engine = Engine(pack, threads=threads)
+            engine = Engine(pack, threads=threads, backend=backend)
             app = application(
                 engine,
                 slo_ms=slo_ms,

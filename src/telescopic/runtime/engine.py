@@ -1,24 +1,23 @@
-"""The engine: every member of a pack ready to run in ONNX Runtime, with one copy of the weights. No torch."""
+"""The engine: every member of a pack ready to run, with one copy of the weights. No torch."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from telescopic.runtime.backends import BACKENDS, Floats
 from telescopic.runtime.inputs import checked
-from telescopic.runtime.lanes import Floats
-from telescopic.runtime.manifest import Packed, read
+from telescopic.runtime.manifest import Packed, read, read_constants
 from telescopic.runtime.measuring import time_members, time_steps
 from telescopic.runtime.optimised import optimised
 from telescopic.runtime.runner import Runner
-from telescopic.runtime.sessions import read_constants
 from telescopic.runtime.store import Store
 from telescopic.runtime.timings import Timing, Timings
+from telescopic.runtime.ways import Way, checked_path, longest
 from telescopic.subnet import Subnet
 
 _MARGIN = 1.1  # of a refinement's cost, which the machine's drift may take
@@ -52,6 +51,8 @@ class Engine:
         cache: folder for latencies measured and graphs optimised on this machine, these as large as the pack. By
             default in the user's cache; False for none.
         verify: whether to compare every file with its checksum, which takes some seconds for a gigabyte.
+        backend: "onnxruntime"; or "openvino", which may be faster where convolutions are int8 and batches large, and
+            needs twice the memory.
 
     Attributes:
         members: smallest first.
@@ -61,10 +62,12 @@ class Engine:
         left_out: members that were not packed although a number of them or all were asked for → why.
         threads: threads within a segment.
         precision: of the weights: float32 or int8.
+        runs_on: the backend and its version.
 
     Raises:
-        PackError: if there is no whole pack, or this version of telescopic or of ONNX Runtime cannot open it.
-        ImportError: if onnx is not installed, by which the first start prepares graphs for this machine.
+        PackError: if there is no whole pack, or this version of telescopic or of the backend cannot open it.
+        ValueError: if there is no such backend.
+        ImportError: if the backend is not installed; or onnx, by which graphs are prepared for ONNX Runtime once.
     """
 
     def __init__(
@@ -74,24 +77,29 @@ class Engine:
         threads: int | None = None,
         cache: str | Path | bool = True,
         verify: bool = True,
+        backend: str = "onnxruntime",
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"an engine has 1 thread or more within a segment, not {threads!r}")
-        self.path = Path(path)
+        if backend not in BACKENDS:
+            raise ValueError(f"there is no backend {backend!r}, but {' and '.join(BACKENDS)}")
+        self.path, self._backend = Path(path), BACKENDS[backend]
         self._manifest, digest = read(self.path, verify=verify)
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
         self.takes_pixels = self._manifest.preprocess is not None
         self.precision = self._manifest.precision
         self._by_subnet = {member.subnet: member for member in self.members}
-        self._store = Store(digest, cache)
+        self.runs_on = f"{self._backend.title} {self._backend.version()}"
+        self._store = Store(digest, self.runs_on, cache)
         self._timings = self._store.timings(self._by_subnet)
         self._chosen = threads
         self._measuring = threading.Lock()
-        self._paths: dict[tuple[Subnet, ...] | None, tuple[Packed, ...]] = {}
+        self._paths: dict[tuple[Subnet, ...] | None, Way] = {}
         self._steps: dict[tuple[tuple[Subnet, ...], int, int], tuple[float, ...]] = {}
         self._constants = read_constants(self.path, self._manifest)
-        self._graphs = optimised(self.path, self._manifest, self._store.folder, verify=verify)
+        kept = self._store.folder if self._backend.shares_weights else None
+        self._graphs = optimised(self.path, self._manifest, kept, verify=verify)
         self._open(threads or self._timings.best_threads() or 1)
 
     def __repr__(self) -> str:
@@ -268,9 +276,7 @@ class Engine:
         with self._measuring:
             done = 0
             for number in tries:
-                runner = self._runner
-                if number != runner.threads:
-                    runner = Runner(self._manifest, self._graphs, self._constants, number)
+                runner = self._runner if number == self.threads else self._made(number)
                 for batch in batches:
                     rows = time_members(runner, self._example(batch), seconds)
                     self._timings = self._timings.merged(rows)
@@ -284,8 +290,10 @@ class Engine:
         return self._timings
 
     def _open(self, threads: int) -> None:
-        self._runner = Runner(self._manifest, self._graphs, self._constants, threads)
-        self.threads = threads
+        self._runner, self.threads = self._made(threads), threads
+
+    def _made(self, threads: int) -> Runner:
+        return Runner(self._manifest, self._graphs, self._constants, self._backend, threads)
 
     def _within(self, max_latency_ms: float, batch: int) -> tuple[Packed, bool]:
         if not max_latency_ms > 0:
@@ -324,36 +332,16 @@ class Engine:
     def _example(self, batch: int) -> Floats:
         return np.random.default_rng(0).standard_normal((batch, *self.input_shape), np.float32)
 
-    def _path(self, path: Sequence[Subnet] | None) -> tuple[Packed, ...]:
+    def _path(self, path: Sequence[Subnet] | None) -> Way:
         key = None if path is None else tuple(path)
         if key not in self._paths:
-            self._paths[key] = self._longest_path() if key is None else self._checked_path(key)
+            self._paths[key] = longest(self.members) if key is None else checked_path([self.member(s) for s in key])
         return self._paths[key]
-
-    def _checked_path(self, path: Sequence[Subnet]) -> tuple[Packed, ...]:
-        members = tuple(self.member(subnet) for subnet in path)
-        if not members:
-            raise ValueError("a path needs at least one member")
-        for small, large in pairwise(members):
-            if not _follows(small.subnet, large.subnet):
-                raise ValueError(
-                    f"{large.label} does not follow {small.label} on a path: each member has the entry of the one "
-                    "before, and is deeper or wider than it or both, and neither shallower nor narrower"
-                )
-        return members
-
-    def _longest_path(self) -> tuple[Packed, ...]:
-        """The longest way to the largest member."""
-        ways: dict[Packed, tuple[Packed, ...]] = {}
-        for member in self.members:
-            before = [ways[small] for small in ways if _follows(small.subnet, member.subnet)]
-            ways[member] = (*max(before, key=len, default=()), member)
-        return ways[self.members[-1]]
 
     def _refined(
         self,
         inputs: Floats,
-        members: Sequence[Packed],
+        members: Way,
         costs: Sequence[float],
         deadline: float | None,
         clock: Callable[[], float],
@@ -371,7 +359,7 @@ class Engine:
         finally:  # the caller may stop whenever
             runner.lanes.give(lane)
 
-    def _step_costs(self, members: Sequence[Packed], batch: int) -> tuple[tuple[float, ...], bool]:
+    def _step_costs(self, members: Way, batch: int) -> tuple[tuple[float, ...], bool]:
         """Seconds that each step took at most in most runs, and whether they had to be measured."""
         key = tuple(member.subnet for member in members), batch, self.threads
         if key in self._steps:
@@ -384,8 +372,3 @@ class Engine:
 def worth(member: Packed) -> float:
     """What a member is worth: its accuracy, or where that is not known its multiply-adds."""
     return float(member.macs) if member.accuracy is None else member.accuracy
-
-
-def _follows(small: Subnet, large: Subnet) -> bool:
-    deeper, wider = (large.exit or 0) - (small.exit or 0), (large.width or 1) - (small.width or 1)
-    return small.entry == large.entry and min(deeper, wider) >= 0 and max(deeper, wider) > 0

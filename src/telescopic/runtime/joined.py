@@ -14,16 +14,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.manifest import Chain, Manifest, Packed, Step
-
-Way = Sequence[Packed]
+from telescopic.runtime.manifest import Chain, Manifest, Step
+from telescopic.runtime.ways import Way
 
 _FEW = 2**14  # bytes of copied weights, which may be there more than once
 _COPY = ("Gemm", "MatMul", "Conv", "Attention", "LSTM", "GRU", "RNN")  # kernels for these copy their weights,
 _SHARE = ("Conv", "FusedConv")  # but those in float32, in blocks or not
 
 
-def join(manifest: Manifest, folder: Path, ways: Sequence[Way]) -> tuple[dict[str, bytes], list[list[Packed]]]:
+def join(manifest: Manifest, folder: Path, ways: Sequence[Way]) -> tuple[dict[str, bytes], list[Way]]:
     """Graphs for each run of segments that may be joined.
 
     Args:
@@ -44,7 +43,7 @@ def join(manifest: Manifest, folder: Path, ways: Sequence[Way]) -> tuple[dict[st
     models = {name: onnx.load(folder / manifest.segments[name], load_external_data=False) for name in used}
     alone = {name for name, model in models.items() if _stands_alone(model)}
     graphs: dict[str, bytes] = {}
-    found = []
+    found: list[Way] = []
     for way in ways:
         wanted = {member.logits for member in way}
         chains: list[list[Step]] = [[] for _ in way]
@@ -57,7 +56,8 @@ def join(manifest: Manifest, folder: Path, ways: Sequence[Way]) -> tuple[dict[st
             else:
                 chains[place].insert(0, *steps)
             wanted |= {name for step in steps for name in step.inputs}
-        found.append([replace(member, chain=tuple(chain)) for member, chain in zip(way, chains, strict=True)])
+        left = zip(way, chains, strict=True)
+        found.append(tuple(replace(member, chain=tuple(chain)) for member, chain in left))
     return graphs, found
 
 

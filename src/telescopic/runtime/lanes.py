@@ -2,16 +2,11 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from telescopic.runtime.backends import Floats, Sessions
 from telescopic.runtime.manifest import INPUT, Packed, Step
-from telescopic.runtime.sessions import Sessions, runtime
-
-Floats = NDArray[np.float32]
 
 
 class Lane:
@@ -29,13 +24,12 @@ class Lane:
         batch: int,
         sessions: Sessions,
         shapes: Mapping[str, Sequence[int]],
-        constants: Mapping[str, Any],
+        constants: Mapping[str, Floats],
     ) -> None:
         self.batch, self._sessions, self._shapes = batch, sessions, shapes
-        self._values: dict[str, Any] = dict(constants)
-        self._arrays: dict[str, Floats] = {}
-        self._bound: dict[Step, tuple[int, Callable[[], None]]] = {}
-        self._chains: dict[Packed, tuple[list[tuple[int, Callable[[], None]]], Floats]] = {}
+        self._arrays: dict[str, Floats] = dict(constants)
+        self._bound: dict[Step, tuple[int, Callable[[], object]]] = {}
+        self._chains: dict[Packed, tuple[list[tuple[int, Callable[[], object]]], Floats]] = {}
         self._done: set[int] = set()
         self._input = self._array(INPUT)
 
@@ -57,29 +51,19 @@ class Lane:
                 done.add(number)
         return logits.copy()
 
-    def _bind(self, member: Packed) -> tuple[list[tuple[int, Callable[[], None]]], Floats]:
+    def _bind(self, member: Packed) -> tuple[list[tuple[int, Callable[[], object]]], Floats]:
         """Steps as numbers, the same one for the same step of two members, and calls."""
         for step in member.chain:
             if step not in self._bound:
-                session = self._sessions[step.segment]
-                binding = session.io_binding()
-                for number, name in enumerate(step.inputs):
-                    binding.bind_ortvalue_input(f"in{number}", self._value(name))
-                for number, name in enumerate(step.outputs):
-                    binding.bind_ortvalue_output(f"out{number}", self._value(name))
-                self._bound[step] = len(self._bound), partial(session.run_with_iobinding, binding)
+                inputs, outputs = ([self._array(name) for name in names] for names in (step.inputs, step.outputs))
+                self._bound[step] = len(self._bound), self._sessions.bind(step.segment, inputs, outputs)
         self._chains[member] = [self._bound[step] for step in member.chain], self._array(member.logits)
         return self._chains[member]
 
     def _array(self, name: str) -> Floats:
-        self._value(name)
-        return self._arrays[name]
-
-    def _value(self, name: str) -> Any:
-        if name not in self._values:
+        if name not in self._arrays:
             self._arrays[name] = np.zeros((self.batch, *self._shapes[name]), np.float32)
-            self._values[name] = runtime().OrtValue.ortvalue_from_numpy(self._arrays[name])
-        return self._values[name]
+        return self._arrays[name]
 
 
 class Lanes:

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from telescopic.subnet import Subnet
 
 FORMAT = 1
@@ -167,6 +170,17 @@ def read(folder: Path, *, verify: bool = True) -> tuple[Manifest, str]:
     except (PackError, UnicodeDecodeError, OSError) as error:
         raise PackError(f"{folder} is damaged: {error}. Pack it again") from error
     return manifest, hashlib.sha256(text).hexdigest()
+
+
+def read_constants(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+    """Constant → its value from the file of weights."""
+    if not manifest.constants:
+        return {}
+    weights, values = np.memmap(folder / WEIGHTS, np.uint8, "r"), {}
+    for name, constant in manifest.constants.items():
+        data = weights[constant.offset : constant.offset + 4 * math.prod(constant.shape)]
+        values[name] = data.view(np.float32).reshape(constant.shape).copy()
+    return values
 
 
 def finish(folder: Path, manifest: Manifest) -> Manifest:

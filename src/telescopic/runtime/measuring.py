@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 
-from telescopic.runtime.joined import Way
-from telescopic.runtime.lanes import Floats
+from telescopic.runtime.backends import Floats
 from telescopic.runtime.runner import Runner
 from telescopic.runtime.timings import Timing
+from telescopic.runtime.ways import Way
 
 _MIN_RUNS = 20
 _PERCENTILE = 0.9  # of a refinement's runs, as in `telescopic.anytime`

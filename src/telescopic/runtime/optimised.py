@@ -11,10 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from telescopic.files import replacing_folder
+from telescopic.runtime.backends import Graphs
 from telescopic.runtime.joined import join
 from telescopic.runtime.layouts import agree, cut, mark
 from telescopic.runtime.manifest import Manifest, Step, checksum
-from telescopic.runtime.sessions import Graphs, open_session
+from telescopic.runtime.sessions import open_session
+from telescopic.runtime.ways import Way
 
 _LIST = "graphs.json"
 _MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; those of larger packs stay chains
@@ -33,27 +35,28 @@ def optimised(folder: Path, manifest: Manifest, store: Path | None, *, verify: b
         ImportError: if onnx is not installed, which is needed the first time.
     """
     if store is None:
-        return _plain(folder, manifest)
+        return plain(folder, manifest)
     kept = store / "graphs"
     if found := _whole(kept, manifest, verify):
         return found
     try:
         with replacing_folder(kept, replace=True) as made:
             _optimise(folder, manifest, made)
-            members = [[member] for member in manifest.members]
-            joined, members = join(manifest, made, members) if len(members) <= _MOST else ({}, members)
+            ways: list[Way] = [(member,) for member in manifest.members]
+            joined, ways = join(manifest, made, ways) if len(ways) <= _MOST else ({}, ways)
             for name, graph in joined.items():
                 (made / f"{name}.onnx").write_bytes(graph)
             sizes = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in made.iterdir()}
-            chains = [[asdict(step) for step in member.chain] for (member,) in members]
+            chains = [[asdict(step) for step in member.chain] for (member,) in ways]
             text = json.dumps({"files": sizes, "joined": [*joined], "chains": chains})
             (made / _LIST).write_text(text, encoding="utf-8")
     except OSError:  # no reason not to run; another process may have been faster
         pass
-    return _whole(kept, manifest, verify) or _plain(folder, manifest)
+    return _whole(kept, manifest, verify) or plain(folder, manifest)
 
 
-def _plain(folder: Path, manifest: Manifest) -> Graphs:
+def plain(folder: Path, manifest: Manifest) -> Graphs:
+    """The graphs of a pack as they are."""
     return Graphs(folder, manifest.segments, tuple(member.chain for member in manifest.members), optimised=False)
 
 

@@ -1,16 +1,16 @@
-"""The members of a pack, open in ONNX Runtime with so many threads. No torch."""
+"""The members of a pack, open with so many threads. No torch."""
 
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from telescopic.runtime.joined import Way, join
+from telescopic.runtime.backends import Backend, Floats, Graphs, Sessions
+from telescopic.runtime.joined import join
 from telescopic.runtime.lanes import Lane, Lanes
 from telescopic.runtime.manifest import Manifest
-from telescopic.runtime.sessions import Graphs, Sessions
+from telescopic.runtime.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
 _MOST_PATHS = 8  # with graphs of their own; others run segment by segment
@@ -23,6 +23,7 @@ class Runner:
         manifest: the pack's.
         graphs: what is opened.
         constants: inputs of segments that do not depend on the batch.
+        backend: what runs them.
         threads: within a session.
 
     Attributes:
@@ -31,10 +32,12 @@ class Runner:
         members: a member of the manifest → the same with the chain that is run for it alone.
     """
 
-    def __init__(self, manifest: Manifest, graphs: Graphs, constants: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, manifest: Manifest, graphs: Graphs, constants: Mapping[str, Floats], backend: Backend, threads: int
+    ) -> None:
         self.threads = threads
         self._manifest, self._graphs = manifest, graphs
-        self._sessions = sessions = Sessions(graphs, threads)
+        self._sessions = sessions = Sessions(graphs, backend, threads)
         self.lanes = Lanes(lambda batch: Lane(batch, sessions, manifest.tensors, constants), _MOST_IDLE)
         chains = zip(manifest.members, graphs.chains, strict=True)
         self.members = {member: replace(member, chain=chain) for member, chain in chains}
@@ -51,14 +54,13 @@ class Runner:
 
         What lies between two answers is joined to one graph when a path is first taken, if onnx is there to do it.
         """
-        key = tuple(members)
         with self._lock:
-            if key not in self._paths:
+            if members not in self._paths:
                 if not self._graphs.optimised or len(self._paths) == _MOST_PATHS:
-                    return key
+                    return members
                 try:
-                    graphs, (self._paths[key],) = join(self._manifest, self._graphs.folder, [key])
+                    graphs, (self._paths[members],) = join(self._manifest, self._graphs.folder, [members])
                     self._sessions.add(graphs)
                 except ImportError:
-                    self._paths[key] = key
-            return self._paths[key]
+                    self._paths[members] = members
+            return self._paths[members]

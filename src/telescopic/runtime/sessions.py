@@ -1,16 +1,10 @@
-"""How the segments of a pack are opened in ONNX Runtime. No torch."""
+"""How graphs are opened in ONNX Runtime. No torch."""
 
-import math
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from telescopic.runtime.host import processor
-from telescopic.runtime.manifest import WEIGHTS, Chain, Manifest, PackError
 
 _ONCE = threading.Lock()
 _ARENA: list[bool] = []  # whether all sessions share one
@@ -27,60 +21,6 @@ def runtime() -> Any:
     except ImportError as error:
         raise ImportError(f'{error.name} is not installed: pip install "telescopic[onnx]"') from error
     return onnxruntime
-
-
-@dataclass(frozen=True)
-class Graphs:
-    """What an engine opens.
-
-    Attributes:
-        folder: with their files.
-        files: name of a segment, or of several joined → file.
-        chains: of each member, in the order of the pack's.
-        optimised: whether for this machine.
-    """
-
-    folder: Path
-    files: Mapping[str, str]
-    chains: tuple[Chain, ...]
-    optimised: bool
-
-
-class Sessions:
-    """Segments, each opened when it is first asked for.
-
-    Args:
-        graphs: their files.
-        threads: within a segment.
-    """
-
-    def __init__(self, graphs: Graphs, threads: int) -> None:
-        self._graphs, self._threads = graphs, threads
-        self._open: dict[str, Any] = {}
-        self._more: dict[str, bytes] = {}
-        self._lock = threading.Lock()
-
-    def add(self, graphs: Mapping[str, bytes]) -> None:
-        """Graphs that have no file, with weights beside those that have."""
-        self._more |= graphs
-
-    def __getitem__(self, name: str) -> Any:
-        """The session of a segment, or of several joined.
-
-        Raises:
-            PackError: if ONNX Runtime cannot open it.
-        """
-        with self._lock:
-            if name not in self._open:
-                folder, optimised = self._graphs.folder, self._graphs.optimised
-                path = folder / self._graphs.files.get(name, name)
-                try:
-                    graph = self._more.get(name, path)
-                    self._open[name] = open_session(graph, self._threads, optimised=optimised, weights=folder)
-                except Exception as error:  # of many kinds, which ONNX Runtime does not document
-                    opener = f"ONNX Runtime {runtime().__version__}"
-                    raise PackError(f"{folder}: {opener} cannot open {path.name}: {error}") from error
-            return self._open[name]
 
 
 def open_session(
@@ -126,18 +66,6 @@ def open_session(
         options.add_session_config_entry(key, value)
     source = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def read_constants(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Constant → its value from the file of weights, as ONNX Runtime takes it."""
-    if not manifest.constants:
-        return {}
-    weights, values = np.memmap(folder / WEIGHTS, np.uint8, "r"), {}
-    for name, constant in manifest.constants.items():
-        data = weights[constant.offset : constant.offset + 4 * math.prod(constant.shape)]
-        array = data.view(np.float32).reshape(constant.shape).copy()
-        values[name] = runtime().OrtValue.ortvalue_from_numpy(array)
-    return values
 
 
 def _share_arena() -> None:

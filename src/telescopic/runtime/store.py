@@ -6,7 +6,6 @@ from pathlib import Path
 
 from telescopic.files import replacing
 from telescopic.runtime.host import num_cpus, processor
-from telescopic.runtime.sessions import runtime
 from telescopic.runtime.timings import Timings
 from telescopic.subnet import Subnet
 
@@ -14,15 +13,16 @@ _TIMINGS = "timings.json"
 
 
 class Store:
-    """A folder of one pack, for this processor and this version of ONNX Runtime.
+    """A folder of one pack, for this processor and what runs the pack.
 
     Args:
         digest: the pack's.
+        runs: what runs it, with its version.
         cache: folder of all such folders; True for the user's cache, False for none.
     """
 
-    def __init__(self, digest: str, cache: str | Path | bool) -> None:
-        facts = "\n".join([digest, runtime().__version__, processor(), str(num_cpus())])
+    def __init__(self, digest: str, runs: str, cache: str | Path | bool) -> None:
+        facts = "\n".join([digest, runs, processor(), str(num_cpus())])
         key = hashlib.sha256(facts.encode()).hexdigest()[:24]
         self.folder = None if cache is False else (_of_the_user() if cache is True else Path(cache)) / key
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from telescopic.runtime.lanes import Floats
+from telescopic.runtime.backends import Floats
 from telescopic.runtime.manifest import Packed
 
 if TYPE_CHECKING:

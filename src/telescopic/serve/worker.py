@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from telescopic.runtime.backends import Floats
 from telescopic.runtime.controller import Controller
 from telescopic.runtime.engine import Engine
-from telescopic.runtime.lanes import Floats
 from telescopic.runtime.manifest import Packed
 from telescopic.serve.waiting import Job, Pass, Served, Waiting
 

@@ -1,0 +1,108 @@
+import hashlib
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import telescopic as tl
+from telescopic import cli
+
+from packs import FAMILIES, IMAGE, small_pack
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net, to = FAMILIES["entries"](), tmp_path_factory.mktemp("packs") / "int8"
+    net.all(torch.randn(16, *IMAGE))
+    return tl.pack(net.eval(), to, members="all", input_shape=IMAGE, int8=torch.randn(32, *IMAGE))
+
+
+def images(batch: int) -> np.ndarray:
+    return np.random.default_rng(batch).standard_normal((batch, *IMAGE), np.float32)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_openvino_answers_as_onnx_runtime_does(name: str, packed: Callable[[str], Path], tmp_path: Path) -> None:
+    one, other = (tl.Engine(packed(name), cache=tmp_path, backend=backend) for backend in ("onnxruntime", "openvino"))
+    assert one.runs_on.startswith("ONNX Runtime 1.") and other.runs_on.startswith("OpenVINO 20")
+    for batch in (1, 3, 1):
+        x = images(batch)
+        for member in one.members:
+            mine, theirs = (each.run(x, subnet=member.subnet).logits for each in (other, one))
+            assert np.abs(theirs).max() > 0.01
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        for answer in other.anytime(x):
+            np.testing.assert_array_equal(answer.logits, other.run(x, subnet=answer.subnet).logits)
+
+
+def test_openvino_runs_int8(int8: Path) -> None:
+    one, other = (tl.Engine(int8, cache=False, backend=backend) for backend in ("onnxruntime", "openvino"))
+    for member in one.members:
+        mine, theirs = (each.run(images(8), subnet=member.subnet).logits for each in (other, one))
+        assert np.sqrt(np.mean((mine - theirs) ** 2)) < 0.05 * np.sqrt(np.mean(theirs**2))
+
+
+def test_what_was_measured_with_one_is_not_said_of_the_other(packed: Callable[[str], Path], tmp_path: Path) -> None:
+    one = tl.Engine(packed("entries"), cache=tmp_path)
+    one.calibrate(batches=(1,), seconds=0.001)
+    other = tl.Engine(packed("entries"), cache=tmp_path, backend="openvino")
+    assert len(one.timings) == len(one.members) and not len(other.timings)
+    other.calibrate(batches=(2,), threads=(1, 2), seconds=0.001)
+    assert len(tl.Engine(packed("entries"), cache=tmp_path, backend="openvino").timings) == 2 * len(one.members)
+    assert len(tl.Engine(packed("entries"), cache=tmp_path).timings) == len(one.members)
+    assert len([*tmp_path.glob("*/timings.json")]) == 2 and len([*tmp_path.glob("*/graphs")]) == 1
+
+
+def test_threads_share_it(packed: Callable[[str], Path]) -> None:
+    engine = tl.Engine(packed("residual"), cache=False, backend="openvino")
+    inputs = [images(1 + i % 3) for i in range(6)]
+    subnets = [member.subnet for member in engine.members]
+    wanted = {(i, s): engine.run(x, subnet=s).logits for i, x in enumerate(inputs) for s in subnets}
+    wrong: list[object] = []
+
+    def work(start: int) -> None:
+        for turn in range(50):
+            i, subnet = (start + turn) % len(inputs), subnets[(start + turn // 3) % len(subnets)]
+            if not np.array_equal(engine.run(inputs[i], subnet=subnet).logits, wanted[i, subnet]):
+                wrong.append((i, subnet))
+
+    workers = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_what_cannot_be_is_said(packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="there is no backend 'tensorrt', but onnxruntime and openvino"):
+        tl.Engine(packed("entries"), backend="tensorrt")
+    broken = shutil.copytree(packed("entries"), tmp_path / "broken")
+    file = min(broken.glob("*.onnx"))
+    file.write_bytes(b"no graph")
+    found = json.loads((broken / "manifest.json").read_text(encoding="utf-8"))
+    found["files"][file.name] = {"bytes": 8, "sha256": hashlib.sha256(b"no graph").hexdigest()}
+    (broken / "manifest.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(tl.PackError, match=rf"broken: OpenVINO 20.* cannot open {file.name}: "):
+        tl.Engine(broken, cache=False, backend="openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r'openvino is not installed: pip install "telescopic\[openvino\]"'):
+        tl.Engine(packed("entries"), cache=False, backend="openvino")
+    result = CliRunner().invoke(cli.app, ["bench", str(packed("entries")), "--backend", "openvino"])
+    assert result.exit_code and isinstance(result.exception, ImportError)
+
+
+def test_bench_says_what_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pack = small_pack(tmp_path / "small.telescope", IMAGE)
+    words = ["bench", str(pack), "--backend", "openvino", "--batch", "1", "--threads", "1", "--seconds", "0.01"]
+    told = CliRunner().invoke(cli.app, words).output
+    assert "OpenVINO 20" in told and "of all members together" in told and "ONNX Runtime" not in told
