@@ -1,16 +1,15 @@
-"""Question: would OpenVINO serve the engine better than ONNX Runtime?
+"""Question: where does OpenVINO serve the engine better than ONNX Runtime?
 
 Plain ONNX graphs in float32 and in int8 (the engine's own quantisation), on one thread; processor time for batches of 1
 and 32, ways in turns, medians of ratios within a round:
 
 - members alone, each one graph; and the memory (proportional set size) that a fresh process takes more with the largest
-  of them, and with all, once each has run;
-- the smallest and the largest member as chains of segments that share their weights, bound to the same buffers in both:
-  what a second backend of the engine would do.
+  of them, with all, and with an engine that has all, once each has run;
+- the smallest and the largest member in the engine, with one or the other as its backend.
 
 Writes results/backends.json:
 
-    pip install openvino
+    pip install "telescopic[openvino]"
     python benchmarks/backends.py [--rounds 60] [--only "ResNet-32, exits"]
 """
 
@@ -34,7 +33,8 @@ from telescopic.runtime.host import memory
 import engine
 import results
 
-NAMES = ("CNSN's VGG", "CNSN's VGG, a quarter", "ResNet-32, exits", "MLP")
+BACKENDS = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+NAMES = ("CNSN's VGG", "CNSN's VGG, a quarter", "causal ResNet, 4 x 16", "ResNet-32, exits", "MLP")
 
 
 def opened(file: Path, backend: str) -> Callable[[Any], Any]:
@@ -56,7 +56,7 @@ def compiled(file: Path) -> Any:
 
 
 def grown(folder: Path, backend: str, what: str) -> float:
-    """Megabytes that this process takes more with one member, or all."""
+    """Megabytes that this process takes more with one member, all, or the engine with all."""
     files = sorted(folder.glob("alone*.onnx"))
     shape = json.loads((folder / "shape.json").read_text())
     x = np.zeros((1, *shape), np.float32)
@@ -64,7 +64,11 @@ def grown(folder: Path, backend: str, what: str) -> float:
     trim = ctypes.CDLL("libc.so.6").malloc_trim
     trim(0)
     before = memory() or 0
-    held = [opened(file, backend) for file in (files[-1:] if what == "one" else files)]
+    if what == "engine":
+        ours = Engine(folder / "pack", cache=folder / "cache", threads=1, backend=BACKENDS[backend])
+        held: list[Callable[[Any], Any]] = [partial(ours.run, subnet=member.subnet) for member in ours.members]
+    else:
+        held = [opened(file, backend) for file in (files[-1:] if what == "one" else files)]
     for run in held:
         run(x)
     trim(0)
@@ -75,19 +79,21 @@ def compared(folder: Path, shape: tuple[int, ...], rounds: int) -> dict[str, Any
     """Both backends on the members alone that are in a folder."""
     figures: dict[str, Any] = {}
     for file in sorted(folder.glob("alone*.onnx")):
-        runs = {backend: opened(file, backend) for backend in ("ONNX Runtime", "OpenVINO")}
+        runs = {backend: opened(file, backend) for backend in BACKENDS}
         row: dict[str, Any] = {}
         for batch in (1, 32):
             x = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
             one, other = (run(x) for run in runs.values())
             row["largest difference"] = round(float(np.abs(one - other).max() / np.abs(one).max()), 6)
             calls: dict[str, Callable[[], object]] = {name: partial(run, x) for name, run in runs.items()}
-            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 8)), 1)
+            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 4)), 1)
             row[f"OpenVINO / ONNX Runtime, batch {batch}"] = engine.ratio(times, "OpenVINO", "ONNX Runtime")
         figures[file.stem] = row
     (folder / "shape.json").write_text(json.dumps(shape))
-    for backend in ("ONNX Runtime", "OpenVINO"):
-        for what in ("one", "all"):
+    for backend in BACKENDS:
+        for what in ("one", "all", "engine"):
+            if what == "engine":  # as at any start but the first
+                Engine(folder / "pack", cache=folder / "cache", threads=1, backend=BACKENDS[backend])
             words = [sys.executable, __file__, "--grown", str(folder), backend, what]
             told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
             figures[f"MB, {backend}, {what}"] = round(float(told.splitlines()[-1]), 2)
@@ -95,38 +101,21 @@ def compared(folder: Path, shape: tuple[int, ...], rounds: int) -> dict[str, Any
 
 
 def chained(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """The smallest and the largest member as chains of segments: in the engine, and the same in OpenVINO."""
-    import openvino
-
-    ours = Engine(folder / "pack", cache=folder / "cache", threads=1)
-    shapes, figures = ours._manifest.tensors, {}
-    for member in dict.fromkeys((ours.members[0], ours.members[-1])):
+    """The smallest and the largest member in the engine, on both backends."""
+    engines = {
+        name: Engine(folder / "pack", cache=folder / "cache", threads=1, backend=backend)
+        for name, backend in BACKENDS.items()
+    }
+    figures, members = {}, engines["OpenVINO"].members
+    for member in dict.fromkeys((members[0], members[-1])):
         row: dict[str, float] = {"segments": len(member.chain)}
         for batch in (1, 32):
-            x = np.random.default_rng(0).standard_normal((batch, *ours.input_shape), np.float32)
-            arrays = {name: np.zeros((batch, *shape), np.float32) for name, shape in shapes.items()}
-            requests = []
-            for step in member.chain:
-                requests.append(compiled(folder / "pack" / ours._manifest.segments[step.segment]))
-                for kind, names in (("in", step.inputs), ("out", step.outputs)):
-                    for number, name in enumerate(names):
-                        requests[-1].set_tensor(f"{kind}{number}", openvino.Tensor(arrays[name], shared_memory=True))
-
-            def chain(x: Any = x, arrays: Any = arrays, requests: Any = requests, member: Any = member) -> Any:
-                np.copyto(arrays["input"], x)
-                for request in requests:
-                    request.start_async()
-                    request.wait()
-                return arrays[member.logits]
-
-            calls: dict[str, Callable[[], Any]] = {
-                "OpenVINO": chain,
-                "engine": partial(ours.run, x, subnet=member.subnet),
-            }
-            one, other = chain(), calls["engine"]().logits
+            x = np.random.default_rng(0).standard_normal((batch, *engines["OpenVINO"].input_shape), np.float32)
+            calls = {name: partial(opened.run, x, subnet=member.subnet) for name, opened in engines.items()}
+            one, other = (call().logits for call in calls.values())
             row["largest difference"] = round(float(np.abs(one - other).max() / np.abs(one).max()), 6)
-            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 8)), 1)
-            row[f"OpenVINO / engine, batch {batch}"] = engine.ratio(times, "OpenVINO", "engine")
+            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 4)), 1)
+            row[f"OpenVINO / ONNX Runtime, batch {batch}"] = engine.ratio(times, "OpenVINO", "ONNX Runtime")
         figures[member.label] = row
     return figures
 
@@ -139,7 +128,7 @@ def main() -> None:
     parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if importlib.util.find_spec("openvino") is None:
-        sys.exit("OpenVINO is not installed: pip install openvino")
+        sys.exit('OpenVINO is not installed: pip install "telescopic[openvino]"')
     if args.grown:
         print(grown(Path(args.grown[0]), *args.grown[1:]))
         return
@@ -150,7 +139,7 @@ def main() -> None:
                 folder, shape = Path(made), engine.networks()[name][1]
                 engine.prepare(name, folder, int8=True)
                 figures[name] = {
-                    precision: {"alone": compared(at, shape, args.rounds), "in segments": chained(at, args.rounds)}
+                    precision: {"alone": compared(at, shape, args.rounds), "in the engine": chained(at, args.rounds)}
                     for precision, at in (("float32", folder), ("int8", folder / "int8"))
                 }
                 print(json.dumps({name: figures[name]}, indent=1), file=sys.stderr)

@@ -14,6 +14,7 @@ from telescopic.runtime import joined, runner
 from telescopic.runtime.backends import BACKENDS, Sessions
 from telescopic.runtime.joined import join
 from telescopic.runtime.manifest import Packed
+from telescopic.runtime.onnx_runtime import OnnxRuntime
 
 from packs import FAMILIES, IMAGE
 
@@ -82,11 +83,11 @@ def test_weights_that_kernels_copy_are_there_once(tmp_path: Path) -> None:
 def test_a_pack_of_many_members_stays_in_segments(
     packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telescopic.runtime.optimised._MOST", 3)
+    monkeypatch.setattr("telescopic.runtime.prepared._MOST", 3)
     engine = tl.Engine(packed("residual"), cache=tmp_path)
     assert len(engine.members) == 4
     assert [whole.chain for whole in engine._runner.members.values()] == [member.chain for member in engine.members]
-    assert engine._graphs.files == engine._manifest.segments and engine._graphs.optimised
+    assert engine._graphs.files == engine._manifest.segments and engine._graphs.prepared
 
 
 def test_segments_are_opened_when_they_are_needed(
@@ -133,7 +134,7 @@ def test_without_onnx_a_path_goes_segment_by_segment(
 def test_equal_runs_of_segments_have_one_graph(packed: Callable[[str], Path], tmp_path: Path) -> None:
     engine = tl.Engine(packed("residual"), cache=tmp_path)
     folder, manifest, (first, *_, last) = engine._graphs.folder, engine._manifest, engine.members
-    graphs, ways = join(manifest, folder, [[last], [last], [first, last]])
+    graphs, ways = join(manifest, folder, [(last,), (last,), (first, last)], OnnxRuntime().stands_alone)
     assert ways[0][0].chain == ways[1][0].chain and ways[2][1].chain != ways[0][0].chain
     assert len(graphs) == 3 and ways[0][0].chain[0].segment in engine._graphs.files
     both = [step for member in ways[2] for step in member.chain]
@@ -170,9 +171,11 @@ def model(op: str, bytes_: int, domain: str = "", **attributes: object) -> onnx.
 
 def test_which_segments_stand_alone() -> None:
     large, small = 2**20, 2**10
+    alone = OnnxRuntime().stands_alone
     for op in ("Gemm", "MatMul", "FusedMatMul", "QLinearConv", "ConvInteger", "ConvTranspose", "LSTM"):
-        assert joined._stands_alone(model(op, large)) and not joined._stands_alone(model(op, small)), op
+        assert alone(model(op, large)) and not alone(model(op, small)), op
     for op, domain in (("Conv", "com.microsoft.nchwc"), ("Conv", ""), ("FusedConv", "com.microsoft"), ("Mul", "")):
-        assert not joined._stands_alone(model(op, large, domain)), op
+        assert not alone(model(op, large, domain)), op
     body = helper.make_graph([], "body", [], [])
-    assert joined._stands_alone(model("If", small, then_branch=body, else_branch=body))
+    assert joined._has_graphs(model("If", small, then_branch=body, else_branch=body))
+    assert not joined._has_graphs(model("Gemm", small, transB=1))

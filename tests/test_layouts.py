@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 
 import telescopic as tl
-from telescopic.runtime import layouts, optimised
+from telescopic.runtime import layouts, onnx_runtime
 from telescopic.runtime.layouts import End, agree, cut, joints, mark
 from telescopic.runtime.manifest import Constant, Manifest, Packed, Step
 from telescopic.subnet import Subnet
@@ -224,7 +224,7 @@ def test_int8_segments_pass_plain_tensors(tmp_path: Path, monkeypatch: pytest.Mo
 
         agree(found, one)
 
-    monkeypatch.setattr(optimised, "agree", noted)
+    monkeypatch.setattr(onnx_runtime, "agree", noted)
     engine, plain = tl.Engine(folder, cache=tmp_path / "cache"), tl.Engine(folder, cache=False)
     assert json.loads((folder / "manifest.json").read_text())["precision"] == "int8" and len(wanted) > 3
     assert set(wanted.values()) == {frozenset()}

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from telescopic.data import Dataset, Preprocess, Split, batches
 from telescopic.packing.quantise import Calibration, quantise
-from telescopic.runtime.backends import Floats
 from telescopic.runtime.engine import Engine
-from telescopic.runtime.manifest import WEIGHTS, Manifest, finish
+from telescopic.runtime.manifest import WEIGHTS, Floats, Manifest, finish
 from telescopic.subnet import Subnet
 
 TOLERANCE = 0.5

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from telescopic.packing.graphs import Weights, move_out
-from telescopic.runtime.backends import Floats
-from telescopic.runtime.manifest import INPUT, WEIGHTS, Constant, Manifest, Step
+from telescopic.runtime.manifest import INPUT, WEIGHTS, Constant, Floats, Manifest, Step
 from telescopic.runtime.sessions import runtime
 from telescopic.subnet import Subnet
 

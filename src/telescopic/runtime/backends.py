@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from telescopic.runtime.manifest import Chain, PackError
-from telescopic.runtime.sessions import open_session, runtime
-
-Floats = NDArray[np.float32]
+from telescopic.runtime.manifest import Chain, Floats, Manifest, PackError
+from telescopic.runtime.onnx_runtime import OnnxRuntime
+from telescopic.runtime.openvino import OpenVino
 
 
 @dataclass(frozen=True)
@@ -23,13 +19,13 @@ class Graphs:
         folder: with their files.
         files: name of a segment, or of several joined → file.
         chains: of each member, in the order of the pack's.
-        optimised: whether ONNX Runtime has optimised them for this machine.
+        prepared: whether the backend has prepared them.
     """
 
     folder: Path
     files: Mapping[str, str]
     chains: tuple[Chain, ...]
-    optimised: bool
+    prepared: bool
 
 
 class Backend(Protocol):
@@ -37,83 +33,29 @@ class Backend(Protocol):
 
     Attributes:
         title: its name, for people.
-        shares_weights: whether graphs that were optimised by it refer to one copy of their weights, so that several
-            may be joined.
+        opens_bytes: whether it opens graphs that have no file.
     """
 
     title: str
-    shares_weights: bool
+    opens_bytes: bool
 
     def version(self) -> str:
         """Of the library; ImportError if it is not installed."""
 
-    def open(self, graph: Path | bytes, threads: int, optimised: bool, weights: Path) -> Any:
-        """A graph, in a file or as what would stand there, ready to run on so many threads."""
+    def prepare(self, folder: Path, manifest: Manifest, made: Path) -> None:
+        """Write the graphs of a pack into a folder as they are best opened on this machine; OSError if it cannot."""
+
+    def stands_alone(self, model: Any) -> bool:
+        """Whether a prepared graph is better not joined with others."""
+
+    def open(self, graph: Path | bytes, threads: int, prepared: bool, weights: Path) -> Any:
+        """A graph, in a file or as what would stand there, ready to run on so many threads.
+
+        Its weights lie in a folder, and it may have been prepared.
+        """
 
     def bind(self, opened: Any, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
         """A call that runs what was opened, from arrays into arrays. The caller keeps the arrays."""
-
-
-class OnnxRuntime:
-    """ONNX Runtime on the processor."""
-
-    title, shares_weights = "ONNX Runtime", True
-
-    def version(self) -> str:
-        """See `Backend`."""
-        return str(runtime().__version__)
-
-    def open(self, graph: Path | bytes, threads: int, optimised: bool, weights: Path) -> Any:
-        """See `Backend`."""
-        return open_session(graph, threads, optimised=optimised, weights=weights)
-
-    def bind(self, opened: Any, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
-        """See `Backend`."""
-        binding = opened.io_binding()
-        for kind, arrays, bind in (("in", inputs, binding.bind_input), ("out", outputs, binding.bind_output)):
-            for number, array in enumerate(arrays):
-                bind(f"{kind}{number}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
-        return lambda: opened.run_with_iobinding(binding)
-
-
-class OpenVino:
-    """OpenVINO on the processor. A graph has its weights twice, as they are in the file and as kernels want them."""
-
-    title, shares_weights = "OpenVINO", False
-
-    def version(self) -> str:
-        """See `Backend`."""
-        return str(_openvino().__version__)
-
-    def open(self, graph: Path | bytes, threads: int, optimised: bool, weights: Path) -> Any:
-        """See `Backend`."""
-        hints = {
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # or what is float32 would be computed in bfloat16 where that is faster
-        }
-        return _openvino().Core().compile_model(str(graph), "CPU", hints)
-
-    def bind(self, opened: Any, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
-        """See `Backend`."""
-        request, tensor = opened.create_infer_request(), _openvino().Tensor
-        for kind, arrays in (("in", inputs), ("out", outputs)):
-            for number, array in enumerate(arrays):
-                request.set_tensor(f"{kind}{number}", tensor(array, shared_memory=True))
-
-        def call() -> None:
-            request.start_async()
-            request.wait()
-
-        return call
-
-
-def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise ImportError(f'{error.name} is not installed: pip install "telescopic[openvino]"') from error
-    return openvino
 
 
 BACKENDS: Mapping[str, Backend] = {"onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
@@ -153,7 +95,7 @@ class Sessions:
         folder, backend = self._graphs.folder, self._backend
         path = folder / self._graphs.files.get(name, name)
         try:
-            return backend.open(self._more.get(name, path), self._threads, self._graphs.optimised, folder)
+            return backend.open(self._more.get(name, path), self._threads, self._graphs.prepared, folder)
         except Exception as error:  # of many kinds, which these libraries do not document
             opener = f"{backend.title} {backend.version()}"
             raise PackError(f"{folder}: {opener} cannot open {path.name}: {error}") from error

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from telescopic.runtime.backends import BACKENDS, Floats
+from telescopic.runtime.backends import BACKENDS
 from telescopic.runtime.inputs import checked
-from telescopic.runtime.manifest import Packed, read, read_constants
+from telescopic.runtime.manifest import Floats, Packed, read, read_constants
 from telescopic.runtime.measuring import time_members, time_steps
-from telescopic.runtime.optimised import optimised
+from telescopic.runtime.prepared import prepared
 from telescopic.runtime.runner import Runner
 from telescopic.runtime.store import Store
 from telescopic.runtime.timings import Timing, Timings
@@ -48,11 +48,11 @@ class Engine:
     Args:
         path: the folder that `telescopic.pack` wrote.
         threads: threads within a segment. By default what calibration found best on this machine, or 1 before it.
-        cache: folder for latencies measured and graphs optimised on this machine, these as large as the pack. By
+        cache: folder for latencies measured and graphs prepared on this machine, these as large as the pack. By
             default in the user's cache; False for none.
         verify: whether to compare every file with its checksum, which takes some seconds for a gigabyte.
-        backend: "onnxruntime"; or "openvino", which may be faster where convolutions are int8 and batches large, and
-            needs twice the memory.
+        backend: "onnxruntime"; or "openvino", which is often faster, above all in int8, and has weights of its own for
+            each member.
 
     Attributes:
         members: smallest first.
@@ -67,7 +67,7 @@ class Engine:
     Raises:
         PackError: if there is no whole pack, or this version of telescopic or of the backend cannot open it.
         ValueError: if there is no such backend.
-        ImportError: if the backend is not installed; or onnx, by which graphs are prepared for ONNX Runtime once.
+        ImportError: if the backend is not installed; or onnx, by which graphs are prepared for this machine once.
     """
 
     def __init__(
@@ -98,8 +98,7 @@ class Engine:
         self._paths: dict[tuple[Subnet, ...] | None, Way] = {}
         self._steps: dict[tuple[tuple[Subnet, ...], int, int], tuple[float, ...]] = {}
         self._constants = read_constants(self.path, self._manifest)
-        kept = self._store.folder if self._backend.shares_weights else None
-        self._graphs = optimised(self.path, self._manifest, kept, verify=verify)
+        self._graphs = prepared(self.path, self._manifest, self._store.folder, self._backend, verify=verify)
         self._open(threads or self._timings.best_threads() or 1)
 
     def __repr__(self) -> str:

@@ -1,14 +1,14 @@
-"""Members' chains of segments joined to single graphs, so that a call goes through ONNX Runtime once. No torch.
+"""Members' chains of segments joined to single graphs. No torch.
 
 A pack has segments so that each weight is there once, and so that a refinement goes on where the last answer ended. To
-run one member it is faster to have its chain as one graph: ONNX Runtime is called once, and feature maps have the same
+run one member it is faster to have its chain as one graph: the backend is called once, and feature maps have the same
 few places in memory again and again. Where weights are mapped from a file this costs a session for each member and no
-second copy of the weights. Some kernels copy their weights, though: segments that have such stay by themselves, in one
-session for all members.
+second copy of the weights. Where they are copied, such as in ONNX Runtime's kernels for large matrix products, segments
+stand alone, and one session serves all members.
 """
 
 import hashlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -17,18 +17,17 @@ from typing import Any
 from telescopic.runtime.manifest import Chain, Manifest, Step
 from telescopic.runtime.ways import Way
 
-_FEW = 2**14  # bytes of copied weights, which may be there more than once
-_COPY = ("Gemm", "MatMul", "Conv", "Attention", "LSTM", "GRU", "RNN")  # kernels for these copy their weights,
-_SHARE = ("Conv", "FusedConv")  # but those in float32, in blocks or not
 
-
-def join(manifest: Manifest, folder: Path, ways: Sequence[Way]) -> tuple[dict[str, bytes], list[Way]]:
+def join(
+    manifest: Manifest, folder: Path, ways: Sequence[Way], stands_alone: Callable[[Any], bool]
+) -> tuple[dict[str, bytes], list[Way]]:
     """Graphs for each run of segments that may be joined.
 
     Args:
         manifest: the pack's.
-        folder: with the optimised graphs of all segments.
+        folder: with the graphs of all segments.
         ways: members that answer one after the other, each from what those before it have left; or one alone.
+        stands_alone: which graphs are not to be joined.
 
     Returns:
         Names of joined graphs → what would stand in their files in that folder; and the members of each way, with
@@ -36,12 +35,19 @@ def join(manifest: Manifest, folder: Path, ways: Sequence[Way]) -> tuple[dict[st
 
     Raises:
         ImportError: if onnx is not installed.
+        OSError: if a graph cannot be read.
     """
     import onnx
 
+    def load(file: str) -> Any:
+        try:
+            return onnx.load(folder / file, load_external_data=False)
+        except Exception as error:  # of many kinds
+            raise OSError(f"{file} cannot be read: {error}") from error
+
     used = dict.fromkeys(step.segment for way in ways for member in way for step in member.chain)
-    models = {name: onnx.load(folder / manifest.segments[name], load_external_data=False) for name in used}
-    alone = {name for name, model in models.items() if _stands_alone(model)}
+    models = {name: load(manifest.segments[name]) for name in used}
+    alone = {name for name, model in models.items() if stands_alone(model) or _has_graphs(model)}
     graphs: dict[str, bytes] = {}
     found: list[Way] = []
     for way in ways:
@@ -82,24 +88,10 @@ def _joined(steps: Chain, wanted: Container[str]) -> Step:
     return Step(hashlib.sha256(repr((steps, outputs)).encode()).hexdigest()[:16], inputs, outputs)
 
 
-def _stands_alone(model: Any) -> bool:
-    """Whether ONNX Runtime copies much of a graph's weights, or names in it reach into graphs within."""
-    sizes = {tensor.name: _bytes(tensor) for tensor in model.graph.initializer}
-    copied = 0
-    for node in model.graph.node:
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            return True
-        if node.op_type not in _SHARE and any(part in node.op_type for part in _COPY):
-            copied += sum(sizes.get(name, 0) for name in node.input)
-    return copied > _FEW
-
-
-def _bytes(tensor: Any) -> int:
-    for entry in tensor.external_data:
-        if entry.key == "length":
-            return int(entry.value)
-    size: int = tensor.ByteSize()
-    return size
+def _has_graphs(model: Any) -> bool:
+    """Whether there are graphs within, which could use names that change."""
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    return any(attribute.HasField("g") or attribute.graphs for attribute in attributes)
 
 
 def _graph(models: Mapping[str, Any], steps: Chain, joined: Step) -> Any:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from telescopic.runtime.backends import Floats, Sessions
-from telescopic.runtime.manifest import INPUT, Packed, Step
+from telescopic.runtime.backends import Sessions
+from telescopic.runtime.manifest import INPUT, Floats, Packed, Step
 
 
 class Lane:

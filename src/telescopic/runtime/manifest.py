@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from telescopic.subnet import Subnet
 
+Floats = NDArray[np.float32]
+
 FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "manifest.json", "weights.bin", "README.md"
 INPUT = "input"
@@ -172,7 +174,7 @@ def read(folder: Path, *, verify: bool = True) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(text).hexdigest()
 
 
-def read_constants(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
+def read_constants(folder: Path, manifest: Manifest) -> dict[str, Floats]:
     """Constant → its value from the file of weights."""
     if not manifest.constants:
         return {}

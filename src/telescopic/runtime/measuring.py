@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from telescopic.runtime.backends import Floats
+from telescopic.runtime.manifest import Floats
 from telescopic.runtime.runner import Runner
 from telescopic.runtime.timings import Timing
 from telescopic.runtime.ways import Way

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from telescopic.runtime.backends import Backend, Floats, Graphs, Sessions
+from telescopic.runtime.backends import Backend, Graphs, Sessions
 from telescopic.runtime.joined import join
 from telescopic.runtime.lanes import Lane, Lanes
-from telescopic.runtime.manifest import Manifest
+from telescopic.runtime.manifest import Floats, Manifest
 from telescopic.runtime.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
@@ -36,7 +36,7 @@ class Runner:
         self, manifest: Manifest, graphs: Graphs, constants: Mapping[str, Floats], backend: Backend, threads: int
     ) -> None:
         self.threads = threads
-        self._manifest, self._graphs = manifest, graphs
+        self._manifest, self._graphs, self._backend = manifest, graphs, backend
         self._sessions = sessions = Sessions(graphs, backend, threads)
         self.lanes = Lanes(lambda batch: Lane(batch, sessions, manifest.tensors, constants), _MOST_IDLE)
         chains = zip(manifest.members, graphs.chains, strict=True)
@@ -52,15 +52,17 @@ class Runner:
     def path(self, members: Way) -> Way:
         """Members that are to answer one after the other, with the chains that are left to each.
 
-        What lies between two answers is joined to one graph when a path is first taken, if onnx is there to do it.
+        What lies between two answers is joined to one graph when a path is first taken, if onnx is there to do it and
+        the backend opens what has no file.
         """
         with self._lock:
             if members not in self._paths:
-                if not self._graphs.optimised or len(self._paths) == _MOST_PATHS:
+                folder, backend = self._graphs.folder, self._backend
+                if not (self._graphs.prepared and backend.opens_bytes) or len(self._paths) == _MOST_PATHS:
                     return members
                 try:
-                    graphs, (self._paths[members],) = join(self._manifest, self._graphs.folder, [members])
+                    graphs, (self._paths[members],) = join(self._manifest, folder, [members], backend.stands_alone)
                     self._sessions.add(graphs)
-                except ImportError:
+                except (ImportError, OSError):
                     self._paths[members] = members
             return self._paths[members]

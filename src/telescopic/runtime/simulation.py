@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from telescopic.runtime.backends import Floats
 from telescopic.runtime.engine import Prediction
-from telescopic.runtime.manifest import Packed
+from telescopic.runtime.manifest import Floats, Packed
 from telescopic.runtime.timings import Timing, Timings
 from telescopic.subnet import Subnet
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from telescopic.runtime.backends import Floats
 from telescopic.runtime.engine import Engine
+from telescopic.runtime.manifest import Floats
 
 IMAGES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 NPY = ("application/x-npy", "application/octet-stream")

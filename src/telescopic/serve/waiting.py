@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from telescopic.runtime.backends import Floats
-from telescopic.runtime.manifest import Packed
+from telescopic.runtime.manifest import Floats, Packed
 
 if TYPE_CHECKING:
     from telescopic.runtime.controller import Controller

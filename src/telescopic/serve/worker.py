@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from telescopic.runtime.backends import Floats
 from telescopic.runtime.controller import Controller
 from telescopic.runtime.engine import Engine
-from telescopic.runtime.manifest import Packed
+from telescopic.runtime.manifest import Floats, Packed
 from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)

@@ -31,8 +31,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
         calls.append(((weights or graph.parent).name, optimised, keep_as is not None))
         return plain(graph, threads, optimised=optimised, weights=weights, keep_as=keep_as)
 
-    for module in ("backends", "optimised"):
-        monkeypatch.setattr(f"telescopic.runtime.{module}.open_session", noted)
+    monkeypatch.setattr("telescopic.runtime.onnx_runtime.open_session", noted)
     return calls
 
 
@@ -134,7 +133,7 @@ def test_another_process_may_be_faster(pack: Path, tmp_path: Path, monkeypatch: 
         kept(tmp_path / "theirs").parent.rename(path.parent)
         raise FileExistsError(path)
 
-    monkeypatch.setattr("telescopic.runtime.optimised.replacing_folder", late)
+    monkeypatch.setattr("telescopic.runtime.prepared.replacing_folder", late)
     (tmp_path / "ours").mkdir()
     engine = tl.Engine(pack, cache=tmp_path / "ours")
     assert engine._graphs.folder == kept(tmp_path / "ours")

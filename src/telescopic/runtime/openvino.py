@@ -1,0 +1,68 @@
+"""OpenVINO as a backend: faster in places, for more memory. No torch.
+
+It compiles a graph for the processor when it is opened, and keeps its weights as kernels want them beside those of the
+file; nothing is shared between graphs. In segments it is slow, since feature maps change their order at both ends of
+each. So each member is one graph, with weights of its own.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from telescopic.runtime.manifest import WEIGHTS, Floats, Manifest
+
+
+class OpenVino:
+    """See `telescopic.runtime.backends.Backend`."""
+
+    title, opens_bytes = "OpenVINO", False
+
+    def version(self) -> str:
+        """Of the library."""
+        return str(_openvino().__version__)
+
+    def prepare(self, folder: Path, manifest: Manifest, made: Path) -> None:
+        """Copy graphs and weights: joined graphs refer to weights beside them."""
+        for name in (*manifest.segments.values(), WEIGHTS):
+            shutil.copyfile(folder / name, made / name)
+
+    def stands_alone(self, model: Any) -> bool:
+        """Never: to be fast is what it is for."""
+        return False
+
+    def open(self, graph: Path | bytes, threads: int, prepared: bool, weights: Path) -> Any:
+        """A compiled model."""
+        hints = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",  # or what is float32 would be computed in bfloat16 where that is faster
+        }
+        return _core().compile_model(str(graph), "CPU", hints)
+
+    def bind(self, opened: Any, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
+        """A request's call; each has feature maps of its own."""
+        request, tensor = opened.create_infer_request(), _openvino().Tensor
+        for kind, arrays in (("in", inputs), ("out", outputs)):
+            for number, array in enumerate(arrays):
+                request.set_tensor(f"{kind}{number}", tensor(array, shared_memory=True))
+
+        def call() -> None:
+            request.start_async()
+            request.wait()
+
+        return call
+
+
+@functools.cache
+def _core() -> Any:
+    return _openvino().Core()
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(f'{error.name} is not installed: pip install "telescopic[openvino]"') from error
+    return openvino

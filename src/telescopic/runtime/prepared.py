@@ -1,0 +1,83 @@
+"""Graphs as a backend wants them on this machine, kept for the next start. No torch.
+
+A pack holds plain graphs of its segments, for what is made for one library is made for one kind of processor, too. Here
+they become what is opened: as the backend has prepared them, and each member's chain joined. The weights of ONNX
+Runtime's graphs lie in files as the processor likes them; they are mapped, so that all processes of a machine have them
+in memory once.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from telescopic.files import replacing_folder
+from telescopic.runtime.backends import Backend, Graphs
+from telescopic.runtime.joined import join
+from telescopic.runtime.manifest import Manifest, Step, checksum
+from telescopic.runtime.ways import Way
+
+_LIST = "graphs.json"
+_MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; those of larger packs stay chains
+
+
+def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Backend, *, verify: bool) -> Graphs:
+    """Graphs prepared for this machine, made now if they are not there; or the pack's if none may or can be kept.
+
+    Args:
+        folder: of the pack.
+        manifest: the pack's.
+        store: folder for what is kept of this pack, for this kind of processor and this version of the backend.
+        backend: what will run them.
+        verify: whether to compare every file with its checksum.
+
+    Raises:
+        ImportError: if onnx is not installed, which is needed the first time.
+    """
+    plain = Graphs(folder, manifest.segments, tuple(member.chain for member in manifest.members), prepared=False)
+    if store is None:
+        return plain
+    kept = store / "graphs"
+    if found := _whole(kept, manifest, verify):
+        return found
+    try:
+        with replacing_folder(kept, replace=True) as made:
+            _prepare(folder, manifest, backend, made)
+    except ImportError as error:
+        raise ImportError(
+            f"{error.name} is not installed, with which graphs are prepared for this machine: "
+            'pip install "telescopic[onnx]"; or open the engine with cache=False, where long chains are slower'
+        ) from error
+    except OSError:  # no reason not to run; another process may have been faster
+        pass
+    return _whole(kept, manifest, verify) or plain
+
+
+def _prepare(folder: Path, manifest: Manifest, backend: Backend, made: Path) -> None:
+    backend.prepare(folder, manifest, made)
+    ways: list[Way] = [(member,) for member in manifest.members]
+    joined, ways = join(manifest, made, ways, backend.stands_alone) if len(ways) <= _MOST else ({}, ways)
+    for name, graph in joined.items():
+        (made / f"{name}.onnx").write_bytes(graph)
+    sizes = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in made.iterdir()}
+    chains = [[asdict(step) for step in member.chain] for (member,) in ways]
+    text = json.dumps({"files": sizes, "joined": [*joined], "chains": chains})
+    (made / _LIST).write_text(text, encoding="utf-8")
+
+
+def _whole(kept: Path, manifest: Manifest, verify: bool) -> Graphs | None:
+    """What is kept; None if something is missing or has changed."""
+    try:
+        data = json.loads((kept / _LIST).read_text(encoding="utf-8"))
+        files = {**manifest.segments, **{name: f"{name}.onnx" for name in data["joined"]}}
+        chains = tuple(
+            tuple(Step(step["segment"], tuple(step["inputs"]), tuple(step["outputs"])) for step in chain)
+            for chain in data["chains"]
+        )
+        whole = len(chains) == len(manifest.members) and data["files"].keys() >= {*files.values()}
+        for name, facts in data["files"].items():
+            file = kept / name
+            whole = whole and file.stat().st_size == facts["bytes"]
+            whole = whole and (not verify or checksum(file) == facts["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Graphs(kept, files, chains, prepared=True) if whole else None
