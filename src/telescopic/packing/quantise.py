@@ -3,11 +3,12 @@
 The weights of convolutions and matrix products become int8, with a scale for each channel of output. What goes into
 them becomes uint8, and so does what comes out of convolutions, with a scale for each tensor: from the smallest to the
 largest value that was seen there, with all members run. The output of a matrix product stays float32, for it may be the
-logits; and so do the tensors between segments, for what one segment writes others may read with other scales. Sums and
-concatenations of feature maps are int8; those of anything flat, such as the logits of several widths, are not.
+logits. Sums and concatenations of feature maps are int8; those of anything flat, such as the logits of several widths,
+are not. Between segments feature maps are passed on as uint8, with one scale for all that write or read them; where
+a segment does not quantise what it passes on, or has to have another scale, as behind a pooling, they are float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from telescopic.packing.graphs import Weights, move_out
+from telescopic.runtime.ends import Joint, joints
 from telescopic.runtime.manifest import INPUT, WEIGHTS, Constant, Floats, Manifest, Step
 from telescopic.runtime.sessions import runtime
 from telescopic.subnet import Subnet
@@ -102,13 +104,43 @@ def quantise(
     """
     with (folder / WEIGHTS).open("wb") as opened:
         weights = Weights(opened)
+        between = joints(manifest, lambda name: True)
+        ranges = _agreed(calibration.ranges, between)
+        graphs = {}
         for number, (name, file) in enumerate(manifest.segments.items()):
-            graph = _quantised(plain / file, calibration.ranges[name])
-            move_out(graph, weights)
-            (folder / file).write_bytes(graph.SerializeToString(deterministic=True))
+            graphs[name] = _quantised(plain / file, ranges[name])
             report(number + 1, len(manifest.segments))
+        uint8 = _passed(graphs, between)
+        for name, file in manifest.segments.items():
+            move_out(graphs[name], weights)
+            (folder / file).write_bytes(graphs[name].SerializeToString(deterministic=True))
         places = {name: Constant(weights.put(value.tobytes()), value.shape) for name, value in constants.items()}
-    return replace(manifest, precision="int8", constants=places)
+    return replace(manifest, precision="int8", constants=places, uint8=uint8)
+
+
+def _agreed(ranges: Mapping[str, Mapping[str, Range]], between: Sequence[Joint]) -> dict[str, dict[str, Range]]:
+    """Ranges in which what segments pass on has one range, for whoever writes or reads it."""
+    agreed = {name: dict(found) for name, found in ranges.items()}
+    for joint in between:
+        known = [end for end in joint.ends if end.name in agreed[end.segment]]
+        lows, highs = zip(*(agreed[end.segment][end.name] for end in known), strict=True) if known else ((), ())
+        for end in known:
+            agreed[end.segment][end.name] = min(lows), max(highs)
+    return agreed
+
+
+def _passed(graphs: Mapping[str, Any], between: Sequence[Joint]) -> tuple[str, ...]:
+    """Let segments pass on uint8 where all who write and read it quantise it alike, and say which tensors these are."""
+    passed: set[str] = set()
+    for joint in between:
+        ends = sorted(joint.ends, key=str)
+        found = [_quantised_end(graphs[end.segment].graph, end.name) for end in ends]
+        scales = {scale for _, scale in found}
+        if len(scales) == 1 and None not in scales:
+            for end, (node, _) in zip(ends, found, strict=True):
+                _cut(graphs[end.segment].graph, end.name, node)
+            passed |= joint.tensors
+    return tuple(sorted(passed))
 
 
 def _observed(path: Path, threads: int) -> Any:
@@ -150,6 +182,37 @@ def _quantised(path: Path, ranges: Mapping[str, Range]) -> Any:
     _give_outputs_alone(quantizer.model.model.graph)
     quantizer.model.topological_sort()
     return quantizer.model.model
+
+
+def _quantised_end(graph: Any, end: str) -> tuple[Any, tuple[float, int] | None]:
+    """The node that quantises an input, or makes an output float32 again; and by which scale and zero, if it is so."""
+    import onnx
+
+    begins = end.startswith("in")
+    beside = [node for node in graph.node if end in (node.input if begins else node.output)]
+    wanted = "QuantizeLinear" if begins else "DequantizeLinear"
+    if len(beside) != 1 or beside[0].op_type != wanted:
+        return None, None
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    scale, zero = (values.get(name) for name in beside[0].input[1:3])
+    if scale is None or zero is None or scale.size != 1 or zero.dtype != np.uint8:
+        return None, None
+    return beside[0], (float(scale), int(zero))
+
+
+def _cut(graph: Any, end: str, node: Any) -> None:
+    """Take off the node at an end, which then is uint8."""
+    import onnx
+
+    begins = end.startswith("in")
+    inside = node.output[0] if begins else node.input[0]
+    graph.node.remove(node)
+    for other in graph.node:
+        other.input[:] = [end if name == inside else name for name in other.input]
+        other.output[:] = [end if name == inside else name for name in other.output]
+    for value in graph.input if begins else graph.output:
+        if value.name == end:
+            value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
 
 
 def _give_outputs_alone(graph: Any) -> None:

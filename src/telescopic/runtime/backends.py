@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from telescopic.runtime.manifest import Chain, Floats, Manifest, PackError
+from telescopic.runtime.manifest import Array, Chain, Manifest, PackError
 from telescopic.runtime.onnx_runtime import OnnxRuntime
 from telescopic.runtime.openvino import OpenVino
 
@@ -54,7 +54,7 @@ class Backend(Protocol):
         Its weights lie in a folder, and it may have been prepared.
         """
 
-    def bind(self, opened: Any, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
+    def bind(self, opened: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A call that runs what was opened, from arrays into arrays. The caller keeps the arrays."""
 
 
@@ -80,7 +80,7 @@ class Sessions:
         """Graphs that have no file, with weights beside those that have."""
         self._more |= graphs
 
-    def bind(self, name: str, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
+    def bind(self, name: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A call that runs a segment, or several joined, from arrays into arrays, which the caller keeps.
 
         Raises:

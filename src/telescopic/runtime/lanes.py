@@ -1,12 +1,12 @@
 """Where a batch runs through segments: tensors of one batch size, and bindings of segments to them. No torch."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 
 from telescopic.runtime.backends import Sessions
-from telescopic.runtime.manifest import INPUT, Floats, Packed, Step
+from telescopic.runtime.manifest import INPUT, Array, Floats, Packed, Step
 
 
 class Lane:
@@ -16,6 +16,7 @@ class Lane:
         batch: number of examples.
         sessions: of segments.
         shapes: tensor → shape of one example.
+        uint8: tensors that are uint8, and not float32.
         constants: inputs that do not depend on the batch.
     """
 
@@ -24,12 +25,13 @@ class Lane:
         batch: int,
         sessions: Sessions,
         shapes: Mapping[str, Sequence[int]],
+        uint8: Container[str],
         constants: Mapping[str, Floats],
     ) -> None:
-        self.batch, self._sessions, self._shapes = batch, sessions, shapes
-        self._arrays: dict[str, Floats] = dict(constants)
+        self.batch, self._sessions, self._shapes, self._uint8 = batch, sessions, shapes, uint8
+        self._arrays: dict[str, Array] = dict(constants)
         self._bound: dict[Step, tuple[int, Callable[[], object]]] = {}
-        self._chains: dict[Packed, tuple[list[tuple[int, Callable[[], object]]], Floats]] = {}
+        self._chains: dict[Packed, tuple[list[tuple[int, Callable[[], object]]], Array]] = {}
         self._done: set[int] = set()
         self._input = self._array(INPUT)
 
@@ -51,7 +53,7 @@ class Lane:
                 done.add(number)
         return logits.copy()
 
-    def _bind(self, member: Packed) -> tuple[list[tuple[int, Callable[[], object]]], Floats]:
+    def _bind(self, member: Packed) -> tuple[list[tuple[int, Callable[[], object]]], Array]:
         """Steps as numbers, the same one for the same step of two members, and calls."""
         for step in member.chain:
             if step not in self._bound:
@@ -60,9 +62,10 @@ class Lane:
         self._chains[member] = [self._bound[step] for step in member.chain], self._array(member.logits)
         return self._chains[member]
 
-    def _array(self, name: str) -> Floats:
+    def _array(self, name: str) -> Array:
         if name not in self._arrays:
-            self._arrays[name] = np.zeros((self.batch, *self._shapes[name]), np.float32)
+            kind = np.uint8 if name in self._uint8 else np.float32
+            self._arrays[name] = np.zeros((self.batch, *self._shapes[name]), kind)
         return self._arrays[name]
 
 

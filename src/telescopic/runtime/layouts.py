@@ -10,50 +10,25 @@ tensor have to agree, so the ends of a tensor are treated alike.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from telescopic.runtime.manifest import INPUT, Manifest
+from telescopic.runtime import ends
+from telescopic.runtime.ends import End
+from telescopic.runtime.manifest import Manifest
 
 _BLOCK = 16  # channels; tensors whose number is no multiple would have holes
 _NEVER_IN_BLOCKS = ("Pad", "Reshape", "Slice")
 _MARK = "__mark"
 
 
-@dataclass(frozen=True)
-class End:
-    """An input or output of a segment's graph.
-
-    Attributes:
-        segment: its name.
-        name: in0, in1, ... or out0, out1, ...
-    """
-
-    segment: str
-    name: str
-
-
 def joints(manifest: Manifest) -> list[frozenset[End]]:
-    """Sets of ends that share tensors, and so have them all in blocks or none: feature maps between segments only."""
-    parents: dict[End | str, End | str] = {}
+    """Sets of ends that have their tensors all in blocks or none: feature maps of float32 between segments only."""
 
-    def root(one: End | str) -> End | str:
-        while (above := parents.setdefault(one, one)) != one:
-            one = above
-        return one
+    def fits(name: str) -> bool:
+        shape = manifest.tensors[name]
+        return len(shape) == 3 and shape[0] % _BLOCK == 0 and name not in manifest.uint8
 
-    for step in {step: None for member in manifest.members for step in member.chain}:
-        for kind, names in (("in", step.inputs), ("out", step.outputs)):
-            for number, name in enumerate(names):
-                parents[root(End(step.segment, f"{kind}{number}"))] = root(name)
-    plain = {INPUT, *manifest.constants, *(member.logits for member in manifest.members)}
-    plain |= {name for name, shape in manifest.tensors.items() if len(shape) != 3 or shape[0] % _BLOCK}
-    never = {root(name) for name in plain}
-    found: dict[End | str, set[End]] = {}
-    for one in list(parents):
-        if isinstance(one, End) and root(one) not in never:
-            found.setdefault(root(one), set()).add(one)
-    return [frozenset(ends) for ends in found.values()]
+    return [joint.ends for joint in ends.joints(manifest, fits)]
 
 
 def agree(manifest: Manifest, optimise: Callable[[str, frozenset[str]], Mapping[str, float]]) -> None:

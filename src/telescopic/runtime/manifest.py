@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from telescopic.subnet import Subnet
 
 Floats = NDArray[np.float32]
+Array = NDArray[Any]
 
 FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "manifest.json", "weights.bin", "README.md"
@@ -93,7 +94,7 @@ class Manifest:
     Attributes:
         members: smallest first.
         segments: name → file of its graph, whose inputs are called in0, in1, ... and outputs out0, out1, ...
-        tensors: what passes between segments, the input among it: name → shape of one example. All are float32.
+        tensors: what passes between segments, the input among it: name → shape of one example. They are float32.
         constants: statistics that differ between entries.
         preprocess: mean and standard deviation of each channel (or one for all), of pixels from 0 to 1; None if
             unknown.
@@ -102,6 +103,7 @@ class Manifest:
         provenance: where the network came from, and versions.
         files: name → bytes and sha256 of every other file.
         precision: of the weights: float32 or int8.
+        uint8: tensors that are uint8 instead; their scales are in the segments.
     """
 
     members: tuple[Packed, ...]
@@ -114,6 +116,7 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     precision: str = "float32"
+    uint8: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -212,8 +215,8 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         _text(name): Constant(_count(value["offset"]), _shape(value["shape"]))
         for name, value in _some(data.pop("constants"), dict).items()
     }
-    classes = _texts(data.pop("classes"))
-    return Manifest(tuple(members), tensors=tensors, constants=constants, classes=classes, **data)
+    classes, uint8 = (_texts(data.pop(name)) for name in ("classes", "uint8"))
+    return Manifest(tuple(members), tensors=tensors, constants=constants, classes=classes, uint8=uint8, **data)
 
 
 def _check(made: Manifest) -> None:
@@ -236,6 +239,9 @@ def _check(made: Manifest) -> None:
             raise ValueError(f"means {mean!r:.50} and stds {std!r:.50} do not fit inputs of {made.input_shape}")
     if made.precision not in ("float32", "int8"):
         raise ValueError(f"the precision is float32 or int8, not {made.precision!r:.50}")
+    floats = {INPUT, *made.constants, *(member.logits for member in made.members)}
+    if strangers := [name for name in made.uint8 if name in floats or name not in made.tensors]:
+        raise ValueError(f"{strangers[0]!r:.50} cannot be uint8")
     if not made.members or INPUT not in made.tensors or len({m.subnet for m in made.members}) < len(made.members):
         raise ValueError("it has no members, one twice, or no input")
     for member in made.members:

@@ -4,10 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from telescopic.runtime.layouts import agree, cut, mark
-from telescopic.runtime.manifest import Floats, Manifest
+from telescopic.runtime.manifest import Array, Manifest
 from telescopic.runtime.sessions import open_session, runtime
 
 _FEW = 2**14  # bytes of copied weights, which may be there more than once
@@ -56,12 +54,12 @@ class OnnxRuntime:
         """A session."""
         return open_session(graph, threads, optimised=prepared, weights=weights)
 
-    def bind(self, opened: Any, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
+    def bind(self, opened: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A call of a session."""
         binding = opened.io_binding()
         for kind, arrays, bind in (("in", inputs, binding.bind_input), ("out", outputs, binding.bind_output)):
             for number, array in enumerate(arrays):
-                bind(f"{kind}{number}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+                bind(f"{kind}{number}", "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         return lambda: opened.run_with_iobinding(binding)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.manifest import WEIGHTS, Floats, Manifest
+from telescopic.runtime.manifest import WEIGHTS, Array, Manifest
 
 
 class OpenVino:
@@ -41,7 +41,7 @@ class OpenVino:
         }
         return _core().compile_model(str(graph), "CPU", hints)
 
-    def bind(self, opened: Any, inputs: Sequence[Floats], outputs: Sequence[Floats]) -> Callable[[], object]:
+    def bind(self, opened: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A request's call; each has feature maps of its own."""
         request, tensor = opened.create_infer_request(), _openvino().Tensor
         for kind, arrays in (("in", inputs), ("out", outputs)):

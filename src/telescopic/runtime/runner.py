@@ -38,7 +38,8 @@ class Runner:
         self.threads = threads
         self._manifest, self._graphs, self._backend = manifest, graphs, backend
         self._sessions = sessions = Sessions(graphs, backend, threads)
-        self.lanes = Lanes(lambda batch: Lane(batch, sessions, manifest.tensors, constants), _MOST_IDLE)
+        shapes, uint8 = manifest.tensors, frozenset(manifest.uint8)
+        self.lanes = Lanes(lambda batch: Lane(batch, sessions, shapes, uint8, constants), _MOST_IDLE)
         chains = zip(manifest.members, graphs.chains, strict=True)
         self.members = {member: replace(member, chain=chain) for member, chain in chains}
         self._paths: dict[Way, Way] = {}
