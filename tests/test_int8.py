@@ -194,6 +194,52 @@ def test_shared_segments_are_calibrated_on_all_members(tmp_path: Path) -> None:
     assert apart(engine.run(x.numpy(), subnet=Subnet(entry=1)).logits, expected) < 0.05
 
 
+def test_feature_maps_are_passed_on_as_uint8_with_one_scale(packed) -> None:
+    name, _, folder, x = packed
+    manifest, found = Manifest.from_json((folder / MANIFEST).read_text()), graphs(folder)
+    scales: dict[str, set[float]] = {}
+    for member in manifest.members:
+        for step in member.chain:
+            graph = found[step.segment].graph
+            made = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+            for kind, tensors, values in (("in", step.inputs, graph.input), ("out", step.outputs, graph.output)):
+                for number, tensor in enumerate(tensors):
+                    (value,) = (one for one in values if one.name == f"{kind}{number}")
+                    is_uint8 = value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+                    assert is_uint8 == (tensor in manifest.uint8), (step.segment, tensor)
+                    beside = [node for node in graph.node if value.name in (*node.input, *node.output)]
+                    if is_uint8:
+                        assert {node.op_type for node in beside} <= {"QuantizeLinear", "DequantizeLinear"}
+                        scales.setdefault(tensor, set()).update(float(made[node.input[1]]) for node in beside)
+    assert all(len(one) == 1 for one in scales.values()) and scales.keys() == {*manifest.uint8}
+    features = {tensor for tensor, shape in manifest.tensors.items() if len(shape) == 3 and tensor != "input"}
+    if name == "resnet":
+        assert features - {*manifest.uint8} == {"features.1[0:1]"}, "a head takes the mean of float32"
+        assert len(features) > 4
+    engine = tl.Engine(folder, cache=False)
+    engine.run(x.numpy())
+    lane = engine._runner.lanes.take(len(x))
+    assert {tensor for tensor, array in lane._arrays.items() if array.dtype == np.uint8} == {*manifest.uint8}
+
+
+def test_what_has_another_scale_is_passed_on_as_float32(tmp_path: Path) -> None:
+    # A pooling has the scale of what it reads, and the adapter gives more than that.
+    torch.manual_seed(0)
+    adapter = nn.Sequential(nn.Conv2d(3, 16, 1), nn.AvgPool2d(2))
+    first = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    last = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    net = tl.Nested([first, last], {0: nn.Identity(), 1: adapter}, {1: head}).eval()
+    x = torch.randn(32, *IMAGE)
+    folder = tl.pack(net, tmp_path / "int8", members="all", input_shape=IMAGE, int8=x)
+    assert Manifest.from_json((folder / MANIFEST).read_text()).uint8 == ()
+    engine = tl.Engine(folder, cache=False)
+    for member in engine.members:
+        with torch.no_grad():
+            expected = net(x, member.subnet)
+        assert 0 < apart(engine.run(x.numpy(), subnet=member.subnet).logits, expected) < 0.05
+
+
 def small_data(shape: tuple[int, int, int] = (1, 4, 12)) -> Dataset:
     """Noise, of which no image is alike, so that a network that is not sure changes its mind in int8."""
     generator = torch.Generator().manual_seed(0)
@@ -307,7 +353,7 @@ def test_manifests_of_before_and_of_strangers(tmp_path: Path) -> None:
     text = (tl.pack(mlp(), tmp_path / "int8", input_shape=(48,), int8=torch.randn(8, 48)) / MANIFEST).read_text()
     assert Manifest.from_json(text).to_json() == text
     data = json.loads(text)
-    assert data.pop("precision") == "int8"
+    assert data.pop("precision") == "int8" and data.pop("uint8") == []
     for member in data["members"]:
         del member["float_accuracy"], member["float_test_accuracy"]
     old = Manifest.from_json(json.dumps(data))
@@ -318,6 +364,10 @@ def test_manifests_of_before_and_of_strangers(tmp_path: Path) -> None:
     data["precision"], data["members"][0]["float_accuracy"] = "int8", 2
     with pytest.raises(PackError, match="a fraction, not 2"):
         Manifest.from_json(json.dumps(data))
+    data["members"][0]["float_accuracy"] = 0.5
+    for name in ("input", data["members"][0]["logits"], "nothing"):
+        with pytest.raises(PackError, match=f"'{name}' cannot be uint8"):
+            Manifest.from_json(json.dumps(data | {"uint8": [name]}))
 
 
 def test_the_engine_needs_no_torch_for_int8(tmp_path: Path) -> None:

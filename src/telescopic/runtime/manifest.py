@@ -215,7 +215,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         _text(name): Constant(_count(value["offset"]), _shape(value["shape"]))
         for name, value in _some(data.pop("constants"), dict).items()
     }
-    classes, uint8 = (_texts(data.pop(name)) for name in ("classes", "uint8"))
+    classes, uint8 = _texts(data.pop("classes")), _texts(data.pop("uint8", []))
     return Manifest(tuple(members), tensors=tensors, constants=constants, classes=classes, uint8=uint8, **data)
 
 
