@@ -214,8 +214,7 @@ def test_feature_maps_are_passed_on_as_uint8_with_one_scale(packed) -> None:
     assert all(len(one) == 1 for one in scales.values()) and scales.keys() == {*manifest.uint8}
     features = {tensor for tensor, shape in manifest.tensors.items() if len(shape) == 3 and tensor != "input"}
     if name == "resnet":
-        assert features - {*manifest.uint8} == {"features.1[0:1]"}, "a head takes the mean of float32"
-        assert len(features) > 3
+        assert {*manifest.uint8} == features and len(features) > 3
     engine = tl.Engine(folder, cache=False)
     engine.run(x.numpy())
     lane = engine._runner.lanes.take(len(x))

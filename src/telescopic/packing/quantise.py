@@ -23,6 +23,8 @@ from telescopic.subnet import Subnet
 
 Range = tuple[np.float32, np.float32]
 """The smallest and the largest value of a tensor."""
+Scale = tuple[float, int]
+"""What uint8 is multiplied by, after the second number, which stands for 0, is taken away."""
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _ON_THE_WAY = "Relu Clip Add Concat MaxPool AveragePool GlobalAveragePool Reshape Flatten Transpose Squeeze Unsqueeze"
@@ -130,15 +132,13 @@ def _agreed(ranges: Mapping[str, Mapping[str, Range]], between: Sequence[Joint])
 
 
 def _passed(graphs: Mapping[str, Any], between: Sequence[Joint]) -> tuple[str, ...]:
-    """Let segments pass on uint8 where all who write and read it quantise it alike, and say which tensors these are."""
+    """Let segments pass on uint8 where all who write and quantise it do so alike, and say which tensors these are."""
     passed: set[str] = set()
     for joint in between:
-        ends = sorted(joint.ends, key=str)
-        found = [_quantised_end(graphs[end.segment].graph, end.name) for end in ends]
-        scales = {scale for _, scale in found}
-        if len(scales) == 1 and None not in scales:
-            for end, (node, _) in zip(ends, found, strict=True):
-                _cut(graphs[end.segment].graph, end.name, node)
+        scales = {scale for end in joint.ends for scale in _scales(graphs[end.segment].graph, end.name)}
+        if len(scales) == 1 and (scale := scales.pop()):
+            for end in joint.ends:
+                _cut(graphs[end.segment].graph, end.name, scale)
             passed |= joint.tensors
     return tuple(sorted(passed))
 
@@ -184,32 +184,46 @@ def _quantised(path: Path, ranges: Mapping[str, Range]) -> Any:
     return quantizer.model.model
 
 
-def _quantised_end(graph: Any, end: str) -> tuple[Any, tuple[float, int] | None]:
-    """The node that quantises an input, or makes an output float32 again; and by which scale and zero, if it is so."""
+def _scales(graph: Any, end: str) -> list[Scale | None]:
+    """By what an input is quantised, or from what an output is made float32 again; None where that is not so."""
+    import onnx
+
+    values = {tensor.name: tensor for tensor in graph.initializer}
+
+    def scale(node: Any) -> Scale | None:
+        found = [onnx.numpy_helper.to_array(values[name]) for name in node.input[1:] if name in values]
+        if len(found) != 2 or found[0].size != 1 or found[1].dtype != np.uint8:
+            return None
+        return float(found[0]), int(found[1])
+
+    if end.startswith("in"):
+        return [scale(node) for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == end]
+    (writer,) = (node for node in graph.node if end in node.output)
+    return [scale(writer) if writer.op_type == "DequantizeLinear" else None]
+
+
+def _cut(graph: Any, end: str, scale: Scale) -> None:
+    """Make an end uint8: take off the nodes that quantise it there, and give readers of float32 one that undoes it."""
     import onnx
 
     begins = end.startswith("in")
-    beside = [node for node in graph.node if end in (node.input if begins else node.output)]
-    wanted = "QuantizeLinear" if begins else "DequantizeLinear"
-    if len(beside) != 1 or beside[0].op_type != wanted:
-        return None, None
-    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    scale, zero = (values.get(name) for name in beside[0].input[1:3])
-    if scale is None or zero is None or scale.size != 1 or zero.dtype != np.uint8:
-        return None, None
-    return beside[0], (float(scale), int(zero))
-
-
-def _cut(graph: Any, end: str, node: Any) -> None:
-    """Take off the node at an end, which then is uint8."""
-    import onnx
-
-    begins = end.startswith("in")
-    inside = node.output[0] if begins else node.input[0]
-    graph.node.remove(node)
-    for other in graph.node:
-        other.input[:] = [end if name == inside else name for name in other.input]
-        other.output[:] = [end if name == inside else name for name in other.output]
+    kind, place = ("QuantizeLinear", "input") if begins else ("DequantizeLinear", "output")
+    beside = [node for node in graph.node if end in getattr(node, place)]
+    floats = [node for node in beside if node.op_type != kind]
+    if floats:
+        names = [f"{end}_passed_scale", f"{end}_passed_zero"]
+        for name, value in zip(names, (np.float32(scale[0]), np.uint8(scale[1])), strict=True):
+            graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+        undo = onnx.helper.make_node("DequantizeLinear", [end, *names], [f"{end}_float"], f"{end}_passed")
+        for node in floats:
+            node.input[:] = [f"{end}_float" if name == end else name for name in node.input]
+        graph.node.insert(0, undo)
+    inside = {(node.output if begins else node.input)[0] for node in beside if node.op_type == kind}
+    for node in [node for node in beside if node.op_type == kind]:
+        graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [end if name in inside else name for name in node.input]
+        node.output[:] = [end if name in inside else name for name in node.output]
     for value in graph.input if begins else graph.output:
         if value.name == end:
             value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
