@@ -23,7 +23,7 @@ from PIL import Image
 
 import telescopic as tl
 from telescopic.runtime.timings import Timing, Timings
-from telescopic.serve import application, listening
+from telescopic.serve import application, listening, run_on
 from telescopic.serve.worker import Closed, Worker
 from telescopic.subnet import Subnet
 
@@ -412,3 +412,11 @@ def test_a_port_that_is_taken_is_said_at_once(server: tuple[subprocess.Popen, st
     )
     assert run.returncode == 1 and f"cannot listen on 127.0.0.1, port {port}: " in run.stderr
     assert "Name another with --port" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_the_server_does_not_close_connections_before_a_load_balancer_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: seen.append(self.config))
+    with listening("127.0.0.1", 0) as taken:
+        run_on(taken, FastAPI())
+    assert seen[0].timeout_keep_alive > 60 and seen[0].limit_concurrency == 1000

@@ -5,6 +5,7 @@ import socket
 from fastapi import FastAPI
 
 _MOST_CONNECTIONS = 1000
+_IDLE = 75  # seconds; longer than load balancers keep a connection, or it is closed while they send a request
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -46,6 +47,7 @@ def run_on(taken: socket.socket, app: FastAPI) -> None:
         log_level="error",  # not a line for every request that is no HTTP: strangers would fill the disk
         lifespan="on",
         limit_concurrency=_MOST_CONNECTIONS,
+        timeout_keep_alive=_IDLE,
         ws="none",
         server_header=False,
     )
