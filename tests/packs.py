@@ -1,10 +1,12 @@
 """Small packs: one made at once, of three members, of which the larger are more accurate; and one of each family."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -86,3 +88,23 @@ def family_packs(folder: Path) -> Callable[[str], Path]:
         return tl.pack(net.eval(), folder / name.replace(" ", "-"), members="all", input_shape=IMAGE)
 
     return made
+
+
+def wrong_among_threads(engine: tl.Engine, inputs: Sequence[np.ndarray], turns: int) -> list[object]:
+    """Run members on inputs in four threads at once, and return what was answered otherwise than by one alone."""
+    subnets = [member.subnet for member in engine.members]
+    wanted = {(i, s): engine.run(x, subnet=s).logits for i, x in enumerate(inputs) for s in subnets}
+    wrong: list[object] = []
+
+    def work(start: int) -> None:
+        for turn in range(turns):
+            i, subnet = (start + turn) % len(inputs), subnets[(start + turn // 3) % len(subnets)]
+            if not np.array_equal(engine.run(inputs[i], subnet=subnet).logits, wanted[i, subnet]):
+                wrong.append((i, subnet))
+
+    workers = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return wrong

@@ -2,7 +2,6 @@ import hashlib
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 import telescopic as tl
 from telescopic import cli
 
-from packs import FAMILIES, IMAGE, small_pack
+from packs import FAMILIES, IMAGE, small_pack, wrong_among_threads
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +66,7 @@ def test_what_was_measured_with_one_is_not_said_of_the_other(packed: Callable[[s
 
 def test_threads_share_it(packed: Callable[[str], Path]) -> None:
     engine = tl.Engine(packed("residual"), cache=False, backend="openvino")
-    inputs = [images(1 + i % 3) for i in range(6)]
-    subnets = [member.subnet for member in engine.members]
-    wanted = {(i, s): engine.run(x, subnet=s).logits for i, x in enumerate(inputs) for s in subnets}
-    wrong: list[object] = []
-
-    def work(start: int) -> None:
-        for turn in range(50):
-            i, subnet = (start + turn) % len(inputs), subnets[(start + turn // 3) % len(subnets)]
-            if not np.array_equal(engine.run(inputs[i], subnet=subnet).logits, wanted[i, subnet]):
-                wrong.append((i, subnet))
-
-    workers = [threading.Thread(target=work, args=(start,)) for start in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    assert not wrong_among_threads(engine, [images(1 + i % 3) for i in range(6)], turns=50)
 
 
 def test_what_cannot_be_is_said(packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 import dataclasses
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from telescopic.runtime.inputs import checked
 from telescopic.runtime.lanes import Lane
 from telescopic.runtime.timings import Timing, Timings
 from telescopic.subnet import Subnet
+
+from packs import wrong_among_threads
 
 SHAPE = (2, 8, 8)
 CELLS = [(-1, 1), (0, 1), (1, 1), (1, 2)]  # exit and width, smallest first
@@ -279,21 +280,7 @@ def test_anytime_keeps_deadlines(engine: tl.Engine, x: np.ndarray) -> None:
 
 def test_threads_share_an_engine(engine: tl.Engine, net: tl.Nested) -> None:
     inputs = [np.random.default_rng(i).standard_normal((1 + i % 3, *SHAPE), np.float32) for i in range(6)]
-    wanted = {(i, s): engine.run(x, subnet=s).logits for i, x in enumerate(inputs) for s in MEMBERS}
-    wrong: list[object] = []
-
-    def work(start: int) -> None:
-        for turn in range(100):
-            i, subnet = (start + turn) % len(inputs), MEMBERS[(start + turn // 3) % len(MEMBERS)]
-            if not np.array_equal(engine.run(inputs[i], subnet=subnet).logits, wanted[i, subnet]):
-                wrong.append((i, subnet))
-
-    workers = [threading.Thread(target=work, args=(start,)) for start in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    assert not wrong_among_threads(engine, inputs, turns=100)
     for batch in range(1, 20):  # lanes of sizes that are no more in use are let go
         engine.run(np.zeros((batch, *SHAPE), np.float32))
     assert len(engine._runner.lanes._idle) == 8

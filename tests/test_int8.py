@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import telescopic as tl
 from telescopic import cli
 from telescopic.data import Dataset, Split
+from telescopic.packing import quantise
 from telescopic.papers import cnsn
 from telescopic.quantities import human
 from telescopic.runtime.manifest import MANIFEST, WEIGHTS, Manifest, PackError
@@ -237,6 +238,22 @@ def test_what_has_another_scale_is_passed_on_as_float32(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = net(x, member.subnet)
         assert 0 < apart(engine.run(x.numpy(), subnet=member.subnet).logits, expected) < 0.05
+
+
+def test_of_two_names_for_one_tensor_neither_becomes_uint8() -> None:
+    make = onnx.helper.make_node
+    scale, zero = (onnx.numpy_helper.from_array(v, n) for v, n in ((np.float32(0.5), "s"), (np.uint8(3), "z")))
+    nodes = [
+        make("QuantizeLinear", ["in0", "s", "z"], ["q"]),
+        make("DequantizeLinear", ["q", "s", "z"], ["out0"]),
+        make("DequantizeLinear", ["q", "s", "z"], ["inside"]),
+    ]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("in0", "out0", "out1")]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], [scale, zero])
+    assert quantise._scales(graph, "in0") == quantise._scales(graph, "out0") == [(0.5, 3)]
+    assert quantise._scales(graph, "out1") == [None], "which nothing quantises"
+    graph.node.append(make("DequantizeLinear", ["q", "s", "z"], ["out1"]))
+    assert quantise._scales(graph, "out0") == quantise._scales(graph, "out1") == [None]
 
 
 def small_data(shape: tuple[int, int, int] = (1, 4, 12)) -> Dataset:

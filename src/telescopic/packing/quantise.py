@@ -198,8 +198,14 @@ def _scales(graph: Any, end: str) -> list[Scale | None]:
 
     if end.startswith("in"):
         return [scale(node) for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == end]
-    (writer,) = (node for node in graph.node if end in node.output)
-    return [scale(writer) if writer.op_type == "DequantizeLinear" else None]
+    given = {value.name for value in graph.output}
+    undone = {
+        node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in given
+    }
+    sources = [node.input[0] for node in undone.values()]
+    if end not in undone or sources.count(undone[end].input[0]) > 1:  # of two names for one tensor neither is cut
+        return [None]
+    return [scale(undone[end])]
 
 
 def _cut(graph: Any, end: str, scale: Scale) -> None:
