@@ -20,7 +20,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ import numpy as np
 
 from telescopic.runtime.engine import Engine
 from telescopic.runtime.host import memory
+from telescopic.runtime.openvino import OpenVino
+from telescopic.subnet import Subnet
 
 import engine
 import results
@@ -49,10 +51,7 @@ def opened(file: Path, backend: str) -> Callable[[Any], Any]:
 
 def compiled(file: Path) -> Any:
     """A graph in OpenVINO, ready to run on one thread."""
-    import openvino
-
-    hints = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    return openvino.Core().compile_model(str(file), "CPU", hints).create_infer_request()
+    return OpenVino().open(file, 1, prepared=False, weights=file.parent).create_infer_request()
 
 
 def grown(folder: Path, backend: str, what: str) -> float:
@@ -75,20 +74,24 @@ def grown(folder: Path, backend: str, what: str) -> float:
     return ((memory() or 0) - before) / 1e6
 
 
+def timed(runs: Mapping[str, Callable[[Any], Any]], shape: Sequence[int], rounds: int) -> dict[str, float]:
+    """A function of a batch, which gives logits, by both backends."""
+    row = {}
+    for batch in (1, 32):
+        x = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
+        calls: dict[str, Callable[[], Any]] = {name: partial(run, x) for name, run in runs.items()}
+        one, other = (call() for call in calls.values())
+        row["largest difference"] = round(float(np.abs(one - other).max() / np.abs(one).max()), 6)
+        times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 4)), 1)
+        row[f"OpenVINO / ONNX Runtime, batch {batch}"] = engine.ratio(times, "OpenVINO", "ONNX Runtime")
+    return row
+
+
 def compared(folder: Path, shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """Both backends on the members alone that are in a folder."""
     figures: dict[str, Any] = {}
     for file in sorted(folder.glob("alone*.onnx")):
-        runs = {backend: opened(file, backend) for backend in BACKENDS}
-        row: dict[str, Any] = {}
-        for batch in (1, 32):
-            x = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
-            one, other = (run(x) for run in runs.values())
-            row["largest difference"] = round(float(np.abs(one - other).max() / np.abs(one).max()), 6)
-            calls: dict[str, Callable[[], object]] = {name: partial(run, x) for name, run in runs.items()}
-            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 4)), 1)
-            row[f"OpenVINO / ONNX Runtime, batch {batch}"] = engine.ratio(times, "OpenVINO", "ONNX Runtime")
-        figures[file.stem] = row
+        figures[file.stem] = timed({backend: opened(file, backend) for backend in BACKENDS}, shape, rounds)
     (folder / "shape.json").write_text(json.dumps(shape))
     for backend in BACKENDS:
         for what in ("one", "all", "engine"):
@@ -100,23 +103,21 @@ def compared(folder: Path, shape: tuple[int, ...], rounds: int) -> dict[str, Any
     return figures
 
 
-def chained(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+def in_engine(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     """The smallest and the largest member in the engine, on both backends."""
     engines = {
         name: Engine(folder / "pack", cache=folder / "cache", threads=1, backend=backend)
         for name, backend in BACKENDS.items()
     }
-    figures, members = {}, engines["OpenVINO"].members
-    for member in dict.fromkeys((members[0], members[-1])):
-        row: dict[str, float] = {"segments": len(member.chain)}
-        for batch in (1, 32):
-            x = np.random.default_rng(0).standard_normal((batch, *engines["OpenVINO"].input_shape), np.float32)
-            calls = {name: partial(opened.run, x, subnet=member.subnet) for name, opened in engines.items()}
-            one, other = (call().logits for call in calls.values())
-            row["largest difference"] = round(float(np.abs(one - other).max() / np.abs(one).max()), 6)
-            times = engine.timed(calls, max(8, rounds // (1 if batch == 1 else 4)), 1)
-            row[f"OpenVINO / ONNX Runtime, batch {batch}"] = engine.ratio(times, "OpenVINO", "ONNX Runtime")
-        figures[member.label] = row
+    figures, (first, *_, last) = {}, engines["OpenVINO"].members
+    for member in (first, last):
+
+        def run(opened: Engine, x: Any, subnet: Subnet = member.subnet) -> Any:
+            return opened.run(x, subnet=subnet).logits
+
+        runs = {name: partial(run, opened) for name, opened in engines.items()}
+        row = timed(runs, engines["OpenVINO"].input_shape, rounds)
+        figures[member.label] = {"segments": len(member.chain), **row}
     return figures
 
 
@@ -139,7 +140,7 @@ def main() -> None:
                 folder, shape = Path(made), engine.networks()[name][1]
                 engine.prepare(name, folder, int8=True)
                 figures[name] = {
-                    precision: {"alone": compared(at, shape, args.rounds), "in the engine": chained(at, args.rounds)}
+                    precision: {"alone": compared(at, shape, args.rounds), "in the engine": in_engine(at, args.rounds)}
                     for precision, at in (("float32", folder), ("int8", folder / "int8"))
                 }
                 print(json.dumps({name: figures[name]}, indent=1), file=sys.stderr)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 import telescopic as tl
 from telescopic.runtime import joined, runner
-from telescopic.runtime.backends import BACKENDS, Sessions
+from telescopic.runtime.backends import Sessions
 from telescopic.runtime.joined import join
 from telescopic.runtime.manifest import Packed
 from telescopic.runtime.onnx_runtime import OnnxRuntime
@@ -90,9 +90,7 @@ def test_a_pack_of_many_members_stays_in_segments(
     assert engine._graphs.files == engine._manifest.segments and engine._graphs.prepared
 
 
-def test_segments_are_opened_when_they_are_needed(
-    packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_segments_are_opened_when_they_are_needed(packed: Callable[[str], Path], tmp_path: Path) -> None:
     engine = tl.Engine(packed("residual"), cache=tmp_path)
     opened = engine._runner._sessions._opened
     wholes = {whole.chain[0].segment for whole in engine._runner.members.values()}
@@ -143,7 +141,7 @@ def test_equal_runs_of_segments_have_one_graph(packed: Callable[[str], Path], tm
 
 def test_a_joined_graph_that_cannot_be_opened_is_named(packed: Callable[[str], Path], tmp_path: Path) -> None:
     engine = tl.Engine(packed("residual"), cache=tmp_path)
-    sessions = Sessions(engine._graphs, BACKENDS["onnxruntime"], 1)
+    sessions = Sessions(engine._graphs, OnnxRuntime(), 1)
     sessions.add({"broken": b"no graph"})
     with pytest.raises(tl.PackError, match=r"graphs: ONNX Runtime .* cannot open broken: "):
         sessions.bind("broken", [], [])

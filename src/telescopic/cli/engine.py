@@ -82,15 +82,14 @@ def bench(
 ) -> None:
     """Measure every member of a pack on this machine, and keep the table for the engine."""
     from telescopic.runtime import Engine
-    from telescopic.runtime.backends import BACKENDS
+    from telescopic.runtime.backends import named
     from telescopic.runtime.host import memory, num_cpus
 
     batches = numbers("--batch", batch, int, "batch sizes such as 1,8,32")
     cpus = num_cpus()
     powers = [2**i for i in range(cpus.bit_length()) if 2**i <= cpus]
     tries = tuple(sorted({*powers, cpus})) if threads is None else numbers("--threads", threads, int, "such as 1,2")
-    if backend in BACKENDS:  # if not, the engine says so
-        BACKENDS[backend].version()  # it is loaded now, or it would be counted as memory of the members
+    named(backend).version()  # the library is loaded now, or it would be counted as memory of the members
     before = memory()
     engine = Engine(pack, backend=backend)
     after = memory()

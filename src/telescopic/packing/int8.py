@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from telescopic.data import Dataset, Preprocess, Split, batches
 from telescopic.packing.quantise import Calibration, quantise
 from telescopic.runtime.engine import Engine
-from telescopic.runtime.manifest import WEIGHTS, Floats, Manifest, finish
+from telescopic.runtime.manifest import Floats, Manifest, finish, read_constants
 from telescopic.subnet import Subnet
 
 TOLERANCE = 0.5
@@ -93,7 +92,7 @@ def to_int8(
     Raises:
         ValueError: if they differ too much.
     """
-    constants = _constants(plain, manifest)
+    constants = read_constants(plain, manifest)
     calibration = Calibration(plain, manifest, constants, threads)
     expected: dict[Subnet, list[Floats]] = {member.subnet: [] for member in manifest.members}
     everything = images.inputs.numpy()
@@ -118,14 +117,6 @@ def to_int8(
         for m, a, t in zip(before, accuracy, on_test, strict=True)
     )
     return finish(folder, replace(made, members=members)), worst
-
-
-def _constants(folder: Path, manifest: Manifest) -> dict[str, Floats]:
-    data = (folder / WEIGHTS).read_bytes() if manifest.constants else b""
-    return {
-        name: np.frombuffer(data, np.float32, prod(constant.shape), constant.offset).reshape(constant.shape)
-        for name, constant in manifest.constants.items()
-    }
 
 
 def _apart(engine: Engine, subnet: Subnet, inputs: Sequence[Floats], expected: Sequence[Floats]) -> float:

@@ -125,9 +125,9 @@ def _agreed(ranges: Mapping[str, Mapping[str, Range]], between: Sequence[Joint])
     agreed = {name: dict(found) for name, found in ranges.items()}
     for joint in between:
         known = [end for end in joint.ends if end.name in agreed[end.segment]]
-        lows, highs = zip(*(agreed[end.segment][end.name] for end in known), strict=True) if known else ((), ())
+        seen = [agreed[end.segment][end.name] for end in known]
         for end in known:
-            agreed[end.segment][end.name] = min(lows), max(highs)
+            agreed[end.segment][end.name] = min(low for low, _ in seen), max(high for _, high in seen)
     return agreed
 
 
@@ -198,11 +198,8 @@ def _scales(graph: Any, end: str) -> list[Scale | None]:
 
     if end.startswith("in"):
         return [scale(node) for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == end]
-    given = {value.name for value in graph.output}
-    undone = {
-        node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in given
-    }
-    sources = [node.input[0] for node in undone.values()]
+    undone = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    sources = [undone[value.name].input[0] for value in graph.output if value.name in undone]
     if end not in undone or sources.count(undone[end].input[0]) > 1:  # of two names for one tensor neither is cut
         return [None]
     return [scale(undone[end])]

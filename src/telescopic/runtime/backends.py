@@ -58,7 +58,18 @@ class Backend(Protocol):
         """A call that runs what was opened, from arrays into arrays. The caller keeps the arrays."""
 
 
-BACKENDS: Mapping[str, Backend] = {"onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
+_BACKENDS: Mapping[str, Backend] = {"onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
+
+
+def named(name: str) -> Backend:
+    """The backend of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in _BACKENDS:
+        raise ValueError(f"there is no backend {name!r}, but {' and '.join(_BACKENDS)}")
+    return _BACKENDS[name]
 
 
 class Sessions:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from telescopic.runtime.backends import BACKENDS
+from telescopic.runtime.backends import named
 from telescopic.runtime.inputs import checked
 from telescopic.runtime.manifest import Floats, Packed, read, read_constants
 from telescopic.runtime.measuring import time_members, time_steps
@@ -60,7 +60,6 @@ class Engine:
         input_shape: shape of one input, without the batch.
         takes_pixels: whether the pack knows how to prepare uint8 pixels.
         left_out: members that were not packed although a number of them or all were asked for → why.
-        threads: threads within a segment.
         precision: of the weights: float32 or int8.
         runs_on: the backend and its version.
 
@@ -81,9 +80,7 @@ class Engine:
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"an engine has 1 thread or more within a segment, not {threads!r}")
-        if backend not in BACKENDS:
-            raise ValueError(f"there is no backend {backend!r}, but {' and '.join(BACKENDS)}")
-        self.path, self._backend = Path(path), BACKENDS[backend]
+        self.path, self._backend = Path(path), named(backend)
         self._manifest, digest = read(self.path, verify=verify)
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
@@ -99,7 +96,7 @@ class Engine:
         self._steps: dict[tuple[tuple[Subnet, ...], int, int], tuple[float, ...]] = {}
         self._constants = read_constants(self.path, self._manifest)
         self._graphs = prepared(self.path, self._manifest, self._store.folder, self._backend, verify=verify)
-        self._open(threads or self._timings.best_threads() or 1)
+        self._runner = self._made(threads or self._timings.best_threads() or 1)
 
     def __repr__(self) -> str:
         return f"Engine({str(self.path)!r}, {len(self.members)} members, threads={self.threads})"
@@ -130,7 +127,9 @@ class Engine:
         """
         began = time.perf_counter()
         if (subnet is not None) + (max_latency_ms is not None) + (quality is not None) > 1:
-            raise ValueError(f"one wish at a time, not {subnet=}, {max_latency_ms=}, {quality=}")
+            given = {"subnet": subnet, "max_latency_ms": max_latency_ms, "quality": quality}
+            wishes = [name for name, wish in given.items() if wish is not None]
+            raise ValueError(f"one wish at a time, not {' and '.join(wishes)}")
         inputs = self.prepared(x)
         if max_latency_ms is not None:
             member, measured = self._within(max_latency_ms, len(inputs))
@@ -232,6 +231,11 @@ class Engine:
         return found
 
     @property
+    def threads(self) -> int:
+        """Threads within a segment."""
+        return self._runner.threads
+
+    @property
     def timings(self) -> Timings:
         """All that was measured on this machine."""
         return self._timings
@@ -285,11 +289,8 @@ class Engine:
             self._store.keep(self._timings)
             best = self._timings.best_threads()
             if self._chosen is None and best is not None and best != self.threads:
-                self._open(best)
+                self._runner = self._made(best)
         return self._timings
-
-    def _open(self, threads: int) -> None:
-        self._runner, self.threads = self._made(threads), threads
 
     def _made(self, threads: int) -> Runner:
         return Runner(self._manifest, self._graphs, self._constants, self._backend, threads)

@@ -84,13 +84,10 @@ class Lanes:
 
     def take(self, batch: int) -> Lane:
         """One that nobody else has."""
-        idle = self._idle
         with self._lock:
-            if idle and idle[-1].batch == batch:
-                return idle.pop()
-            for place in reversed(range(len(idle))):
-                if idle[place].batch == batch:
-                    return idle.pop(place)
+            for place in reversed(range(len(self._idle))):
+                if self._idle[place].batch == batch:
+                    return self._idle.pop(place)
         return self._make(batch)
 
     def give(self, lane: Lane) -> None:

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from telescopic.runtime import ends
 from telescopic.runtime.ends import End
+from telescopic.runtime.ends import joints as all_joints
 from telescopic.runtime.manifest import Manifest
 
 _BLOCK = 16  # channels; tensors whose number is no multiple would have holes
@@ -28,7 +28,7 @@ def joints(manifest: Manifest) -> list[frozenset[End]]:
         shape = manifest.tensors[name]
         return len(shape) == 3 and shape[0] % _BLOCK == 0 and name not in manifest.uint8
 
-    return [joint.ends for joint in ends.joints(manifest, fits)]
+    return [joint.ends for joint in all_joints(manifest, fits)]
 
 
 def agree(manifest: Manifest, optimise: Callable[[str, frozenset[str]], Mapping[str, float]]) -> None:

@@ -42,6 +42,7 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
     try:
         with replacing_folder(kept, replace=True) as made:
             _prepare(folder, manifest, backend, made)
+        verify = False  # they have just been written
     except ImportError as error:
         raise ImportError(
             f"{error.name} is not installed, with which graphs are prepared for this machine: "
