@@ -183,7 +183,12 @@ def test_widths_are_cut_into_rows(conditioned: bool, tmp_path: Path) -> None:
 
 def test_one_narrow_width_is_an_ordinary_network(tmp_path: Path) -> None:
     net = wide()
-    folder = tl.pack(net, tmp_path / "narrow", members=[Subnet(entry=1, exit=2, width=2)], input_shape=SHAPE)
+    torch.set_default_dtype(torch.float64)
+    try:  # what a program has set for all of torch does not matter: see test_ambient.py
+        with torch.autocast("cpu", torch.bfloat16), torch.device("meta"), torch.inference_mode():
+            folder = tl.pack(net, tmp_path / "narrow", members=[Subnet(entry=1, exit=2, width=2)], input_shape=SHAPE)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert_same_answers(net, folder)
     made = Manifest.from_json((folder / MANIFEST).read_text())
     assert len(made.segments) == 1 and made.members[0].chain[0].inputs == ("input",)

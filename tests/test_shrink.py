@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
 from telescopic import shrink
 from telescopic.layers import Filter, Residual
@@ -108,14 +108,31 @@ OPTIMIZERS: list[Make] = [
     lambda p: Adagrad(p, 1e-2),
     lambda p: Adadelta(p, 1.0),
     lambda p: NAdam(p, 1e-3),
+    lambda p: SGD(p, torch.tensor(0.01), momentum=0.9, dampening=0.5, maximize=True),
+    lambda p: Adam(p, torch.tensor(1e-3), amsgrad=True, maximize=True, fused=True),
+    lambda p: AdamW(p, 1e-3, weight_decay=0, amsgrad=True, fused=True),
+    lambda p: Adagrad(p, 1e-2, fused=True),
+    lambda p: Adagrad(p, 1e-2, lr_decay=0.1, initial_accumulator_value=0.1, foreach=True),
+    lambda p: Adadelta(p, 1.0, foreach=True, maximize=True),
+    lambda p: RMSprop(p, 1e-3, foreach=True),
+    lambda p: NAdam(p, 1e-3, decoupled_weight_decay=True, foreach=True),
+    lambda p: RAdam(p, 1e-3),
+    lambda p: RAdam(p, 1e-3, foreach=True, maximize=True),
+    lambda p: Adamax(p, 1e-3),
+    lambda p: Adamax(p, 1e-3, foreach=True),
+    lambda p: Rprop(p, 1e-3),
+    lambda p: Rprop(p, 1e-3, foreach=True),
+    lambda p: ASGD(p, 1e-2, t0=1),
+    lambda p: ASGD(p, 1e-2, t0=1, foreach=True),
 ]
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
 def test_optimizers(make: Make) -> None:
     torch.manual_seed(0)
-    x = torch.randn(IMAGES)
-    log = exact(shrink.add_filters(LeNet(), x), x, make)
+    x, net = torch.randn(IMAGES), LeNet()
+    net.conv1.bias = None  # in front of the norm it has no gradient but rounding, of which some make steps
+    log = exact(shrink.add_filters(net, x), x, make)
     assert log.removed == {"norm.1": 2, "conv2.1": 3, "fc1.1": 4} and not log.held
     assert log.left == {"norm.1": 4, "conv2.1": 5, "fc1.1": 8}
 
@@ -182,30 +199,6 @@ def test_several_optimizers() -> None:
     shrink.compact_(net, one, two, example=x)
     assert torch.equal(one.state[net[0].weight]["exp_avg"], moment[kept])
     assert torch.equal(two.state[net[3].weight]["momentum_buffer"], momentum[:, kept])
-
-
-def test_an_optimizer_that_cannot_be_cut_is_refused() -> None:
-    net, x = nn.Sequential(nn.Linear(3, 4), Filter(4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
-    optimizer = torch.optim.Adafactor(net.parameters())
-    net(x).sum().backward()
-    optimizer.step()
-    kill(net)
-    before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match=r"Adafactor keeps 'row_var' of .*\.weight, which has not the shape"):
-        shrink.compact_(net, optimizer, example=x)
-    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
-
-
-def test_an_optimizer_that_keeps_its_history_with_another_parameter_is_refused() -> None:
-    net, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 4), Filter(4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
-    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=1)
-    net(x).square().sum().backward()
-    optimizer.step(lambda: net(x).square().sum())
-    assert list(optimizer.state) == [net[0].weight]  # which keeps its shape
-    kill(net)
-    with pytest.raises(ValueError, match=r"^LBFGS keeps a list, 'old_dirs', of which it is not known what to remove"):
-        shrink.compact_(net, optimizer, example=x)
-    assert net[1].weight.shape == (4, 3)
 
 
 # Edges ----------------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_what_tells_channels_apart_by_their_number() -> None:
     optimizer = Adam(net.parameters())
     step(net, optimizer, x)
     before, states = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
-    with pytest.raises(ValueError, match=r"in another order .* its outputs change by .* apart by their number"):
+    with pytest.raises(ValueError, match=r"in another order .* the network's outputs, which would change by"):
         shrink.order_(net, optimizer, example=x)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     torch.testing.assert_close(optimizer.state_dict(), states, rtol=0, atol=0)
@@ -205,7 +205,7 @@ def test_what_cannot_be_put_in_order_is_refused() -> None:
     net = nn.Sequential(nn.Linear(3, 6), Filter(6), nn.ReLU(), nn.Linear(6, 2))
     optimizer = Adafactor(net.parameters())
     step(net, optimizer, x)
-    with pytest.raises(ValueError, match=r"Adafactor keeps 'row_var' of 0.weight"):
+    with pytest.raises(ValueError, match=r"Adafactor is not known to update each entry"):
         shrink.order_(net, optimizer, example=x)
 
 

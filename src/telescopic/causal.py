@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from telescopic.ambient import plain
 from telescopic.cost.counting import on_meta, twin, with_batch
 from telescopic.layers.causal import (
     CausalBatchNorm1d,
@@ -39,6 +40,7 @@ _REFUSED: dict[type[nn.Module], str] = {
 }
 
 
+@plain()
 def causal_(
     network: Network, groups: int, *, input_shape: Sequence[int] | None = None, first: str | None = None
 ) -> Network:

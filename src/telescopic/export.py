@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescopic.ambient import plain
 from telescopic.architecture import named_tensors
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
@@ -56,6 +57,7 @@ class _Written:
     output: dict[str, str] = field(default_factory=dict)
 
 
+@plain()
 def export(
     module: nn.Module,
     path: str | Path,

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from telescopic import folding
+from telescopic.ambient import plain
 from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
 
 
+@plain()
 def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False) -> nn.Sequential:
     """Take one member out of a nested network.
 

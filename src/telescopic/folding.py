@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from telescopic.ambient import plain
+
 Module = TypeVar("Module", bound=nn.Module)
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -16,6 +18,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 _CONVS, _TRANSPOSED, _NORMS = Conv.__args__, Conv.__args__[3:], Norm.__args__
 
 
+@plain()
 def fold_bn(module: Module) -> Module:
     """A copy of a module in eval mode whose BatchNorms are part of the convolutions they follow.
 

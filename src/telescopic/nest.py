@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescopic.ambient import plain
 from telescopic.causal import with_widths
 from telescopic.cost.counting import dtype_and_device, explained, on_meta, with_batch
 from telescopic.layers.adapters import Adapter, step_down
@@ -14,6 +15,7 @@ from telescopic.layers.heads import Head, pooled_head
 from telescopic.nested import Nested, Statistics
 
 
+@plain()
 def nest(
     network: nn.Sequential | Iterable[nn.Module],
     *,

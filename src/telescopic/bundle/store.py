@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from telescopic.ambient import plain
 from telescopic.architecture import build, describe, named_tensors
 from telescopic.bundle.header import FORMAT, BundleError, read_facts, read_header, reading
 from telescopic.catalogue import Catalogue
@@ -69,6 +70,7 @@ class Bundle:
             metadata, _, _ = read_header(file)
             return cls(path, **read_facts(metadata))
 
+    @plain()
     def network(self, into: nn.Module | None = None) -> nn.Module:
         """The whole network, in eval mode: a `Nested`, or the plain module that was saved.
 
@@ -83,6 +85,7 @@ class Bundle:
             net = self._fitting(stored, into)
             return _filled(net, [stored[name] for name in named_tensors(net)], file, start)
 
+    @plain()
     def member(self, subnet: Subnet | None, into: nn.Module | None = None) -> nn.Module:
         """One member, as `extract` gives it; only its own parts' bytes are read from disk.
 
@@ -130,6 +133,7 @@ class Bundle:
         return net
 
 
+@plain()
 def save(
     net: nn.Module,
     path: str | Path,
@@ -189,6 +193,7 @@ def save(
     return path
 
 
+@plain()
 def load(path_or_name: str | Path, subnet: Subnet | None = None, *, into: nn.Module | None = None) -> nn.Module:
     """Load a network, or one member of it, in eval mode and in the dtype in which it was saved.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
+from telescopic.ambient import plain
 from telescopic.catalogue.choosing import Member
 from telescopic.catalogue.table import CONDITIONS, Catalogue
 from telescopic.cost.counting import cost_on_meta, on_meta
@@ -16,6 +17,7 @@ from telescopic.train.evaluate import evaluate
 from telescopic.train.statistics import has_statistics
 
 
+@plain()
 def measure(
     net: Nested,
     data: Dataset | None = None,
@@ -66,6 +68,7 @@ def measure(
     return measure_latency(net, catalogue, batch=batch, threads=threads, progress=progress) if latency else catalogue
 
 
+@plain()
 def measure_latency(
     net: Nested,
     catalogue: Catalogue,

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from telescopic.ambient import plain
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -42,6 +44,7 @@ class Cost:
     largest_feature_map: int
 
 
+@plain()
 def cost(module: nn.Module, input_shape: Sequence[int], *, elementwise: bool = False) -> Cost:
     """Price a module in eval mode without running it on data: nothing is allocated, and the module is not changed.
 

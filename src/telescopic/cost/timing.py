@@ -15,6 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from telescopic.ambient import plain
 from telescopic.cost.counting import dtype_and_device, explained, twin, with_batch
 
 _ROUNDS = 5
@@ -44,6 +45,7 @@ class Latency:
     machine: str
 
 
+@plain()
 def latency(
     module: nn.Module,
     input_shape: Sequence[int],
@@ -67,6 +69,7 @@ def latency(
     return latencies([lambda: module], input_shape, batch=batch, threads=threads, seconds=seconds)[0]
 
 
+@plain()
 def latencies(
     modules: Sequence[Callable[[], nn.Module]],
     input_shape: Sequence[int],

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from telescopic.ambient import plain
 from telescopic.bundle import Bundle
 from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Dataset, Preprocess
@@ -30,6 +31,7 @@ _LANES = 16
 """Channels that ONNX Runtime's convolutions treat at once: other numbers cost more time than they save."""
 
 
+@plain()
 def pack(
     net: Nested | Bundle | str | Path,
     to: str | Path,
@@ -190,7 +192,7 @@ def _only(catalogue: Catalogue, members: Sequence[Member]) -> Catalogue:
 
 def _samples(given: Tensor | None, shape: Sequence[int]) -> Tensor:
     if given is None:
-        return torch.randn((3, *shape), generator=torch.Generator().manual_seed(0))
+        return torch.randn((3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if given.dtype != torch.float32 or tuple(given.shape[1:]) != tuple(shape) or not len(given):
         raise ValueError(
             f"samples are float32 [batch, {', '.join(map(str, shape))}], not {given.dtype} {[*given.shape]}"

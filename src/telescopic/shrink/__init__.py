@@ -9,6 +9,7 @@ from telescopic.shrink.family import fold_family as fold_family
 from telescopic.shrink.folding import fold as fold
 from telescopic.shrink.log import Cut as Cut
 from telescopic.shrink.log import Log as Log
+from telescopic.shrink.optimizers import register_optimizer as register_optimizer
 from telescopic.shrink.ordering import order_ as order_
 from telescopic.shrink.penalty import drop_ as drop_
 from telescopic.shrink.penalty import parameter_groups as parameter_groups

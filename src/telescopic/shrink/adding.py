@@ -1,17 +1,19 @@
 """Filters are put into a network of anyone's."""
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from telescopic.ambient import plain
 from telescopic.layers.filter import Filter, Filtered, TokenFilter
 from telescopic.shrink.channels import Channels
-from telescopic.shrink.compact import compact_, examples, price_, unchanged
+from telescopic.shrink.compact import price_, remove_, watched
+from telescopic.shrink.example import examples, unchanged
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.watch import Watch
 
@@ -20,6 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
+@plain()
 def add_filters(
     model: Module,
     example: Tensor | Sequence[Tensor],
@@ -67,7 +70,7 @@ def add_filters(
             made.set_submodule(name, filtered)
         paths |= {f"{name}.1": path for name in names}
     made.shrink_example = tuple(x.cpu() for x in inputs)  # type: ignore[assignment]
-    _try(made, paths, absorb)
+    _try(made, paths, inputs, absorb)
     price_(made)
     return made
 
@@ -103,28 +106,51 @@ def _places(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, str],
     return found, tokens
 
 
-def _try(model: nn.Module, paths: dict[str, str], absorb: bool) -> None:
-    """Remove every second channel from a copy.
+def _try(model: nn.Module, paths: dict[str, str], inputs: Sequence[Tensor], absorb: bool) -> None:
+    """Remove channels from a copy.
 
     Raises:
-        ValueError: if one of the filters cannot remove any.
+        ValueError: if one of the filters cannot remove any, whatever is dead, or the network does something else then.
     """
     trial = copy.deepcopy(model)
     filters = {path: part for path, part in trial.named_modules() if isinstance(part, Filter)}
-    with torch.no_grad():
-        for part in filters.values():
-            part.theta[1::2] = 0
-    log = compact_(trial, absorb=absorb)
-    for path, reason in log.held.items():
-        if path in log.removed:
-            continue
-        raise ValueError(
-            f"a filter behind {paths[path]} could never remove a channel, because of {reason}. Leave it out with "
-            "where=, or "
-            + (
-                "give all branches that are added together filters, have nothing behind the filter that makes "
-                "something else of 0, or say absorb=True here and to compact_"
-                if "else than 0" in reason
-                else "register a rule for that layer with shrink.register_rule"
-            )
+    _kill({part: torch.ones_like(part.alive) for part in filters.values()})
+    channels = watched(trial, inputs, absorb=absorb)
+    removed = channels.removed()
+    held = channels.reasons(removed)
+    for path, part in filters.items():
+        if len(part.theta) > 1 and path in channels.filters and not removed[channels.theta(path)].any():
+            _refuse(paths[path], held.get(path, "what needs all of its channels or none"))
+    # Every second of those that go together, so that outputs tell whether the right ones are left.
+    label, alive, dead = channels.labels(), set[int](), set[int]()
+    for path in channels.filters:
+        for channel in label[channels.theta(path)].tolist():
+            if channel not in alive | dead:
+                (alive if len(alive) <= len(dead) else dead).add(channel)
+    gone = torch.tensor(sorted(dead), dtype=torch.long)
+    trial = copy.deepcopy(model)
+    _kill({trial.get_submodule(path): torch.isin(label[channels.theta(path)], gone) for path in channels.filters})
+    *_, found = remove_(trial, (), inputs, watched(trial, inputs, absorb=absorb))
+    for path, why in found.items():
+        _refuse(paths[path], why)
+
+
+@torch.no_grad()
+def _kill(dead: Mapping[nn.Module, Tensor]) -> None:
+    for part, which in dead.items():
+        theta = part.get_parameter("theta")
+        theta.masked_fill_(which.to(theta.device), 0)
+
+
+def _refuse(path: str, reason: str) -> NoReturn:
+    raise ValueError(
+        f"a filter behind {path} could never remove a channel, because of {reason}. Leave it out with where="
+        + (
+            ", give all branches that are added together filters, have nothing behind the filter that makes something "
+            "else of 0, or say absorb=True here and to compact_"
+            if "else than 0" in reason
+            else ", or register a rule for that layer with shrink.register_rule"
+            if "not known to treat" in reason
+            else ""
         )
+    )

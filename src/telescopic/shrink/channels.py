@@ -1,6 +1,6 @@
 """Which axes of which tensors belong to which channels, and which channels can be removed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -168,18 +168,19 @@ class Channels:
             kind[label[ids]] = -1
         return kind
 
-    def removed(self, multiple_of: int = 1) -> Tensor:
+    def removed(self, multiple_of: int = 1, of: Collection[str] | None = None) -> Tensor:
         """Which channels can be removed, `[channels]`.
 
         Those of which a filter is dead, and which nothing reads while they are anything but zero. Each axis keeps at
         least one entry: the first. A grouped convolution's groups keep equally many: as many as the one that keeps
         most. With `multiple_of`, each layer gives a multiple of it or as many channels as before; the first ones of
-        the dead stay.
+        the dead stay. Given paths of filters, the dead of others do not count.
         """
         label = self.labels()
         dead, used = torch.zeros(2, self._num, dtype=torch.bool)
         for path, part in self.filters.items():
-            dead[label[self.theta(path)[part.dead().cpu()]]] = True
+            if of is None or path in of:
+                dead[label[self.theta(path)[part.dead().cpu()]]] = True
         for ids, _ in (*self._held, *self._read):
             used[label[ids]] = True
         removed: Tensor = (dead & ~used)[label]
@@ -212,7 +213,8 @@ class Channels:
         for path, part in self.filters.items():
             ids = self.theta(path)
             staying = label[ids[part.dead().cpu() & ~removed[ids]]]
-            for others, reason in (*self._held, *self._read):
+            equal = [(ids, "groups that keep equally many channels") for ids, _ in self._equal]
+            for others, reason in (*self._held, *self._read, *equal):
                 if torch.isin(label[others], staying).any():
                     found[path] = reason
                     break

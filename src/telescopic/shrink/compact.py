@@ -1,8 +1,8 @@
 """Dead channels are removed while a network is trained, and it goes on training as if they were still there."""
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,16 +11,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from telescopic.ambient import plain
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Absorption, Channels
-from telescopic.shrink.log import Cut, Log, apply_, check_optimizers, named_tensors, put_, resize_
+from telescopic.shrink.example import examples, unchanged
+from telescopic.shrink.failing import Shapings, Surprise, reason
+from telescopic.shrink.log import Cut, Log, apply_, named_tensors, put_, resize_
+from telescopic.shrink.optimizers import checked, refuse_decay
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
-from telescopic.shrink.watch import Watch
+from telescopic.shrink.watch import Unfollowed, Watch
 
 _STUCK: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Tensor, Log]] = WeakKeyDictionary()
 """For networks that were compacted: with which options, which channels are still dead, and why."""
 
+_HELD: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+"""For networks that did something else without what is dead in a filter: the filters' paths, and why."""
 
+
+@plain()
 def compact_(
     model: nn.Module,
     *optimizers: Optimizer,
@@ -40,11 +48,13 @@ def compact_(
 
     What is kept though it is dead: a channel that something reads while it is not 0 (in a residual sum, all branches
     must be dead), or that something reads that is not known to treat each channel alone. `log.held` says why. Each
-    layer keeps one channel, the first one if all are dead.
+    layer keeps one channel, the first one if all are dead. A network that fails without the dead channels, or gives
+    something else, keeps them too, with a warning: training is not to end for that.
 
     Args:
         model: a network with `layers.Filter`s inside.
-        optimizers: of its parameters.
+        optimizers: all that train it, of torch's kinds that treat each entry of a parameter alone (SGD, ASGD, Adam,
+            AdamW, Adamax, NAdam, RAdam, Adagrad, Adadelta, RMSprop, Rprop), or registered by `register_optimizer`.
         example: a batch of inputs `[batch, ...]`, or several; not needed if `add_filters` got one.
         multiple_of: each layer gives a multiple of this many channels, or as many as before.
         absorb: whether to remove channels too that are a constant where they are read, as behind a sigmoid or a
@@ -55,14 +65,17 @@ def compact_(
         What was removed. It can be replayed on copies of the network.
 
     Raises:
-        ValueError: if the network has no filters, an optimizer decays their θ or keeps what cannot be cut, or the
-            network does not run, or gives something else, without the dead channels; nothing is changed then.
+        ValueError: if the network has no filters, or does not run on the example; if an optimizer is of an unknown
+            kind, or decays θ, or they do not hold all parameters that require gradients; nothing is changed then.
     """
     start = time.perf_counter()
     filters = [part for part in model.modules() if isinstance(part, Filter)]
     if not filters:
         raise ValueError("the network has no filters, which say what is dead: see shrink.add_filters")
-    _refuse_decay(model, optimizers)
+    if type(multiple_of) is not int or multiple_of < 1:
+        raise ValueError(f"multiple_of is a whole number of channels, 1 or more, not {multiple_of!r}")
+    trained_by = checked(model, optimizers)
+    refuse_decay(model, trained_by)
     left = {path: len(part.theta) for path, part in model.named_modules() if isinstance(part, Filter)}
     dead = torch.cat([part.dead() for part in filters])
     if not dead.any():
@@ -72,23 +85,70 @@ def compact_(
     if stuck is not None and stuck[0] == options and torch.equal(stuck[1], dead):
         return Log(left=left, held=stuck[2].held, seconds=time.perf_counter() - start)
     inputs = examples(model, example)
-    channels = watched(model, inputs, absorb=absorb)
-    removed = channels.removed(multiple_of)
-    cuts, held = tuple(_cuts(channels, removed)), channels.reasons(removed)
+    known = _HELD.setdefault(model, {})
+    try:
+        channels = watched(model, inputs, absorb=absorb)
+    except Unfollowed as error:
+        channels, removed, cuts = Channels(), torch.zeros(1, dtype=torch.bool), tuple[Cut, ...]()
+        held = {path: str(error) for path, part in model.named_modules() if isinstance(part, Filter)}
+        found = {path: why for path, why in held.items() if path not in known}
+    else:
+        for path in known.keys() & channels.filters.keys():
+            channels.hold(channels.theta(path), known[path])
+        removed, cuts, held, found = remove_(model, trained_by, inputs, channels, multiple_of)
+    if found:
+        known |= found
+        others = f", and of {len(found) - 1} filters more" if len(found) > 1 else ""
+        path, why = next(iter(found.items()))
+        warnings.warn(f"dead channels of filter {path}{others} stay, because of {why}", stacklevel=3)
     gone = {path: n for path in channels.filters if (n := int(removed[channels.theta(path)].sum()))}
     if cuts:
-        check_optimizers(cuts, named_tensors(model), optimizers)
-        try:
-            change_(model, optimizers, inputs, cuts, channels.absorptions.values(), removed)
-        except Exception as error:
-            raise ValueError(
-                f"without its dead channels the network would not do the same: {error}. If its forward pass writes "
-                "down a number of channels, take it from x.shape instead, as flatten(1) does"
-            ) from error
         _price(model, inputs)
     log = Log(cuts, gone, {p: n - gone.get(p, 0) for p, n in left.items()}, held, time.perf_counter() - start)
     _STUCK[model] = (options, torch.cat([part.dead() for part in filters]), log)
     return log
+
+
+def remove_(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    inputs: Sequence[Tensor],
+    channels: Channels,
+    multiple_of: int = 1,
+) -> tuple[Tensor, tuple[Cut, ...], dict[str, str], dict[str, str]]:
+    """Remove what is dead. If the network does something else then, filters on which that depends keep it.
+
+    Returns:
+        Which channels are gone; the cuts; why filters hold dead ones, by path; and those that it was found of just now.
+    """
+    removed, cuts, held = torch.zeros(1, dtype=torch.bool), tuple[Cut, ...](), dict[str, str]()
+    found: dict[str, str] = {}
+
+    def attempt(of: Collection[str] | None = None) -> Callable[[], None]:
+        nonlocal removed, cuts, held
+        removed = channels.removed(multiple_of, of)
+        cuts, held = tuple(_cuts(channels, removed)), channels.reasons(removed)
+        absorptions = channels.absorptions.values()
+        return change_(model, optimizers, inputs, cuts, absorptions, removed) if cuts else lambda: None
+
+    try:
+        attempt()
+    except Surprise as together:
+        dead = [path for path, part in channels.filters.items() if part.dead().any()]
+        for path in dead:
+            try:
+                attempt({path})()
+            except Surprise as alone:
+                found[path] = str(alone)
+        while True:
+            for path, why in found.items():
+                channels.hold(channels.theta(path), why)
+            try:
+                attempt()
+                break
+            except Surprise:
+                found = dict.fromkeys(dead, str(together)) | found
+    return removed, cuts, held, found
 
 
 def change_(
@@ -98,11 +158,14 @@ def change_(
     cuts: Sequence[Cut],
     absorptions: Collection[Absorption] = (),
     removed: Tensor | None = None,
-) -> None:
+) -> Callable[[], None]:
     """Cut a network, and have biases absorb what is removed; if it gives something else then, it is put back.
 
+    Returns:
+        What puts it back too.
+
     Raises:
-        Exception: whatever the network raises, or what differs.
+        Surprise: what differs, or where the network fails.
     """
     tensors = named_tensors(model)
     before = _before(model, inputs)
@@ -113,11 +176,15 @@ def change_(
     resize_(model, {id(tensors[cut.name]) for cut in cuts})
     try:
         _prove(model, inputs, before)
-    except Exception:
+    except Exception as error:  # it is anyone's code
+        shapings = Shapings(model)
+        after = shapings.during(lambda: _prove(model, inputs, before))
         undo()
-        raise
+        raise Surprise(reason(model, error, shapings.during(lambda: _prove(model, inputs, before)), after)) from error
+    return undo
 
 
+@plain()
 def price_(model: nn.Module, example: Tensor | Sequence[Tensor] | None = None) -> None:
     """Tell each filter what its channels cost: `params` and `macs`. `add_filters` and `compact_` do it too.
 
@@ -125,20 +192,6 @@ def price_(model: nn.Module, example: Tensor | Sequence[Tensor] | None = None) -
     the present widths of others.
     """
     _price(model, examples(model, example))
-
-
-def examples(model: nn.Module, example: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
-    """Two examples, on the network's device and of its type."""
-    given = getattr(model, "shrink_example", None) if example is None else example
-    if given is None:
-        raise ValueError(
-            "without an example it is not known which channels belong together: pass example=a batch of inputs, or "
-            "use what add_filters returned (of DistributedDataParallel, its .module)"
-        )
-    like = next(model.parameters())
-    batches = [given] if isinstance(given, Tensor) else list(given)
-    two = [(x if len(x) > 1 else torch.cat((x, x)))[:2].detach().to(like.device) for x in batches]
-    return [x.to(like.dtype, copy=True) if x.is_floating_point() else x.clone() for x in two]
 
 
 def watched(model: nn.Module, inputs: Sequence[Tensor], *, absorb: bool = False) -> Channels:
@@ -150,42 +203,6 @@ def watched(model: nn.Module, inputs: Sequence[Tensor], *, absorb: bool = False)
         with unchanged(model, training):
             watch.run([x.clone() for x in inputs])
     return channels
-
-
-@contextmanager
-def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
-    """Training or eval mode for a while, after which modes, buffers and random numbers are as before."""
-    modes = [(part, part.training) for part in model.modules()]
-    buffers = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in model.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
-    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
-        for part, _ in modes:
-            part.training = training
-        try:
-            yield
-        finally:
-            for part, mode in modes:
-                part.training = mode
-            for part, name, buffer, kept in buffers:
-                part._buffers[name] = buffer  # some forward passes exchange it instead of writing to it
-                buffer.data.copy_(kept)
-
-
-def _refuse_decay(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    thetas = {id(part.theta): path for path, part in model.named_modules() if isinstance(part, Filter)}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            decayed = [thetas[id(p)] for p in group["params"] if id(p) in thetas]
-            if decayed and group.get("weight_decay"):
-                raise ValueError(
-                    f"{type(optimizer).__name__} decays θ of filter {decayed[0]} by {group['weight_decay']}, which "
-                    "would kill channels: make it of shrink.parameter_groups(model) instead of model.parameters()"
-                )
 
 
 def _cuts(channels: Channels, removed: Tensor) -> Iterator[Cut]:
@@ -229,17 +246,17 @@ def _prove(model: nn.Module, inputs: Sequence[Tensor], before: tuple[list[Tensor
     """Run a network again.
 
     Raises:
-        ValueError: if its outputs changed by more than rounding.
+        Surprise: if its outputs changed by more than rounding.
     """
     for now, then in zip(_outputs(model, inputs, before[1]), before[0], strict=True):
         if now.shape != then.shape:
-            raise ValueError(f"it gives {tuple(now.shape)} instead of {tuple(then.shape)}")
+            raise Surprise(f"the network's outputs, which would be {tuple(now.shape)} instead of {tuple(then.shape)}")
         if now.is_floating_point() and then.numel():
             difference, size = float((now - then).abs().max()), float(then.abs().max())
             # Some layers compute in single precision whatever they get.
             bound = max(torch.finfo(now.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5 * max(size, 1e-6)
             if not difference <= bound and then.isfinite().all():
-                raise ValueError(f"its outputs change by {difference:.3g}, of {size:.3g}")
+                raise Surprise(f"the network's outputs, which would change by {difference:.3g}, of {size:.3g}")
     with unchanged(model, training=True), torch.no_grad():
         model(*(x.clone() for x in inputs))
 

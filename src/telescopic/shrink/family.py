@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from telescopic.ambient import plain
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.adding import add_filters
@@ -32,6 +33,7 @@ class Every(nn.Module):
             self.net.dropout = dropout
 
 
+@plain()
 def add_filters_to_family(
     net: Nested, example: Tensor, *, where: Callable[[str], bool] | None = None, absorb: bool = False
 ) -> Nested:
@@ -55,6 +57,7 @@ def add_filters_to_family(
     return made if net.statistics == "shared" else rebuilt(made, statistics=net.statistics).train(net.training)
 
 
+@plain()
 def fold_family(net: Nested, example: Tensor) -> Nested:
     """A copy of a nested network without filters, each member of which gives the same logits: see `fold`.
 

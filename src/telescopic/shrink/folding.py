@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from telescopic.ambient import plain
 from telescopic.layers.filter import Filter, Filtered
 from telescopic.shrink.channels import Channels
-from telescopic.shrink.compact import examples, unchanged
+from telescopic.shrink.example import examples, unchanged
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.watch import Watch
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
+@plain()
 def fold(model: Module, example: Tensor | Sequence[Tensor] | None = None) -> Module:
     """A copy of a network without filters, which gives the same outputs.
 

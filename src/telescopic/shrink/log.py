@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-_WILL_DO = "Optimizers whose state has the parameter's shape will do, such as SGD, Adam, AdamW, RMSprop and Adagrad"
+from telescopic.ambient import plain
+from telescopic.shrink.optimizers import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +66,15 @@ class Log:
     def __bool__(self) -> bool:
         return bool(self.cuts)
 
+    @plain()
     def replay_(self, module: nn.Module, *optimizers: Optimizer) -> None:
         """Do the same to a copy of the network, such as a moving average of its weights.
 
         Raises:
-            ValueError: if it has not the shapes that the network had.
+            ValueError: if it has not the shapes that the network had, or the optimizers do not train it; see
+                `compact_`.
         """
+        optimizers = checked(module, optimizers)
         tensors = named_tensors(module)
         for cut in self.cuts:
             if cut.name not in tensors or tensors[cut.name].shape[cut.dim] * _groups(cut) != cut.size:
@@ -90,31 +94,6 @@ def _groups(cut: Cut) -> int:
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
     return dict((*module.named_parameters(), *module.named_buffers()))
-
-
-def check_optimizers(cuts: Iterable[Cut], tensors: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> None:
-    """Refuse optimizers that keep what cannot be cut.
-
-    Raises:
-        ValueError: naming what it is.
-    """
-    concerned = {cut.name: tensors[cut.name] for cut in cuts}
-    for optimizer in optimizers:
-        # Of any parameter: LBFGS keeps all its history with the first, whether that is cut or not.
-        for state in optimizer.state.values() if concerned else ():
-            for key, value in state.items() if isinstance(state, dict) else ():
-                if isinstance(value, list | tuple | dict):
-                    raise ValueError(
-                        f"{type(optimizer).__name__} keeps a {type(value).__name__}, {key!r}, of which it is not known "
-                        f"what to remove. {_WILL_DO}"
-                    )
-        for name, tensor in concerned.items():
-            for key, value in optimizer.state.get(tensor, {}).items():
-                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != tensor.shape:
-                    raise ValueError(
-                        f"{type(optimizer).__name__} keeps {key!r} of {name}, which has not the shape of {name} "
-                        f"{tuple(tensor.shape)}, so that it is not known what to remove from it. {_WILL_DO}"
-                    )
 
 
 def apply_(cuts: Iterable[Cut], tensors: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> None:

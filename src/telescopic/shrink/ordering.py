@@ -7,12 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from telescopic.ambient import plain
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Channels
-from telescopic.shrink.compact import change_, examples, watched
-from telescopic.shrink.log import Cut, Log, check_optimizers, named_tensors
+from telescopic.shrink.compact import change_, watched
+from telescopic.shrink.example import examples
+from telescopic.shrink.failing import Surprise
+from telescopic.shrink.log import Cut, Log
+from telescopic.shrink.optimizers import checked
 
 
+@plain()
 def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Sequence[Tensor] | None = None) -> Log:
     """Put the channels of each filter in the order of falling θ, everywhere: what makes and what reads them too.
 
@@ -40,16 +45,15 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Sequence[
     left = {path: len(part.theta) for path, part in model.named_modules() if isinstance(part, Filter)}
     if not left:
         raise ValueError("the network has no filters, whose θ say what is important: see shrink.add_filters")
+    trained_by = checked(model, optimizers)
     inputs = examples(model, example)
     channels = watched(model, inputs)
     moves = tuple(_moves(channels))
-    check_optimizers(moves, named_tensors(model), optimizers)
     try:
-        change_(model, optimizers, inputs, moves)
-    except Exception as error:
+        change_(model, trained_by, inputs, moves)
+    except Surprise as error:
         raise ValueError(
-            f"with its channels in another order the network would not do the same: {error}. Its forward pass tells "
-            "them apart by their number, perhaps by a tensor that is neither a parameter nor a buffer"
+            f"with its channels in another order the network would not do the same, because of {error}"
         ) from error
     return Log(moves, left=left, seconds=time.perf_counter() - start)
 

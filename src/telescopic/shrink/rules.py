@@ -28,7 +28,7 @@ _POOLS = (
 _MOVES = (
     "view reshape flatten unflatten permute transpose swapaxes t T mT squeeze unsqueeze chunk split tensor_split "
     "unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll pixel_shuffle "
-    "pixel_unshuffle channel_shuffle ravel"
+    "pixel_unshuffle ravel"
 )
 
 
@@ -133,6 +133,8 @@ def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
     for part in ("ids", "value", "zero"):
 
         def chosen(leaf: Any, part: str = part) -> Any:
+            if isinstance(leaf, Tensor) and call.name == "getitem" and leaf is not call.args[0]:
+                return leaf.cpu()  # an index
             if isinstance(leaf, Tensor) and (leaf.is_floating_point() or id(leaf) in watch.known):
                 kept: Tensor = getattr(watch.flow(leaf), part)
                 return kept.contiguous()
@@ -149,19 +151,46 @@ def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> No
     """Channels that are told apart by their number, as in halves or the first four, stay in step or stay at all."""
     given = [d for d in range(ids.ndim) if varies(ids, d)]
     vector = along(ids, given[0]) if len(given) == 1 else None
-    if all(torch.equal(torch.unique(out), torch.unique(ids)) for out in made):
+    why = "which tells channels apart by their number"
+    if call.name == "unflatten" and isinstance(watch.running(), nn.Unflatten) and _open(call) is None:
+        why = "whose sizes are written down" if given else ""
+    elif all(torch.equal(torch.unique(out), torch.unique(ids)) for out in made):
         split = [d for d in range(made[0].ndim) if varies(made[0], d)]
         if len(split) <= max(len(given), 1):
-            return
-        if len(split) == 2 and vector is not None and torch.equal(_rows(made[0], split), vector):
-            first, *others = vector.view(made[0].shape[split[0]], -1)  # which may be put into another order next
+            # Unlike turned round, their order depends on how many there are.
+            if call.name not in ("roll", "getitem") or torch.equal(_rows(made[0], split), _rows(ids, given)):
+                return
+        elif len(split) == 2 and vector is not None and torch.equal(_rows(made[0], split), vector):
+            rows = vector.view(made[0].shape[split[0]], -1)  # which may be put into another order next
+            first, *others = rows.T if _open(call) == split[0] else rows
             for other in others:
                 watch.channels.join(first, other)
             return
     elif vector is not None and call.name == "chunk" and len(vector) % len(made) == 0:
         watch.channels.equal(vector, len(made))
         return
-    watch.channels.hold(ids, f"{call.name} in {watch.where()}, which tells channels apart by their number")
+    if why:
+        watch.channels.hold(ids, f"{call.name} in {watch.where()}, {why}")
+
+
+def _open(call: Call) -> int | None:
+    """Which dimension of the result a -1 leaves to torch, where a shape is asked for."""
+    sizes: Sequence[Any] = call.args[1:] or tuple(call.kwargs.values())
+    before = 0
+    if call.name == "unflatten":
+        before, sizes = call.given(1, "dim") % call.args[0].ndim, call.given(2, "sizes")
+    elif sizes and isinstance(sizes[0], list | tuple):
+        sizes = sizes[0]
+    return before + sizes.index(-1) if call.name in ("view", "reshape", "unflatten") and -1 in sizes else None
+
+
+def _shuffled(watch: Watch, call: Call) -> Sequence[Flow] | None:
+    """The first channel of each group, then the second of each, and so on: they go in step."""
+    ids = along(watch.flow(call.args[0]).ids, 1)
+    first, *others = [] if ids is None else ids.view(call.given(1, "groups"), -1)
+    for other in others:
+        watch.channels.join(first, other)
+    return _moved(watch, call)
 
 
 def _rows(ids: Tensor, dims: Sequence[int]) -> Tensor:
@@ -230,6 +259,7 @@ FUNCTIONS: dict[str, Rule] = dict(MIXING)
 for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), (_MOVES, _moved)):
     FUNCTIONS.update(dict.fromkeys(_names.split(), _rule))
 FUNCTIONS |= dict.fromkeys(_POOLS.split(), each_channel)
+FUNCTIONS |= {"channel_shuffle": _shuffled, "native_channel_shuffle": _shuffled}
 FUNCTIONS |= {"pad": _padded, "sum": _reduced, "mean": _reduced, "amax": _reduced, "amin": _reduced}
 FUNCTIONS |= dict.fromkeys(("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"), _like)
 LAYERS: dict[type[nn.Module], Rule] = {Filter: _filter, TokenFilter: _filter}

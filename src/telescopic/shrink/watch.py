@@ -10,9 +10,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from telescopic.ambient import on_cpu
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.channels import INPUT, OUTPUT, Channels
+from telescopic.shrink.failing import first_line
 from telescopic.shrink.flow import FREE, Flow, alive, constant, spread
 
 Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]
@@ -24,6 +26,10 @@ _ESCAPES = {"__setitem__", "numpy", "__array__", "tolist", "data_ptr", "untyped_
 
 
 _PLAIN = (type(None), bool, int, float, str)
+
+
+class Unfollowed(ValueError):
+    """A network makes tensors in a way that cannot be seen; says where."""
 
 
 class Call:
@@ -98,7 +104,7 @@ class Watch(TorchFunctionMode):
         if id(tensor) in self.known:
             return self.known[id(tensor)][1]
         if tensor.grad_fn is not None:
-            raise ValueError(
+            raise Unfollowed(
                 f"{self.where()} reads a tensor made by something that torch does not announce, such as a function of "
                 "its own with a gradient of its own: register a rule for this layer with shrink.register_rule"
             )
@@ -119,10 +125,14 @@ class Watch(TorchFunctionMode):
         """The channels of an axis of a parameter or buffer; given some, they are the same ones."""
         return self.channels.axis(self.names[id(tensor)], tensor, dim, ids, groups)
 
+    def running(self) -> nn.Module:
+        """The layer that is running."""
+        return self.network.get_submodule(self._inside[-1] if self._inside else "")
+
     def where(self) -> str:
-        """The layer that is running, as messages call it."""
+        """The same, as messages call it."""
         path = self._inside[-1] if self._inside else ""
-        return f"{path or 'the network'} ({type(self.network.get_submodule(path)).__name__})"
+        return f"{path or 'the network'} ({type(self.running()).__name__})"
 
     # What torch tells -------------------------------------------------------------------------------------------------
 
@@ -151,20 +161,30 @@ class Watch(TorchFunctionMode):
         if not concerned:
             flows: Sequence[Flow] = [alive(torch.full((), FREE).expand(out.shape)) for out in outs]
         else:
-            found = self._rule(call)
-            flows = self._unknown(call, concerned, outs) if found is None else found
+            with on_cpu():
+                flows = self._rule(call, concerned, outs)
         for out, flow in zip(outs, flows, strict=True):
-            if out.shape != flow.shape:
-                raise AssertionError(f"the rule of {call.name} says {tuple(flow.shape)}, not {tuple(out.shape)}")
             self.known[id(out)] = (out, flow)
 
-    def _rule(self, call: Call) -> Sequence[Flow] | None:
+    def _rule(self, call: Call, inputs: list[Tensor], outs: list[Tensor]) -> Sequence[Flow]:
+        """What the rule says; or, if there is none or it cannot be applied, that everything stays."""
         rule = self.layers[type(call.func)] if isinstance(call.func, nn.Module) else self.functions.get(call.name)
-        found = None if rule is None else rule(self, call)
-        return (found,) if isinstance(found, Flow) else found
+        why = "not known to treat each channel alone"
+        try:
+            found = None if rule is None else rule(self, call)
+            flows = (found,) if isinstance(found, Flow) else found
+            if flows is not None:
+                if (said := [flow.shape for flow in flows]) != [out.shape for out in outs]:
+                    raise ValueError(f"its rule says {said}")
+                return flows
+        except Unfollowed:
+            raise
+        except Exception as error:  # a use of the function that the rule does not know, or a rule of a user's
+            why = f"not known to treat each channel alone when used like this ({first_line(error)})"
+        return self._unknown(call, inputs, outs, why)
 
-    def _unknown(self, call: Call, inputs: list[Tensor], outs: list[Tensor]) -> list[Flow]:
-        reason = f"{call.name} in {self.where()}, which is not known to treat each channel alone"
+    def _unknown(self, call: Call, inputs: list[Tensor], outs: list[Tensor], why: str) -> list[Flow]:
+        reason = f"{call.name} in {self.where()}, which is {why}"
         results = [self.channels.fixed(out.shape, reason) for out in outs]
         for tensor in inputs:
             ids = self.flow(tensor).ids
@@ -223,7 +243,7 @@ class Watch(TorchFunctionMode):
             if isinstance(result, Tensor):
                 self.channels.hold(self.flow(result).ids, OUTPUT)
             elif not isinstance(result, _PLAIN):
-                raise ValueError(
+                raise Unfollowed(
                     f"the network returns {type(result).__name__}, in which tensors cannot be found: return them alone "
                     "or in tuples, lists and dicts, or register the class with torch.utils._pytree"
                 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from telescopic.ambient import plain
 from telescopic.cost.counting import explained, with_batch
 from telescopic.layers import GradientScale
 from telescopic.nested import Nested
@@ -27,6 +28,7 @@ LAWS: tuple[Callable[[Trial], None], ...] = (
 """In the order in which they are checked: the later ones take the earlier for granted."""
 
 
+@plain()
 def check_nested(
     net: Nested,
     input_shape: Sequence[int],

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from telescopic.ambient import plain
 from telescopic.data import Dataset, Split, batches
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
@@ -35,6 +36,7 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: its loss is not finite."""
 
 
+@plain()
 def fit(
     net: Nested,
     data: Dataset,

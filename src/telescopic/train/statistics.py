@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from telescopic.ambient import plain
 from telescopic.data import Augment, Preprocess, Split, batches
 from telescopic.nested import Nested, rebuilt
 
 
+@plain()
 def recalibrate(
     net: nn.Module,
     split: Split,
@@ -52,6 +54,7 @@ def recalibrate(
     return made
 
 
+@plain()
 @torch.no_grad()
 def recalibrate_(
     net: nn.Module,

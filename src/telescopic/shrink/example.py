@@ -1,0 +1,114 @@
+"""The example that a network is run on to see what it does: two inputs, on its device and of its type."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telescopic.shrink.failing import first_line, where
+
+
+def examples(model: nn.Module, example: Any) -> list[Tensor]:
+    """Two examples, on the network's device and of its type, on which it runs.
+
+    Raises:
+        ValueError: if they are no tensors, are empty, or the network does not run on them.
+    """
+    like = next(model.parameters(), None)
+    if like is None:
+        raise ValueError(f"this {type(model).__name__} has no parameters, and so no channels")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name} was made in torch.inference_mode, and cannot be trained: make the network outside"
+            )
+    given = getattr(model, "shrink_example", None) if example is None else example
+    if given is None:
+        raise ValueError(
+            "without an example it is not known which channels belong together: pass example=a batch of inputs, or "
+            "use what add_filters returned (of DistributedDataParallel, its .module)"
+        )
+    batches = list(given) if isinstance(given, list | tuple) else [given]
+    for x in batches:
+        _require_batch(x)
+    two = [(x if len(x) > 1 else torch.cat((x, x)))[:2].detach().to(like.device) for x in batches]
+    made = [x.to(like.dtype, copy=True) if x.is_floating_point() else x.clone() for x in two]
+    _require_running(model, made, batches)
+    return made
+
+
+def _require_batch(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        remedy = {
+            "ndarray": ": give torch.from_numpy(x)",
+            "dict": ": give its tensors in a tuple, as the network's forward takes them one by one",
+        }.get(type(x).__name__, "")
+        raise ValueError(
+            f"an example is a tensor [batch, ...], or several in a tuple, not a {type(x).__name__}{remedy}"
+        )
+    if not x.ndim or not len(x):
+        raise ValueError(f"an example is a batch [batch, ...] of one input or more, not a tensor {list(x.shape)}")
+    if x.is_meta:
+        raise ValueError(f"the example {list(x.shape)} is on the meta device, where it holds no values")
+
+
+def _require_running(model: nn.Module, two: Sequence[Tensor], batches: Sequence[Tensor]) -> None:
+    error = _failure(model, two)
+    if error is None:
+        return
+    like = two[0].device, two[0].dtype
+    as_given = [x.detach().to(like[0], dtype=y.dtype) for x, y in zip(batches, two, strict=True)]
+    shapes = " and ".join(str(list(x.shape)) for x in batches)
+    said = f"{where(model, error) or 'it'} says: {first_line(error)}"
+    if (
+        _failure(model, [x[None] for x in as_given]) is None
+        and _failure(model, [x[None].repeat_interleave(2, 0) for x in as_given]) is None
+    ):
+        raise ValueError(
+            f"the example {shapes} is one input without a batch, for with one the network runs: give example[None]"
+        ) from error
+    if len(batches[0]) == 1 and _failure(model, as_given) is None:
+        raise ValueError(
+            f"the network runs on the one input {shapes}, but not on two of it, which must stay apart, as flatten(1) "
+            f"keeps them and flatten() does not; {said}"
+        ) from error
+    raise ValueError(f"the network does not run on two inputs of the example {shapes}: {said}") from error
+
+
+def _failure(model: nn.Module, inputs: Sequence[Tensor]) -> Exception | None:
+    """What a network raises, in training or in eval mode."""
+    for training in (True, False):
+        with unchanged(model, training):
+            try:
+                model(*(x.clone() for x in inputs))
+            except Exception as error:  # it is anyone's code
+                return error
+    return None
+
+
+@contextmanager
+def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
+    """Training or eval mode for a while, after which modes, buffers and random numbers are as before."""
+    modes = [(part, part.training) for part in model.modules()]
+    buffers = [
+        (part, name, buffer, buffer.detach().clone())
+        for part in model.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    places = {t.device for t in model.parameters()} - {torch.device("cpu")}
+    devices = sorted({place.index for place in places if place.type == "cuda"})
+    # What a forward pass makes without saying where belongs where the network is.
+    with torch.random.fork_rng(devices), places.pop() if len(places) == 1 else nullcontext():
+        for part, _ in modes:
+            part.training = training
+        try:
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
+            for part, name, buffer, kept in buffers:
+                part._buffers[name] = buffer  # some forward passes exchange it instead of writing to it
+                buffer.data.copy_(kept)
