@@ -157,7 +157,7 @@ def test_a_surprise_holds_its_filter_and_no_other() -> None:
     a, b = (nn.Sequential(nn.Conv2d(given, 6, 1), Filter(6)) for given in (2, 6))
     net = Forward(forward, a=a, b=b, c=nn.Sequential(nn.Linear(96, 6), Filter(6)), d=nn.Linear(6, 2))
     x = torch.randn(3, 2, 4, 4)
-    with pytest.warns(UserWarning, match=r"filter b\.1 stay, because of view\(-1, 96\) .* \[2, 6, 4, 4\] to \[2, 4, "):
+    with pytest.warns(UserWarning, match=r"filter b\.1 stay: view\(-1, 96\) .* \[2, 6, 4, 4\] to \[2, 4, "):
         log = exact(net, x)
     assert log.left == {"a.1": 4, "b.1": 6, "c.1": 4} and log.removed == {"a.1": 2, "c.1": 2}
     assert log.held.keys() == {"b.1"} and "view(-1, 96)" in log.held["b.1"]
@@ -179,7 +179,7 @@ def test_a_surprise_whose_reason_is_not_known_is_told_as_it_is() -> None:
     net, x = network(choosy)
     net.a = nn.Sequential(net.a, Filter(9))
     net.a[1].theta.data[:3] = 0
-    with pytest.warns(UserWarning, match=r"a\.1 stay, because of the network \(Forward\), which fails .*: not six!$"):
+    with pytest.warns(UserWarning, match=r"a\.1 stay: the network \(Forward\), which fails .*: not six!$"):
         assert not shrink.compact_(net, example=x)
     assert "shape" not in shrink.compact_(net, example=x).held["a.1"]
 
@@ -201,7 +201,7 @@ def test_what_torch_does_not_announce_holds_all() -> None:
     x = torch.randn(2, 3)
     kill(net)
     before = copy.deepcopy(net.state_dict())
-    with pytest.warns(UserWarning, match=r"a\.1 stay, because of b \(Linear\) reads a tensor made by something that"):
+    with pytest.warns(UserWarning, match=r"a\.1 stay: b \(Linear\) reads a tensor made by something that"):
         log = shrink.compact_(net, example=x)
     assert not log and log.left == {"a.1": 6} and log.held.keys() == {"a.1"}
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)

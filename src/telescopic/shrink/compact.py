@@ -100,7 +100,7 @@ def compact_(
         known |= found
         others = f", and of {len(found) - 1} filters more" if len(found) > 1 else ""
         path, why = next(iter(found.items()))
-        warnings.warn(f"dead channels of filter {path}{others} stay, because of {why}", stacklevel=3)
+        warnings.warn(f"dead channels of filter {path}{others} stay: {why}", stacklevel=3)
     gone = {path: n for path in channels.filters if (n := int(removed[channels.theta(path)].sum()))}
     if cuts:
         _price(model, inputs)
