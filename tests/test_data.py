@@ -1,5 +1,6 @@
 import gzip
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,8 +68,14 @@ def test_divide_is_a_partition_in_proportion(labels: list[int], draw: st.DataObj
     rest, taken = data._divide(array, np.arange(len(labels)), number, seed)
     assert sorted([*rest, *taken]) == list(range(len(labels))) and len(taken) == number
     assert (np.diff(rest) > 0).all() and (np.diff(taken) > 0).all()
+    few = 0 if number < len(set(labels)) else sum(labels.count(label) * number < len(labels) for label in set(labels))
+    lone = sum(labels.count(label) == 1 for label in set(labels))
     for label in set(labels):
-        assert abs((array[taken] == label).sum() - number * (array == label).mean()) < 2
+        assert abs((array[taken] == label).sum() - number * (array == label).mean()) < 2 + few + lone
+        if labels.count(label) > 1 and number >= len(set(labels)):
+            assert label in array[taken]
+        if len(labels) - number >= len(set(labels)):
+            assert label in array[rest]
 
 
 @pytest.mark.parametrize(
@@ -94,12 +101,35 @@ def test_own_npz_end_to_end(tmp_path: Path) -> None:
     pixels = np.arange(40 * 2 * 3 * 5, dtype=np.uint32).astype(np.uint8).reshape(40, 2, 3, 5)
     np.savez(tmp_path / "mine.npz", images=pixels, labels=np.arange(40, dtype=np.int32) % 4, classes=list("abcd"))
     mine = data.load(tmp_path / "mine.npz")
-    assert (len(mine.train), len(mine.validation), len(mine.test)) == (29, 3, 8)
+    assert (len(mine.train), len(mine.validation), len(mine.test)) == (28, 4, 8)
     assert mine.classes == ("a", "b", "c", "d") and mine.input_shape == (2, 3, 5)
     assert torch.bincount(mine.test.labels).tolist() == [2, 2, 2, 2]
     assert mine.source == f"the file {tmp_path / 'mine.npz'}"
     by_image = {image.tobytes(): n % 4 for n, image in enumerate(pixels)}
     assert all(by_image[i] == n for i, n in zip(images_of(mine.test), mine.test.labels.tolist(), strict=True))
+
+
+def unequal(path: Path, *numbers: int) -> Path:
+    labels = np.repeat(np.arange(len(numbers)), numbers)
+    images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1).repeat(2, 2)
+    np.savez(path / "unequal.npz", images=images, labels=labels, classes=list("abcdefghijklmnop")[: len(numbers)])
+    return path / "unequal.npz"
+
+
+def test_rare_classes_are_in_every_part_while_they_last(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = data.load(unequal(tmp_path, 94, 3, 3))
+    assert [split.labels.unique().tolist() for split in made.splits] == [[0, 1, 2]] * 3
+    with pytest.warns(UserWarning) as caught:
+        made = data.load(unequal(tmp_path, 97, 1, 2))
+    assert "its 8 validation images have none of b, c; its 20 test images have none of b." in str(caught[0].message)
+    assert str(caught[0].filename) == __file__ and made.train.labels.unique().tolist() == [0, 1, 2]
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unequal.npz: all training images are of one class, b; give two or more"):
+        data.load(unequal(tmp_path, 0, 20))
 
 
 def test_a_single_image_is_too_few(tmp_path: Path) -> None:
@@ -134,7 +164,7 @@ def test_mnist_from_a_folder(
 ) -> None:
     tiny_mnist(tmp_path / "d" / under, suffix)
     mnist = data.load("mnist", data_dir=tmp_path / "d")
-    assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (45, 5, 10)
+    assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (40, 10, 10)
     assert mnist.test.labels.tolist() == list(range(10)) and mnist.input_shape == (1, 4, 4)
     assert mnist.source == f"data_dir ({tmp_path / 'd' / under})"
     monkeypatch.setenv("TELESCOPIC_DATA", str(tmp_path / "d"))

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telescopic.data import Augment, DataError, Preprocess, Split, batches
+from telescopic.data import Augment, DataError, Preprocess, Split, batch_sizes, batches
 
 
 def numbered(n: int, device: str = "cpu") -> Split:
@@ -23,6 +23,20 @@ def labels(split: Split, size: int, **options: int | None) -> list[list[int]]:
 def test_in_order_with_a_smaller_last_batch() -> None:
     assert labels(numbered(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
     assert labels(numbered(0), 3, seed=0) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 9))
+def test_few_last_images_join_the_batch_before(n: int, size: int, least: int) -> None:
+    got = labels(numbered(n), size, least=least)
+    assert [number for batch in got for number in batch] == list(range(n)) and [
+        len(batch) for batch in got
+    ] == batch_sizes(n, size, least)
+    assert all(len(batch) == size for batch in got[:-1])
+    if len(got) > 1 and size >= least:
+        assert least <= len(got[-1]) < size + least
+    if n % size == 0 or n % size >= least:
+        assert got == labels(numbered(n), size)
 
 
 def test_shuffled_images_keep_their_labels() -> None:

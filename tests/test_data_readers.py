@@ -1,18 +1,15 @@
 import io
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from scipy.io import savemat
 
-from telescopic import data
 from telescopic.data import DataError
-from telescopic.data.readers import read_cifar10, read_folder, read_idx, read_mnist, read_npz, read_svhn
+from telescopic.data.readers import read_cifar10, read_idx, read_mnist, read_npz, read_svhn
 
 RNG = np.random.RandomState(0)
 
@@ -134,13 +131,17 @@ def test_npz_values(tmp_path: Path) -> None:
     got = read_npz(save(tmp_path, images=IMAGES, labels=LABELS, test_images=IMAGES[:2], test_labels=[0, 4]))
     assert got.classes == tuple("01234") and np.array_equal(got.test_images[:, 0], IMAGES[:2])  # type: ignore[index]
     assert got.test_labels.tolist() == [0, 4]  # type: ignore[union-attr]
+    got = read_npz(
+        save(tmp_path, images=IMAGES, labels=LABELS, validation_images=IMAGES[3:], validation_labels=[3, 0, 0])
+    )
+    assert got.classes == tuple("0123") and np.array_equal(got.validation_images[:, 0], IMAGES[3:])  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"labels": None}, "missing: labels"),
-        ({"test_images": IMAGES}, "both of test_images and test_labels or none; missing: test_labels"),
+        ({"test_images": IMAGES}, "both or none; missing: test_labels"),
         ({"images": IMAGES / 255}, r"images: expected uint8 in 0..255, found float64; convert"),
         ({"images": IMAGES[0]}, r"expected \[n, channels, height, width\] or .*, found \(4, 5\)"),
         ({"images": np.zeros((6, 8, 8, 3), np.uint8)}, r"\(6, 8, 8, 3\) looks like .*images.transpose\(0, 3, 1, 2\)"),
@@ -151,6 +152,11 @@ def test_npz_values(tmp_path: Path) -> None:
         ({"labels": np.eye(6, dtype=int)}, r"found int64 \(6, 6\)"),
         ({"labels": LABELS.astype(int) - 1}, r"expected labels 0..\d+, found -1..1"),
         ({"labels": LABELS.astype(int) + 10**9}, r"found 1000000000..1000000002"),
+        ({"validation_labels": LABELS}, "missing: validation_images"),
+        (
+            {"val_images": IMAGES, "val_labels": LABELS},
+            "val_images, val_labels would not be used; .* validation_images",
+        ),
         ({"classes": ["a", "b"]}, r"labels: expected labels 0..1, found 0..2"),
         ({"test_images": IMAGES[:, :3], "test_labels": LABELS}, r"images are \(1, 4, 5\) but test_images \(1, 3, 5\)"),
         ({"images": np.array([{}] * 6)}, "cannot be read as an .npz file of plain arrays .*allow_pickle"),
@@ -177,68 +183,3 @@ def test_npz_damaged(tmp_path: Path) -> None:
         (tmp_path / "own.npz").write_bytes(bad)
         with pytest.raises(DataError, match=r"own\.npz: cannot be read as an \.npz .* write it with numpy\.savez"):
             read_npz(tmp_path / "own.npz")
-
-
-def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (5, 4), value: int = 0) -> np.ndarray:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size[1], size[0], *{"L": (), "RGB": (3,), "RGBA": (4,)}[mode])
-    pixels = np.random.RandomState(value).randint(0, 256, shape).astype(np.uint8)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
-def test_folder_values(tmp_path: Path) -> None:
-    dog = picture(tmp_path / "dog" / "1.png", value=1)
-    cats = [picture(tmp_path / "cat" / f"{k}.PNG", value=k) for k in (2, 3)]
-    (tmp_path / "cat" / "notes.txt").write_text("no image")
-    (tmp_path / "cat" / "._2.png").write_text("no image")
-    (tmp_path / "empty").mkdir()
-    got = read_folder(tmp_path)
-    assert got.classes == ("cat", "dog") and got.labels.tolist() == [0, 0, 1] and got.test_images is None
-    assert np.array_equal(got.images, np.stack([*cats, dog]).transpose(0, 3, 1, 2))
-    assert data.load(tmp_path).source == f"the folder {tmp_path}"
-
-
-def test_folder_with_a_test_part_and_grey_images(tmp_path: Path) -> None:
-    first = picture(tmp_path / "train" / "a" / "1.png", "L")
-    picture(tmp_path / "train" / "b" / "1.png", "L", value=1)
-    tested = picture(tmp_path / "test" / "b" / "1.png", "L", value=9)
-    got = read_folder(tmp_path)
-    assert np.array_equal(got.images[0, 0], first) and got.images.shape == (2, 1, 4, 5)
-    assert got.test_labels is not None and got.test_labels.tolist() == [1]
-    assert got.test_images is not None and np.array_equal(got.test_images[0, 0], tested)
-    coloured = picture(tmp_path / "test" / "a" / "1.png", "RGBA", value=3)
-    got = read_folder(tmp_path)
-    assert np.array_equal(got.images[0], [first] * 3), "one colour image makes all RGB"
-    assert np.array_equal(got.test_images[0], coloured[:, :, :3].transpose(2, 0, 1))  # type: ignore[index]
-
-
-def test_folder_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected a folder per class with images in it \(CLASS/\*\.png\)"):
-        read_folder(tmp_path)
-    picture(tmp_path / "a" / "1.png")
-    picture(tmp_path / "b" / "2.png", size=(6, 4))
-    with pytest.raises(DataError, match=r"a/1.png is 5x4 but .*b/2.png is 6x4; resize all images to one size"):
-        read_folder(tmp_path)
-    whole = (tmp_path / "a" / "1.png").read_bytes()
-    for bad in (b"", b"no png", whole[:-30], whole.replace(zlib.compress(b"")[:1], b"\0")):
-        (tmp_path / "b" / "2.png").write_bytes(bad)
-        with pytest.raises(DataError, match=r"b/2.png: cannot be read as an image .*; replace or remove it"):
-            read_folder(tmp_path)
-    Image.fromarray(np.full((4, 5), 3000, np.uint16)).save(tmp_path / "b" / "2.png")
-    with pytest.raises(DataError, match=r"b/2.png: has more than 8 bits per pixel .*I;16"):
-        read_folder(tmp_path)
-
-
-def test_folder_test_part_errors(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "a" / "1.png")
-    (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match=r"test: no images; put some in"):
-        read_folder(tmp_path)
-    picture(tmp_path / "test" / "c" / "1.png")
-    with pytest.raises(DataError, match=r"test/c: no training images of this class; classes are a"):
-        read_folder(tmp_path)
-    (tmp_path / "test" / "c").rename(tmp_path / "test" / "a")
-    picture(tmp_path / "test" / "a" / "1.png", size=(9, 9))
-    with pytest.raises(DataError, match=r"train/a/1.png is 5x4 but .*test/a/1.png is 9x9"):
-        read_folder(tmp_path)

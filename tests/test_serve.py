@@ -184,7 +184,7 @@ def header(text: str) -> bytes:
         (header("{'descr': '|u1', 'fortran_order': False, 'shape': (-8,)}"), "application/x-npy", 422, "no array"),
         (header("{'descr': '|u1', 'fortran_order': False, 'shape': (1}\n"), "application/x-npy", 422, "no array"),
         (header("__import__('os')"), "application/x-npy", 422, "no array"),
-        (b"\x89PNG\r\n", "image/png", 422, "no PNG image that can be read"),
+        (b"\x89PNG\r\n", "image/png", 422, "the image is no PNG image"),
         (b"0" * 100_001, "image/png", 413, "at most 100,000 bytes"),
     ],
 )

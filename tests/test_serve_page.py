@@ -10,6 +10,7 @@ import uvicorn
 from PIL import Image
 
 import telescopic as tl
+from telescopic.images import decode
 from telescopic.serve import application
 
 from chromium import CHROMIUM, Page, chromium
@@ -50,10 +51,33 @@ def give_input(page: Page, engine: tl.Engine, tmp_path: Path) -> None:
         page.draw([(x + side / 2, y + side * part) for part in (0.2, 0.4, 0.6, 0.8)])
     else:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / "noise.png")
-        root = page.call("DOM.getDocument")["root"]["nodeId"]
-        field = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
-        page.call("DOM.setFileInputFiles", nodeId=field, files=[str(tmp_path / "noise.png")])
+        choose(page, tmp_path / "noise.png")
     page.until("document.querySelectorAll('.bar').length")
+
+
+def choose(page: Page, file: Path) -> None:
+    root = page.call("DOM.getDocument")["root"]["nodeId"]
+    field = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+    page.call("DOM.setFileInputFiles", nodeId=field, files=[str(file)])
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif"])
+def test_an_image_is_what_the_file_is_to_a_folder(
+    page: Page, served: tuple[str, tl.Engine], tmp_path: Path, kind: str
+) -> None:
+    engine, file = served[1], tmp_path / f"own.{kind}"
+    exif = Image.Exif()
+    exif[0x112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 4 if kind == "png" else 3), np.uint8)
+    how = {} if kind == "gif" else {"exif": exif}  # the browser makes a PNG of a GIF, and the server the pixels
+    Image.fromarray(pixels).save(file, **how)
+    expected = engine.run(decode(file, channels=engine.input_shape[0], size=engine.input_shape[1:])[None]).logits[0]
+    page.run("document.querySelector('#servers').click()")
+    choose(page, file)
+    page.until("image && document.querySelectorAll('.bar').length && !busy && !again")
+    told = page.run("ask('', image).then(([status, told]) => told.probabilities[0])")
+    raised = np.exp(expected - expected.max())
+    assert np.abs(np.array(told) - raised / raised.sum()).max() < 1e-4 and page.errors == []
 
 
 def test_the_budget_changes_who_answers(page: Page, served: tuple[str, tl.Engine], tmp_path: Path) -> None:

@@ -42,12 +42,15 @@ def measure(
         progress: called with what is done (`cost`, `accuracy`, `latency`), and how much of how much.
 
     Raises:
-        ValueError: if there is neither data nor an input shape, or the network does not take it.
+        ValueError: if there is neither data nor an input shape, they differ, the network does not take it, or it has
+            no score for a label.
     """
     if input_shape is None:
         if data is None:
             raise ValueError("give data, or input_shape of one example without the batch, such as (1, 28, 28)")
         input_shape = data.input_shape
+    if data is not None and data.input_shape != tuple(input_shape):
+        raise ValueError(f"input_shape is {tuple(input_shape)}, and the images of {data.name} are {data.input_shape}")
     report = progress or (lambda what, done, of: None)
     accuracies: list[list[float | None]] = [[None] * len(net.grid)] * 2
     if data is not None:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,11 +13,24 @@ import torch
 from numpy.typing import NDArray
 
 from telescopic.data import readers, sources
-from telescopic.data.batches import Augment, Preprocess, Split, batches
+from telescopic.data.batches import Augment, Preprocess, Split, batch_sizes, batches
+from telescopic.data.folder import read_folder
 from telescopic.data.readers import DataError
 from telescopic.data.sources import Fetched
 
-__all__ = ["Augment", "DataError", "Dataset", "Fetched", "Preprocess", "Split", "batches", "fetch", "load", "names"]
+__all__ = [
+    "Augment",
+    "DataError",
+    "Dataset",
+    "Fetched",
+    "Preprocess",
+    "Split",
+    "batch_sizes",
+    "batches",
+    "fetch",
+    "load",
+    "names",
+]
 
 _READERS: dict[str, Callable[[Mapping[str, bytes]], readers.Arrays]] = {
     "mnist": readers.read_mnist,
@@ -28,7 +42,11 @@ _READERS: dict[str, Callable[[Mapping[str, bytes]], readers.Arrays]] = {
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits that share no image, the names of the classes, and a sentence on where the data came from."""
+    """Three splits that share no image, the names of the classes, and a sentence on where the data came from.
+
+    Raises:
+        DataError: if images of two splits have different shapes, or a label has no name although others have.
+    """
 
     name: str
     train: Split
@@ -36,6 +54,25 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     source: str
+
+    def __post_init__(self) -> None:
+        """Refuse splits that do not belong together."""
+        for part in ("validation", "test"):
+            split: Split = getattr(self, part)
+            shape, first = list(split.images.shape[1:]), list(self.train.images.shape[1:])
+            if len(split) and len(self.train) and shape != first:
+                raise DataError(f"{self.name}: training images are {first}, but {part} images {shape}")
+        filled = [split for split in self.splits if len(split) and not split.labels.is_meta]
+        highest = max((int(split.labels.max()) for split in filled), default=0)
+        if self.classes and highest >= len(self.classes):
+            raise DataError(
+                f"{self.name}: a label is {highest}, and the {len(self.classes)} classes are counted from 0"
+            )
+
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """Training, validation and test images."""
+        return self.train, self.validation, self.test
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -45,7 +82,7 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data on a device."""
-        train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
+        train, validation, test = (split.to(device) for split in self.splits)
         return replace(self, train=train, validation=validation, test=test)
 
 
@@ -59,31 +96,42 @@ def load(
     *,
     data_dir: str | Path | None = None,
     validation: int | None = None,
+    size: tuple[int, int] | None = None,
     seed: int = 0,
     download: bool = True,
 ) -> Dataset:
     """A data set by its name, or the user's own from an `.npz` file or a folder of images by class.
 
     The test images are the official ones. Where there are none (digits, the user's own without a test part) they are
-    a fifth of the images, rounded up, always the same. The validation images are taken from the training images.
-    Both are drawn from every class in proportion.
+    a fifth of the images, rounded up, always the same. The validation images are taken from the training images unless
+    the user's own have a part for them. Both are drawn from every class in proportion, and at least one image from each
+    class that has two, if as many images are drawn as there are classes. A warning names the classes that are missing.
 
     Args:
         name: one of `names()`, or a path; for a folder called like a data set write "./mnist".
         data_dir: a folder with the data set's files, or with a folder of its name that has them.
             Default: the environment's TELESCOPIC_DATA.
-        validation: number of validation images, 0 for none. Default: 5,000, or a tenth of the images if that is less.
+        validation: number of validation images, 0 for none. Default: 5,000, or a tenth of the images if that is less,
+            but one for each class if that is no more than a fifth.
+        size: height and width to which the images of a folder are brought: the middle of each, of this shape, resized
+            as `telescopic serve` does. Default: their own, which must be the same for all.
         seed: determines which training images serve for validation.
         download: False to look on this machine only.
 
     Raises:
-        DataError: the data are unknown, cannot be had, or are damaged; or too many validation images are asked for.
+        DataError: the data are unknown, cannot be had, or are damaged; all are of one class; or too many validation
+            images are asked for.
     """
     key = str(name)
-    if key in names():
+    path = None if key in names() else _own(key)
+    if size is not None and (path is None or not path.is_dir() or min(size) < 1):
+        raise DataError(f"{key}: size is the height and width for a folder of images, not {size} for this")
+    if path is None:
         arrays, source = _named(key, data_dir, download)
+    elif path.is_dir():
+        arrays, source = read_folder(path, size), f"the folder {path}"
     else:
-        arrays, source = _own(key)
+        arrays, source = readers.read_npz(path), f"the file {path}"
     everything = np.arange(len(arrays.labels))
     images, labels = arrays.images, arrays.labels
     if arrays.test_images is None or arrays.test_labels is None:
@@ -93,14 +141,25 @@ def load(
         test = _split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
     if not len(everything):
         raise DataError(f"{key} has {len(labels)} images, too few to train and to test with")
-    number = min(5000, len(everything) // 10) if validation is None else validation
-    if not 0 <= number < len(everything):
-        raise DataError(f"{key} has {len(everything)} training images: it can give 0 to {len(everything) - 1} "
-                        f"of them for validation, not {number}")  # fmt: skip
-    train, held = _divide(labels, everything, number, seed)
-    return Dataset(
-        key, _split(images, labels, train), _split(images, labels, held), test, classes=arrays.classes, source=source
-    )
+    if len(one := np.unique(labels)) == 1:
+        raise DataError(f"{key}: all training images are of one class, {arrays.classes[one[0]]}; give two or more")
+    if arrays.validation_images is None or arrays.validation_labels is None:
+        some = min(len(arrays.classes), len(everything) // 5)
+        number = min(5000, max(len(everything) // 10, some)) if validation is None else validation
+        if not 0 <= number < len(everything):
+            raise DataError(f"{key} has {len(everything)} training images: it can give 0 to {len(everything) - 1} "
+                            f"of them for validation, not {number}")  # fmt: skip
+        everything, held = _divide(labels, everything, number, seed)
+        kept_apart = _split(images, labels, held)
+    else:
+        kept_apart = _split(
+            arrays.validation_images, arrays.validation_labels, np.arange(len(arrays.validation_labels))
+        )
+        if validation not in (None, len(kept_apart)):
+            raise DataError(f"{key} has {len(kept_apart)} validation images of its own: it cannot give {validation}")
+    made = Dataset(key, _split(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
+    _warn_of_missing(made)
+    return made
 
 
 def fetch(name: str, *, data_dir: str | Path | None = None, download: bool = True) -> Fetched:
@@ -127,17 +186,27 @@ def _named(name: str, data_dir: str | Path | None, download: bool) -> tuple[read
     return _READERS[name](contents), fetched.source
 
 
-def _own(name: str) -> tuple[readers.Arrays, str]:
+def _own(name: str) -> Path:
     path = Path(name).expanduser()
-    if path.is_dir():
-        return readers.read_folder(path), f"the folder {path}"
-    if path.is_file() and path.suffix == ".npz":
-        return readers.read_npz(path), f"the file {path}"
+    if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
+        return path
     if path.is_file():
         raise DataError(f"{path}: data of your own are an .npz file or a folder of images by class")
     if path.suffix == ".npz" or os.sep in name:
         raise DataError(f"{path}: no such file or folder")
     raise _unknown(name)
+
+
+def _warn_of_missing(data: Dataset) -> None:
+    """Of what the accuracy on the images kept apart says nothing, or what nobody learns."""
+    lacking = []
+    for what, split in zip(("training", "validation", "test"), data.splits, strict=True):
+        missing = [data.classes[i] for i in sorted(set(range(len(data.classes))) - set(split.labels.tolist()))]
+        if len(split) and missing:
+            some = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            lacking.append(f"its {len(split)} {what} images have none of {some}")
+    if lacking:
+        warnings.warn(f"{data.name}: {'; '.join(lacking)}. Accuracy says nothing of these classes", stacklevel=3)
 
 
 def _unknown(name: str) -> DataError:
@@ -154,12 +223,21 @@ def _split(images: readers.Images, labels: readers.Labels, index: NDArray[np.int
 def _divide(
     labels: readers.Labels, index: NDArray[np.intp], number: int, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Split an index in two, `number` of it in the second part, every class in proportion; both keep their order."""
+    """Split an index in two, `number` of it in the second part; both keep their order.
+
+    Every class is divided in proportion. Each part gets one image of every class at least, the first part before the
+    second, if the class has as many and the part has as many as there are classes.
+    """
     # RandomState, not a Generator: numpy keeps its stream for ever, so the split is the same in all versions.
     shuffled = np.random.RandomState(seed).permutation(index)
+    classes = np.unique(labels[index])
     place = np.empty(len(index))  # of an image among those of its class, from 0 to 1
-    for label in np.unique(labels[index]):
+    for label in classes:
         members = np.flatnonzero(labels[shuffled] == label)
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
+        if number >= len(classes) and len(members) > 1:
+            place[members[0]] = 0
+        if len(index) - number >= len(classes):
+            place[members[-1]] = 1
     order = np.argsort(place, kind="stable")
     return np.sort(shuffled[order[number:]]), np.sort(shuffled[order[:number]])

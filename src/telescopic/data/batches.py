@@ -1,6 +1,6 @@
 """Images on their way into a network: a split, its batches, augmentation, normalisation; on the images' device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,10 @@ from telescopic.data.readers import DataError
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 `[n, channels, height, width]` with their labels int64 `[n]`.
+    """Images uint8 `[n, channels, height, width]` with their labels int64 `[n]`, which count classes from 0.
 
     Raises:
-        DataError: another type or shape.
+        DataError: another type or shape, or a negative label.
     """
 
     images: Tensor
@@ -24,10 +24,17 @@ class Split:
 
     def __post_init__(self) -> None:
         """Refuse what is not a split."""
+        if not isinstance(self.images, Tensor) or not isinstance(self.labels, Tensor):
+            found = f"{type(self.images).__name__} and {type(self.labels).__name__}"
+            raise DataError(f"images and labels are tensors, not {found}: see torch.as_tensor")
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise DataError(f"images are uint8 [n, channels, height, width], not {_facts(self.images)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise DataError(f"labels are int64 [{len(self.images)}] for these images, not {_facts(self.labels)}")
+        if (
+            len(self) and not self.labels.is_meta and int(self.labels.min()) < 0
+        ):  # which torch's loss may take for images to be left out
+            raise DataError(f"labels count classes from 0, and one is {int(self.labels.min())}")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -109,9 +116,18 @@ class Augment:
 
 
 def batches(
-    split: Split, batch_size: int, *, seed: int | None = None, epoch: int = 0, rank: int = 0, world: int = 1
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    least: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of images uint8 `[batch, channels, height, width]` and labels `[batch]`, the last, smaller one included.
+
+    A last one of fewer than `least` images, of which a BatchNorm could not be trained, joins the one before.
 
     Without a seed the images come in order, else in a permutation that depends on (seed, epoch) only. Of every batch
     each of `world` processes gets every `world`-th image, beginning at its `rank`: together they see exactly the
@@ -125,19 +141,29 @@ def batches(
             f"batches needs batch_size >= 1, 0 <= rank < world, seed and epoch >= 0; "
             f"found batch_size={batch_size}, rank={rank}, world={world}, seed={seed}, epoch={epoch}"
         )
-    return _batches(split, batch_size, seed, epoch, rank, world)
+    return _batches(split, batch_sizes(len(split), batch_size, least), seed, epoch, rank, world)
+
+
+def batch_sizes(images: int, batch_size: int, least: int = 1) -> list[int]:
+    """Images in each of the batches that `batches` makes of so many."""
+    sizes = [batch_size] * (images // batch_size)
+    rest = images % batch_size
+    if rest and (rest >= least or not sizes):
+        return [*sizes, rest]
+    return [*sizes[:-1], sizes[-1] + rest] if rest else sizes
 
 
 def _batches(
-    split: Split, batch_size: int, seed: int | None, epoch: int, rank: int, world: int
+    split: Split, sizes: Sequence[int], seed: int | None, epoch: int, rank: int, world: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     order = None
     if seed is not None:
         # Mixed, not added: seed 0's epoch 1 must not be seed 1's epoch 0. Drawn on the CPU: the same on every device.
         state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(state)).to(split.images.device)
-    for start in range(0, len(split), batch_size):
-        part = slice(start + rank, min(start + batch_size, len(split)), world)
+    start = 0
+    for size in sizes:
+        part = slice(start + rank, start := start + size, world)
         if order is None:
             yield split.images[part], split.labels[part]
         else:

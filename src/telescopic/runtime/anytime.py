@@ -14,6 +14,7 @@ from telescopic.data import Preprocess, Split, batches
 from telescopic.nested import Nested
 from telescopic.runtime.refining import Plan, Run
 from telescopic.subnet import Subnet
+from telescopic.train.fits import check_fits
 
 Against = Literal["labels", "last"]
 
@@ -186,10 +187,12 @@ def confidence_for(
         raise ValueError(f"against is one of {', '.join(get_args(Against))}, not {against!r}")
     if not 0 <= max_loss <= 1 or not len(split):
         raise ValueError(f"a threshold needs images and a loss from 0 to 1; these are {len(split)} and {max_loss}")
-    first = next(net.parameters())
+    preprocess, first = preprocess or Preprocess(), next(net.parameters())
+    if against == "labels":
+        check_fits(net, [split], preprocess)
     sure, right = [], []
     for images, labels in batches(split, batch_size):
-        x = (preprocess or Preprocess())(images.to(first.device)).to(first.dtype)
+        x = preprocess(images.to(first.device)).to(first.dtype)
         logits = torch.stack([answer.logits.float() for answer in anytime(net, x, path=path)])
         guesses = logits.argmax(2)
         right.append(guesses == (labels.to(first.device) if against == "labels" else guesses[-1]))

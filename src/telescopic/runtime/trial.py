@@ -14,6 +14,7 @@ from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.runtime.anytime import anytime, step_costs
 from telescopic.subnet import Subnet
+from telescopic.train.fits import check_fits
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ def try_deadlines(
         Three trials for each deadline.
 
     Raises:
-        ValueError: as `anytime` does, or if the catalogue has no latencies.
+        ValueError: as `anytime` does; if the catalogue has no latencies; if there are no images; or if the network does
+            not take them, or has no score for a label.
     """
+    if not len(split):
+        raise ValueError("deadlines are tried on images, and there are none")
+    check_fits(net, [split], preprocess or Preprocess())
     places = torch.linspace(0, len(split) - 1, min(number, len(split))).round().long()
     first = next(net.parameters())
     pixels = split.images[places].to(first.device)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from telescopic.images import ImageError, Pixels, TooManyPixels, decode
 from telescopic.runtime.engine import Engine
 from telescopic.runtime.manifest import Floats
 
@@ -142,21 +143,12 @@ def _npy(body: bytes) -> NDArray[Any]:
     return array
 
 
-def _image(body: bytes, kind: str, engine: Engine) -> NDArray[np.uint8]:
+def _image(body: bytes, kind: str, engine: Engine) -> Pixels:
     """An image file's pixels `[channels, height, width]`: its middle, of the shape that the network takes, resized."""
-    from PIL import Image, ImageOps
-
-    mode = {1: "L", 3: "RGB"}.get(engine.input_shape[0])
-    if len(engine.input_shape) != 3 or mode is None or not engine.takes_pixels:
+    if len(engine.input_shape) != 3 or engine.input_shape[0] not in (1, 3) or not engine.takes_pixels:
         raise BodyError(415, "this network takes no image files: send inputs as JSON or in the format of numpy.save")
+    channels, *size = engine.input_shape
     try:
-        with Image.open(io.BytesIO(body), formats=(kind,)) as image:
-            if math.prod(image.size) > _MOST_PIXELS:
-                raise BodyError(413, f"an image has at most {_MOST_PIXELS:,} pixels, not {math.prod(image.size):,}")
-            size = engine.input_shape[2], engine.input_shape[1]
-            pixels = np.asarray(ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), size), np.uint8)
-    except BodyError:
-        raise
-    except Exception as error:  # decoders raise what they like
-        raise BodyError(422, f"the body is no {kind} image that can be read: {error!s:.100}") from error
-    return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
+        return decode(body, channels=channels, size=(size[0], size[1]), most_pixels=_MOST_PIXELS, formats=(kind,))
+    except ImageError as error:
+        raise BodyError(413 if isinstance(error, TooManyPixels) else 422, f"the image {error}") from error

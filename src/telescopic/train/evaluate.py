@@ -7,6 +7,7 @@ from torch import Tensor
 
 from telescopic.data import Preprocess, Split, batches
 from telescopic.nested import Nested
+from telescopic.train.fits import check_fits, in_eval_mode
 from telescopic.train.statistics import warn_of_unseen
 
 
@@ -14,19 +15,15 @@ from telescopic.train.statistics import warn_of_unseen
 def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size: int = 200) -> Tensor:
     """Number of images that each member classifies rightly, `[members]` int64, in eval mode.
 
-    The network's mode is restored afterwards; images may lie on another device than the network.
+    Images may lie on another device than the network.
     """
     first = next(net.parameters())
     device = first.device
     correct = torch.zeros(len(net.grid), dtype=torch.int64, device=device)
-    training = net.training
-    net.eval()
-    try:
+    with in_eval_mode(net):
         for images, labels in batches(split, batch_size):
             guesses = net.all(preprocess(images.to(device)).to(first.dtype)).argmax(2)
             correct += (guesses == labels.to(device)).sum(1)
-    finally:
-        net.train(training)
     return correct.cpu()
 
 
@@ -41,6 +38,10 @@ def evaluate(net: Nested, splits: Sequence[Split], preprocess: Preprocess, batch
 
     Returns:
         Fractions `[splits, members]`, float64.
+
+    Raises:
+        ValueError: if the network does not take the images, or has no score for a label.
     """
+    check_fits(net, splits, preprocess)
     warn_of_unseen(net)
     return torch.stack([count_correct(net, s, preprocess, batch_size).double() / len(s) for s in splits])

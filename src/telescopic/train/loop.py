@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import atexit
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
-from telescopic.data import Dataset, Split, batches
+from telescopic.data import Dataset, Split, batch_sizes, batches
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
 from telescopic.train.balance import gradient_factors
@@ -19,6 +18,7 @@ from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
 from telescopic.train.denormals import denormals_as_zero
 from telescopic.train.evaluate import count_correct
+from telescopic.train.fits import check_training
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
 from telescopic.train.keeper import LAST, Keeper
@@ -56,8 +56,9 @@ def fit(
 
     Runs on one CPU or GPU, or on several processes under `torchrun`; a batch is then divided among them, and the sum
     of their gradients is that of the whole batch. The images stay on the device as uint8. Networks of 2-d convolutions
-    are trained in torch's channels-last layout where that is faster, and given back in the usual one. On one CPU with
-    the same number of threads, an interrupted and resumed run ends with exactly the weights of an uninterrupted one.
+    are trained in torch's channels-last layout where that is faster, and given back in the usual one. A last batch with
+    too few images for BatchNorm joins the one before. On one CPU with the same number of threads, an interrupted and
+    resumed run ends with exactly the weights of an uninterrupted one.
 
     Args:
         net: the network, initialised.
@@ -67,7 +68,7 @@ def fit(
         resume: go on from `out`'s last checkpoint, if there is one.
         seed: order of the images, their augmentation, and dropout.
         keep: which weights the network holds at the end: those of the epoch in which the full network was most
-            accurate on the validation images, or the last epoch's.
+            accurate on the validation images, or the last epoch's, also where there are no such images.
         precision: fp32, or bf16 by autocast (evaluation stays in fp32).
         cpu: stay on the CPU even if there is a GPU.
         progress: True shows it, False is silent, None shows it live on a terminal and in few plain lines elsewhere.
@@ -79,8 +80,8 @@ def fit(
         What every epoch has seen.
 
     Raises:
-        ValueError: if recipe and network do not fit, such as one that shrinks a network without filters, or `out`
-            already holds a run and `resume` is False.
+        ValueError: if recipe and network do not fit, such as one that shrinks a network without filters; if the
+            network and the images or labels do not; or `out` already holds a run and `resume` is False.
         CheckpointError: if the checkpoint to resume from is corrupt or of another run.
         TrainingError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
@@ -90,20 +91,20 @@ def fit(
     out = None if out is None else Path(out)
     if out is not None and (out / LAST).exists() and not resume:
         raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
-    if len(data.train) < 1:
-        raise ValueError(f"{data.name} has no training images")
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if world > 1:
         atexit.register(_leave_group)
+    least = check_training(net, data, recipe.preprocess, recipe.batch_size, world)
     layout, dtype = _layout(net, device, precision), next(net.parameters()).dtype
     _lay_out(net, layout)
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
     factors = gradient_factors(net, objective_weights(net, recipe)) if recipe.balanced else []
     optimizer = optimizer_for(net, recipe, device)
     train, held = data.train.to(device), [_share(s, rank, world).to(device) for s in (data.validation, data.test)]
-    num_batches = math.ceil(len(train) / recipe.batch_size)
+    sizes = batch_sizes(len(train), recipe.batch_size, least)
+    num_batches = len(sizes)
     example = recipe.preprocess(train.images[:2]).to(dtype)
     shrinking = None
     if recipe.shrink is not None:
@@ -157,7 +158,8 @@ def fit(
             net.train()
             if shrinking is not None:
                 shrinking.seconds = position.compacting
-            order = batches(train, recipe.batch_size, seed=seed, epoch=position.epoch, rank=rank, world=world)
+            share = {"rank": rank, "world": world, "least": least}
+            order = batches(train, recipe.batch_size, seed=seed, epoch=position.epoch, **share)
             for batch, (images, target) in enumerate(order):
                 if batch < position.batch:
                     continue
@@ -166,13 +168,12 @@ def fit(
                 generator = torch.manual_seed((seed * 1_000_003 + step) * world + rank)
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(position.epoch, (batch + 0.5) / num_batches)
-                size = min(recipe.batch_size, len(train) - batch * recipe.batch_size)
                 x = recipe.preprocess(recipe.augment(images, generator)).to(dtype, memory_format=layout)
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     loss, losses = objective(x, target)
                 optimizer.zero_grad()
                 # The mean over processes that the wrapper takes becomes the sum over the whole batch.
-                mean = loss * (world / size)
+                mean = loss * (world / sizes[batch])
                 (mean if shrinking is None else mean + shrinking.penalty()).backward()
                 for parameter, factor in factors:
                     if parameter.grad is not None:

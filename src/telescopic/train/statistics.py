@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from telescopic.ambient import plain
 from telescopic.data import Augment, Preprocess, Split, batches
 from telescopic.nested import Nested, rebuilt
+from telescopic.train.fits import in_eval_mode, tried
 
 
 @plain()
@@ -44,7 +45,8 @@ def recalibrate(
         seed: which images are drawn.
 
     Raises:
-        ValueError: if the split is empty, or a number is below 1.
+        ValueError: if the split is empty, a number is below 1, the network does not take the images, or a BatchNorm
+            needs more of them in a batch.
     """
     made = copy.deepcopy(net)
     if isinstance(made, Nested) and made.statistics == "shared" and len(made.grid.entries) > 1:
@@ -72,27 +74,26 @@ def recalibrate_(
     found = list(norms(net))
     if not found:
         return
-    modes = {module: module.training for module in net.modules()}
     momenta = {norm: norm.momentum for norm in found}
     first, preprocess = next(net.parameters()), preprocess or Preprocess()
-    net.eval()
+    size = min(batch_size, num_images, len(split))
+    if size < (least := tried(net, split, preprocess)[1]):
+        raise ValueError(f"BatchNorm computes a variance of {least} images or more in a batch, not of {size}")
     try:
-        for norm in found:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-        # A last batch of one image has no variance.
-        size = min(batch_size, num_images, len(split))
-        generator = torch.Generator().manual_seed(seed)
-        for images, _ in islice(batches(split, size, seed=seed), min(num_images, len(split)) // size):
-            images = images if augment is None else augment(images, generator)
-            x = preprocess(images.to(first.device)).to(first.dtype)
-            net.all(x) if isinstance(net, Nested) else net(x)
+        with in_eval_mode(net):
+            for norm in found:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+            # Whole batches only: the few images of a last one would count as much.
+            generator = torch.Generator().manual_seed(seed)
+            for images, _ in islice(batches(split, size, seed=seed), min(num_images, len(split)) // size):
+                images = images if augment is None else augment(images, generator)
+                x = preprocess(images.to(first.device)).to(first.dtype)
+                net.all(x) if isinstance(net, Nested) else net(x)
     finally:
         for norm in found:
             norm.momentum = momenta[norm]
-        for module, training in modes.items():
-            module.training = training
 
 
 def warn_of_unseen(net: Nested) -> None:
