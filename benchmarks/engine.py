@@ -86,10 +86,10 @@ def prepare(name: str, folder: Path, int8: bool) -> None:
     packed = Engine(folder / "pack", cache=folder / "cache").members
     if int8:
         to, x = folder / "int8", torch.randn(32, *shape)
-        pack(net, to / "pack", members=members, input_shape=shape, fold_bn=fold_bn, int8=x)  # type: ignore[arg-type]
+        pack(net, to / "pack", members=members, input_shape=shape, fold_bn=fold_bn, int8=x, max_loss=1)  # type: ignore[arg-type]
         Engine(to / "pack", cache=to / "cache")
         for place in spread(len(packed)):
-            alone = pack(net, to / str(place), members=[packed[place].subnet], input_shape=shape, int8=x)
+            alone = pack(net, to / str(place), members=[packed[place].subnet], input_shape=shape, int8=x, max_loss=1)
             (file,) = alone.glob("*.onnx")  # of one member it is one graph
             onnx.save(onnx.load(file), to / f"alone{place:03}.onnx")
     for place in spread(len(packed)):

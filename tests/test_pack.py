@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -332,7 +333,13 @@ def changed(text: str, *keys: object, value: object) -> str:
         (("members", 0, "more"), 1, "more"),
         (("segments", "exits.1"), "../up.onnx", "'../up.onnx' is no name of a file"),
         (("segments", "exits.1"), "other.onnx", "no checksum of 'other.onnx'"),
+        (("members", 0, "chain", 0, "inputs"), [], "without inputs or outputs"),
         (("tensors", "input"), [0, 8, 8], "0 is no size"),
+        (("tensors", "input"), [2**31], "is larger than any network's"),
+        (("preprocess", "mean"), [10**400, 0], "no number that float32 holds"),
+        (("preprocess", "mean"), [float("nan"), 0], "nan is no number"),
+        (("preprocess", "mean"), [[1, 2]], r"\[1, 2\] is no number"),
+        (("preprocess", "mean"), "ab", "'ab' is no list"),
         (("constants", "c"), {"offset": 2**40, "shape": [4]}, "constant 'c' lies outside the weights"),
         (("preprocess", "std"), [0.0, 1.0], "do not fit inputs"),
         (("classes",), ["a"], "there are 1 classes, but 5 logits"),
@@ -364,6 +371,18 @@ def test_a_damaged_pack_is_refused(tmp_path: Path) -> None:
             tl.Engine(folder)
     with pytest.raises(PackError, match=r"is no pack: it has no manifest\.json"):
         tl.Engine(tmp_path)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_graphs_that_are_not_as_the_manifest_says_are_refused(packed: Path, tmp_path: Path, cache: bool) -> None:
+    wrong = shutil.copytree(packed, tmp_path / "wrong")
+    text = (wrong / MANIFEST).read_text()
+    made = Manifest.from_json(text)
+    last = made.members[0].logits
+    text = changed(changed(text, "tensors", last, value=[7]), "classes", value=[])
+    (wrong / MANIFEST).write_text(text)
+    with pytest.raises(PackError, match=f"(wrong|graphs): {made.members[0].label} cannot be run as the manifest says"):
+        tl.Engine(wrong, cache=cache and tmp_path / "cache")
 
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,18 @@
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import telescopic as tl
-from telescopic.runtime import sessions
+from telescopic import files
+from telescopic.runtime import onnx_runtime, sessions
 from telescopic.runtime.manifest import PackError
 
 from packs import MEMBERS, small_pack
@@ -35,9 +39,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
     return calls
 
 
+def inputs() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
+
+
 def answers(engine: tl.Engine) -> np.ndarray:
-    x = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
-    return np.stack([engine.run(x, subnet=subnet).logits for subnet in MEMBERS])
+    return np.stack([engine.run(inputs(), subnet=subnet).logits for subnet in MEMBERS])
 
 
 def kept(cache: Path) -> Path:
@@ -125,15 +132,82 @@ def test_a_graph_that_cannot_be_opened_is_named(pack: Path, tmp_path: Path) -> N
     assert not any((tmp_path / "cache").glob("*/graphs*")), "nothing half-made"
 
 
-def test_another_process_may_be_faster(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # It has put its own folder there while this one was at work: either will do.
+def test_another_process_may_be_faster(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list
+) -> None:
+    # It has put its graphs there while this one waited: they are used, and not made again.
     tl.Engine(pack, cache=tmp_path / "theirs")
+    held = files.held
 
-    def late(path: Path, *, replace: bool):
-        kept(tmp_path / "theirs").parent.rename(path.parent)
-        raise FileExistsError(path)
+    @contextmanager
+    def late(path: Path, what: Path, *, wait: bool):
+        with held(path, what, wait=wait) as here:
+            kept(tmp_path / "theirs").rename(what)
+            yield here
 
-    monkeypatch.setattr("telescopic.runtime.prepared.replacing_folder", late)
-    (tmp_path / "ours").mkdir()
+    monkeypatch.setattr("telescopic.runtime.prepared.held", late)
+    del opened[:]
     engine = tl.Engine(pack, cache=tmp_path / "ours")
-    assert engine._graphs.folder == kept(tmp_path / "ours")
+    assert engine._graphs.folder == kept(tmp_path / "ours") and engine._graphs.prepared
+    assert {how for _, how, _ in opened} == {True}
+
+
+START = """
+import os, sys
+os.getpid = lambda: 1  # as in containers that share a cache: each is the first process of its own
+import numpy as np
+import telescopic as tl
+from telescopic.runtime.sessions import runtime
+runtime()
+print("there", flush=True)
+sys.stdin.readline()
+engine = tl.Engine(sys.argv[1], cache=sys.argv[2])
+x = np.random.default_rng(0).standard_normal((2, *engine.input_shape), np.float32)
+print(engine._graphs.prepared, [engine.run(x, subnet=m.subnet).logits.tobytes().hex() for m in engine.members])
+"""
+
+
+def test_processes_that_start_at_once_all_run_what_one_has_prepared(pack: Path, tmp_path: Path) -> None:
+    # benchmarks/first_starts.py has more of them, also in namespaces of their own.
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", START, str(pack), str(tmp_path)]
+    children = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    for child in children:
+        assert child.stdout.readline() == "there\n", child.stderr.read()
+    told = [child.communicate("\n") for child in children]
+    expected = [tl.Engine(pack, cache=tmp_path).run(inputs(), subnet=subnet).logits for subnet in MEMBERS]
+    assert [out for out, _ in told] == [f"True {[one.tobytes().hex() for one in expected]}\n"] * 3, told
+    assert [path.name for path in kept(tmp_path).parent.iterdir()] == ["graphs"]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_that_was_cut_short_is_never_mapped(pack: Path, tmp_path: Path, opened: list, verify: bool) -> None:
+    # Reading a mapped file beyond its end kills the process.
+    before = answers(tl.Engine(pack, cache=tmp_path / "cache"))
+    for file in sorted(kept(tmp_path / "cache").glob("*.bin")):
+        size = file.stat().st_size
+        os.truncate(file, size // 2)
+        del opened[:]
+        assert np.array_equal(answers(tl.Engine(pack, cache=tmp_path / "cache", verify=verify)), before)
+        assert opened[0] == ("small.telescope", False, True) and file.stat().st_size == size
+    short = shutil.copytree(pack, tmp_path / "short.telescope")
+    os.truncate(short / "weights.bin", 100)
+    with pytest.raises(PackError, match=r"weights.bin is missing or of another size than when it was packed"):
+        tl.Engine(short, cache=False, verify=verify)
+
+
+def test_what_the_disk_had_no_room_for_is_not_kept(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list
+) -> None:
+    noted = onnx_runtime.open_session
+
+    def full(graph, threads, *, keep_as=None, **more):
+        session = noted(graph, threads, keep_as=keep_as, **more)
+        if keep_as is not None and (weights := keep_as.with_name(f"{keep_as.name}.bin")).exists():
+            os.truncate(weights, weights.stat().st_size - 1)
+        return session
+
+    monkeypatch.setattr("telescopic.runtime.onnx_runtime.open_session", full)
+    engine = tl.Engine(pack, cache=tmp_path)
+    assert not engine._graphs.prepared and np.array_equal(answers(engine), answers(tl.Engine(pack, cache=False)))
+    assert not any(tmp_path.glob("*/graphs*"))

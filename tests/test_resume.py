@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from telescopic.bundle import save
 from telescopic.data import Augment, Dataset, Preprocess, Split
-from telescopic.files import replacing
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.shrink.family import add_filters_to_family, filters
@@ -337,21 +336,6 @@ def test_a_checkpoint_holds_every_tensor_once_and_no_pickle(tmp_path: Path) -> N
     assert sum(t.numel() for name, t in stored.items() if name.startswith("net/")) == parameters + buffers
     assert sum(t.numel() for name, t in stored.items() if name.startswith("optimizer/")) == parameters
     assert not (set(load_file(tmp_path / BEST)) - {name for name in stored if name.startswith("net/")})
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with replacing(path) as temporary:
-        save_file({"w": torch.ones(2)}, temporary)
-        assert path.read_text() == "old"
-    assert load_file(path)["w"].tolist() == [1, 1] and list(tmp_path.iterdir()) == [path]
-    (tmp_path / "plain").touch()
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it, where the umask lets them"
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def queue(machine: Machine | None = None, **bounds: int) -> Waiting:
     return Waiting(controller, **{"max_batch": 8, **bounds})
 
 
-def job(due_ms: float = SLO, examples: int = 1, member=None) -> Job:
-    return Job(np.zeros((examples, 3), np.float32), 0.0, due_ms / 1000, member)
+def job(due_ms: float = SLO, examples: int = 1, member=None, longest_ms: float = float("inf")) -> Job:
+    return Job(np.zeros((examples, 3), np.float32), 0.0, due_ms / 1000, member, longest_ms / 1000)
 
 
 def test_one_that_comes_alone_is_run_by_the_largest_member_that_is_in_time() -> None:
@@ -70,6 +70,17 @@ def test_a_member_that_was_asked_for_is_given_the_time_that_it_takes() -> None:
     for _ in range(8):
         waiting.put(job(due_ms=12, member=MEMBERS[2]))
     assert waiting.take(0.0).examples == 2
+
+
+def test_a_pass_takes_no_longer_than_was_wished() -> None:
+    waiting = queue()  # the third member takes 7.2 ms for one, 10.8 for two, 18 ms for four
+    for _ in range(3):
+        waiting.put(job(due_ms=100, member=MEMBERS[2], longest_ms=12))
+    waiting.put(job(due_ms=101, member=MEMBERS[2], longest_ms=8))  # which the others would make late
+    waiting.put(job(due_ms=102, member=MEMBERS[2], longest_ms=0.0001))  # which cannot be
+    assert [waiting.take(0.0).examples for _ in range(4)] == [2, 1, 1, 1]
+    wished = job(due_ms=100, longest_ms=12)
+    assert not wished.late(0.050, 0.0619) and wished.late(0.050, 0.0621) and wished.late(0.090, 0.1001)
 
 
 def test_what_waits_behind_makes_members_smaller() -> None:

@@ -207,8 +207,9 @@ def _pt2(order: _Order, file: Path) -> _Written:
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    with file.open("wb") as opened:
-        torch.export.save(program, opened)
+    written = io.BytesIO()  # on a full disk torch's writer would end the process
+    torch.export.save(program, written)
+    file.write_bytes(written.getbuffer())
     run = torch.export.load(io.BytesIO(file.read_bytes())).module()
     return _Written(run, len(program.graph.nodes))
 

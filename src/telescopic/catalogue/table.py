@@ -113,7 +113,7 @@ class Catalogue(Sequence[Member]):
             max_params: most parameters.
             max_bytes: most bytes of parameters and buffers.
             max_peak_activation: most bytes of feature maps alive at one time.
-            max_latency_ms: most milliseconds, compared with the median.
+            max_latency_ms: most milliseconds in 95 % of passes, as `Engine.run` understands it.
             min_accuracy: least accuracy on validation images, a fraction.
 
         Returns:

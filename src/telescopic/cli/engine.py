@@ -32,6 +32,9 @@ def pack(
         str | None, typer.Option(help="With --int8: the data set, or a path. (default: what it was trained on)")
     ] = None,
     data_dir: DataDir = None,
+    max_loss: Annotated[
+        float, typer.Option(help="With --int8: how much accuracy a member may lose, as a fraction; 1 allows anything.")
+    ] = 0.02,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a pack that is there already.")] = False,
 ) -> None:
     """Write members of a family as ONNX graphs with one copy of the weights, each compared with the network."""
@@ -60,6 +63,7 @@ def pack(
             samples=found.preprocess()(images[:8]),
             fold_bn=fold_bn,
             int8=found.data(data, data_dir) if int8 else None,
+            max_loss=max_loss,
             replace=replace,
             progress=lambda what, done, of: status.update(f"{what} {done} of {of}"),
         )

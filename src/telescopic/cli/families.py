@@ -20,7 +20,9 @@ MaxBytes = Annotated[str | None, typer.Option(help="Most bytes of weights, e.g. 
 MaxActivation = Annotated[
     str | None, typer.Option("--max-peak-activation", help="Most bytes of live feature maps, e.g. 64kB.")
 ]
-MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds on this machine, measured if need be.")]
+MaxLatency = Annotated[
+    float | None, typer.Option(help="Most milliseconds, in 95 % of passes on this machine, measured if need be.")
+]
 MinAccuracy = Annotated[float | None, typer.Option(help="Least accuracy on validation images, e.g. 0.97.")]
 
 

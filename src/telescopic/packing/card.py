@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 
+from telescopic.packing.judging import Verdict
 from telescopic.quantities import human
 from telescopic.runtime.manifest import Manifest
 
 
-def card(manifest: Manifest, name: str, notes: Sequence[str]) -> str:
+def card(manifest: Manifest, name: str, notes: Sequence[str], verdicts: Sequence[Verdict]) -> str:
     """The page, as Markdown.
 
     Args:
         manifest: of the pack.
         name: of its folder.
         notes: sentences on how it was made.
+        verdicts: on each member in int8; none if it is float32.
     """
     shape = ", ".join(map(str, manifest.input_shape))
     pixels = " or uint8 (pixels)" if manifest.preprocess else ""
@@ -30,6 +32,7 @@ def card(manifest: Manifest, name: str, notes: Sequence[str]) -> str:
             "",
             *notes,
             "",
+            *_judged(verdicts),
             "```python",
             "import telescopic as tl",
             "",
@@ -51,6 +54,25 @@ def _table(manifest: Manifest) -> list[str]:
     for m in manifest.members:
         before = [_percent(m.float_accuracy)] if int8 else []
         rows.append([m.label, _percent(m.accuracy), *before, human(m.macs), human(m.params), str(len(m.chain))])
+    return _as_table(rows)
+
+
+def _judged(verdicts: Sequence[Verdict]) -> list[str]:
+    """How the members' answers in int8 compare with those in float32."""
+    if not verdicts:
+        return []
+    labelled = verdicts[0].right is not None
+    names = ["member", "same class", "median error", *(["right", "right in float32"] if labelled else [])]
+    rows = [names, ["---", *["---:"] * (len(names) - 1)]]
+    for v in verdicts:
+        right = [] if v.right is None else [str(v.right[1]), str(v.right[0])]
+        rows.append([v.label, human(v.same, "%"), human(v.error, "%"), *right])
+    told = f"Of {verdicts[0].examples} examples on which it was not calibrated: how many have the same class as in"
+    more = "float32, and the error of the median example, as a fraction of its logits (root mean squares)."
+    return [told, more, "", *_as_table(rows), ""]
+
+
+def _as_table(rows: Sequence[Sequence[str]]) -> list[str]:
     table = [f"| {' | '.join(row)} |" for row in rows]
     table[1] = table[1].replace(" ", "")
     return table

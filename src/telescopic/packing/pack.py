@@ -19,7 +19,9 @@ from telescopic.layers.causal import CausalConv2d, prefix
 from telescopic.nested import Nested
 from telescopic.packing.card import card
 from telescopic.packing.graphs import Weights, checked_batches, write_graph
-from telescopic.packing.int8 import Images, Report, to_int8
+from telescopic.packing.images import Images
+from telescopic.packing.int8 import Report, to_int8
+from telescopic.packing.judging import Verdict
 from telescopic.packing.segments import Cut, cut
 from telescopic.provenance import versions
 from telescopic.runtime.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
@@ -44,6 +46,7 @@ def pack(
     samples: Tensor | None = None,
     fold_bn: bool = False,
     int8: Dataset | Tensor | None = None,
+    max_loss: float = 0.02,
     replace: bool = False,
     progress: Report | None = None,
 ) -> Path:
@@ -55,8 +58,8 @@ def pack(
 
     With `int8` the pack that was compared with torch is written again: weights as int8, a quarter of the memory. The
     scales of what reaches a segment are found by running all packed members on the images, so that a shared segment
-    fits all of them. The answers must not be off by more than half of those in float32 (root mean squares), and the
-    accuracy of every member is counted anew and stands beside that in float32.
+    fits all of them. Then every member is judged by inputs that were held out, beside itself in float32; a pack with a
+    member that loses more than `max_loss` is not made. The accuracy of every member is counted anew.
 
     Of members of several widths, each layer's rows are cut into blocks: wider members run the blocks of narrower ones
     and add their own. Widths whose channels are no multiples of 16 cost more time than wider ones that are, so they are
@@ -78,9 +81,14 @@ def pack(
             BatchNorm folded into the convolutions: faster, and larger. By default there is one such stage, which is
             told the statistics. In networks with several widths they are copied always.
         int8: what to quantise by; by default the pack is float32. A data set: calibration takes 256 training images,
-            and accuracy is counted on the validation images, and on the test images if the catalogue has done so; it
-            should be the one of the catalogue, with the same split. Or inputs float32 `[batch, ...]` to calibrate on:
-            the accuracy in int8 is then unknown.
+            1000 validation images at most judge, and accuracy is counted on the validation images, and on the test
+            images if the catalogue has done so; it should be the one of the catalogue, with the same split. Or inputs
+            float32 `[batch, ...]` as the network sees them, of which every fourth judges: the accuracy in int8 is then
+            unknown. There is a warning if inputs are not like those that the network has learned from.
+        max_loss: what int8 may cost a member, as a fraction of the examples that judge: so many fewer may be classified
+            rightly; or where there are no labels, five times as many may have another class, and the median example
+            an error of half of its logits. What chance explains in few examples is not held against it. 1 allows
+            anything.
         replace: whether a pack that is there already may be replaced.
         progress: called with what is done (`writing` segments, `calibrating`, `quantising`, `counting` images), and how
             much of how much.
@@ -89,10 +97,12 @@ def pack(
         The folder.
 
     Raises:
-        PackError: if the network or its members cannot be packed, an answer differs from torch's, or there is something
-            else in the folder's place.
+        PackError: if the network or its members cannot be packed, an answer differs from torch's, int8 costs a member
+            too much, or there is something else in the folder's place; what was there before is as it was.
     """
     to = Path(to)
+    if not 0 <= max_loss <= 1:
+        raise PackError(f"max_loss is a fraction of the examples, from 0 to 1, not {max_loss!r}")
     if to.exists() and not (replace and (to / MANIFEST).is_file()):
         kind = "a pack" if (to / MANIFEST).is_file() else "something that is no pack"
         raise PackError(f"there is {kind} at {to} already: {'replace it' if kind[2:] == 'pack' else 'choose another'}")
@@ -125,14 +135,14 @@ def pack(
             facts = asdict(preprocess) if preprocess else None
             manifest = finish(plain, _dated(manifest, facts, tuple(classes), left_out, provenance))
             notes = _notes(manifest, made, _compared(plain, network, x))
+            verdicts: list[Verdict] = []
             if images is not None:
                 test, threads = catalogue[0].test_accuracy is not None, torch.get_num_threads()
-                manifest, apart = to_int8(plain, folder, manifest, images, test=test, threads=threads, report=report)
-                notes.append(
-                    f"Then the weights became int8, calibrated on {images.what}. Answers differ from those in float32 "
-                    f"by {100 * apart:.2g} % at most, as root mean squares, member by member."
+                manifest, verdicts = to_int8(
+                    plain, folder, manifest, images, test=test, max_loss=max_loss, threads=threads, report=report
                 )
-            (folder / CARD).write_text(card(manifest, to.name, notes), encoding="utf-8")
+                notes.append(f"Then the weights became int8, calibrated on {images.what}.")
+            (folder / CARD).write_text(card(manifest, to.name, notes, verdicts), encoding="utf-8")
     except PackError:
         raise
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:

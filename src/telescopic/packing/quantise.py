@@ -1,11 +1,13 @@
 """How the segments of a pack become int8, by ONNX Runtime's static quantisation.
 
-The weights of convolutions and matrix products become int8, with a scale for each channel of output. What goes into
-them becomes uint8, and so does what comes out of convolutions, with a scale for each tensor: from the smallest to the
-largest value that was seen there, with all members run. The output of a matrix product stays float32, for it may be the
-logits. Sums and concatenations of feature maps are int8; those of anything flat, such as the logits of several widths,
-are not. Between segments feature maps are passed on as uint8, with one scale for all that write or read them; where
-a segment does not quantise what it passes on, or has to have another scale, as behind a pooling, they are float32.
+The weights of convolutions and matrix products become int8, with a scale for each channel of output. They take 7 bits:
+without VNNI an x86 processor adds two products in 16 bits, where 8 would overflow. What goes into them becomes uint8,
+and so does what comes out of convolutions, with a scale for each tensor: from the smallest to the largest value that
+was seen there, with all members run, but not in examples that go far beyond the others. The output of a matrix product
+stays float32, for it may be the logits. Sums and concatenations of feature maps are int8; those of anything flat, such
+as the logits of several widths, are not. Between segments feature maps are passed on as uint8, with one scale for all
+that write or read them; where a segment does not quantise what it passes on, or has to have another scale, as behind a
+pooling, they are float32.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +20,23 @@ import numpy as np
 from telescopic.packing.graphs import Weights, move_out
 from telescopic.runtime.ends import Joint, joints
 from telescopic.runtime.manifest import INPUT, WEIGHTS, Constant, Floats, Manifest, Step
-from telescopic.runtime.sessions import runtime
-from telescopic.subnet import Subnet
+from telescopic.runtime.sessions import open_session
 
 Range = tuple[np.float32, np.float32]
 """The smallest and the largest value of a tensor."""
+Extremes = tuple[Floats, Floats]
+"""The smallest and the largest value in each example of a batch."""
 Scale = tuple[float, int]
 """What uint8 is multiplied by, after the second number, which stands for 0, is taken away."""
+
+BITS = 7  # of weights: 7 or 8
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _ON_THE_WAY = "Relu Clip Add Concat MaxPool AveragePool GlobalAveragePool Reshape Flatten Transpose Squeeze Unsqueeze"
 _TYPES = [*_PRODUCTS, *_ON_THE_WAY.split(), "Slice", "Split"]
-_ENDS = ("_ReduceMin", "_ReduceMax")  # of the names that ONNX Runtime gives to extremes
+_ENDS = ("ReduceMin", "ReduceMax")
+_FAR = 4.0
+"""How many times as far as the median example another one may go, to be within a tensor's range."""
 
 
 class Calibration:
@@ -38,23 +45,19 @@ class Calibration:
     A segment sees what reaches it from every member: from all entries, and at all widths.
 
     Args:
-        folder: of the pack; graphs that tell the extremes are put there too.
+        folder: of the pack.
         manifest: the pack's.
         constants: inputs of segments that do not depend on the batch.
         threads: within a segment.
-
-    Attributes:
-        ranges: segment → tensor → its range so far.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, constants: Mapping[str, Floats], threads: int) -> None:
         self._members, self._constants = manifest.members, constants
-        self._sessions = {name: _observed(folder / file, threads) for name, file in manifest.segments.items()}
-        self.ranges: dict[str, dict[str, Range]] = {name: {} for name in manifest.segments}
+        self._observed = {name: _observed(folder / file, threads) for name, file in manifest.segments.items()}
+        self._seen: dict[Step, dict[str, list[Extremes]]] = {}
 
-    def see(self, x: Floats) -> dict[Subnet, Floats]:
-        """Run all members on inputs `[batch, ...]`, and return their logits."""
-        logits: dict[Subnet, Floats] = {}
+    def see(self, x: Floats) -> None:
+        """Run all members on inputs `[batch, ...]`."""
         for entry in dict.fromkeys(member.subnet.entry for member in self._members):
             known: dict[str, Floats] = {INPUT: x, **self._constants}
             done: set[Step] = set()  # members of one entry share steps, as they do in the engine
@@ -64,29 +67,45 @@ class Calibration:
                         if step not in done:
                             known.update(zip(step.outputs, self._run(step, known), strict=True))
                             done.add(step)
-                    logits[member.subnet] = known[member.logits]
-        return logits
+
+    @property
+    def ranges(self) -> dict[str, dict[str, Range]]:
+        """Segment → tensor → its range: of all steps that run the segment, each with its own idea of what is far."""
+        found: dict[str, dict[str, Range]] = {name: {} for name in self._observed}
+        for step, seen in self._seen.items():
+            ranges = found[step.segment]
+            for tensor, extremes in seen.items():
+                low, high = _usual(*(np.concatenate(ends) for ends in zip(*extremes, strict=True)))
+                before = ranges.get(tensor, (low, high))
+                ranges[tensor] = min(before[0], low), max(before[1], high)
+        return found
 
     def _run(self, step: Step, known: Mapping[str, Floats]) -> list[Floats]:
-        session, ranges = self._sessions[step.segment], self.ranges[step.segment]
+        session, tensors = self._observed[step.segment]
         outputs = [f"out{number}" for number in range(len(step.outputs))]
-        ends = [output.name for output in session.get_outputs() if output.name.endswith(_ENDS)]
+        ends = [f"{tensor}_{end}" for tensor in tensors for end in _ENDS]
         feeds = {f"in{number}": known[name] for number, name in enumerate(step.inputs)}
         values = session.run([*outputs, *ends], feeds)
-        extremes = {name: np.float32(value[0]) for name, value in zip(ends, values[len(outputs) :], strict=True)}
-        for tensor in {name.rpartition("_")[0] for name in ends}:
-            low, high = (extremes[f"{tensor}{end}"] for end in _ENDS)
-            if not np.isfinite([low, high]).all():
-                raise ValueError(f"segment {step.segment} computes what is no finite number, so it cannot become int8")
-            before = ranges.get(tensor, (low, high))
-            ranges[tensor] = min(before[0], low), max(before[1], high)
+        extremes = [np.atleast_1d(value) for value in values[len(outputs) :]]
+        if not all(np.isfinite(one).all() for one in extremes):
+            raise ValueError(f"segment {step.segment} computes what is no finite number, so it cannot become int8")
+        for tensor, low, high in zip(tensors, extremes[::2], extremes[1::2], strict=True):
+            self._seen.setdefault(step, {}).setdefault(tensor, []).append((low, high))
         return list(values[: len(outputs)])
+
+
+def _usual(lows: Floats, highs: Floats) -> Range:
+    """The range of a tensor, without the examples that go far beyond the median one: they would have all the scale."""
+    furthest = np.maximum(np.abs(lows), np.abs(highs))
+    typical = np.median(furthest[furthest > 0]) if furthest.any() else 0.0
+    near = furthest <= _FAR * typical
+    return lows[near].min(), highs[near].max()
 
 
 def quantise(
     plain: Path,
     manifest: Manifest,
-    calibration: Calibration,
+    found: Mapping[str, Mapping[str, Range]],
     constants: Mapping[str, Floats],
     folder: Path,
     report: Callable[[int, int], None],
@@ -96,7 +115,7 @@ def quantise(
     Args:
         plain: folder of the float32 pack.
         manifest: its manifest.
-        calibration: which has seen inputs.
+        found: segment → tensor → its range.
         constants: inputs of segments that do not depend on the batch; they stay float32.
         folder: where to write.
         report: called with the number of segments written, and of all.
@@ -107,7 +126,7 @@ def quantise(
     with (folder / WEIGHTS).open("wb") as opened:
         weights = Weights(opened)
         between = joints(manifest, lambda name: True)
-        ranges = _agreed(calibration.ranges, between)
+        ranges = _agreed(found, between)
         graphs = {}
         for number, (name, file) in enumerate(manifest.segments.items()):
             graphs[name] = _quantised(plain / file, ranges[name])
@@ -143,16 +162,27 @@ def _passed(graphs: Mapping[str, Any], between: Sequence[Joint]) -> tuple[str, .
     return tuple(sorted(passed))
 
 
-def _observed(path: Path, threads: int) -> Any:
-    """A session of a graph that also gives the smallest and the largest value of its tensors."""
-    from onnxruntime.quantization import MinMaxCalibrater
+def _observed(path: Path, threads: int) -> tuple[Any, list[str]]:
+    """A session of a graph that also gives the extremes of its tensors, example by example; and which tensors."""
+    import onnx
+    from onnx import TensorProto, helper
 
-    to = path.with_name(f"observed-{path.name}")
-    MinMaxCalibrater(path, _TYPES, augmented_model_path=str(to)).augment_graph()
-    options = runtime().SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors only
-    return runtime().InferenceSession(str(to), options, providers=["CPUExecutionProvider"])
+    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    graph = model.graph
+    values = {v.name: v.type.tensor_type for v in (*graph.input, *graph.value_info, *graph.output)}
+    stored = {tensor.name for tensor in graph.initializer}
+    used = {name for node in graph.node if node.op_type in _TYPES for name in (*node.input, *node.output)}
+    tensors = sorted(name for name in used & values.keys() - stored if values[name].elem_type == TensorProto.FLOAT)
+    for name in tensors:
+        sizes = values[name].shape.dim
+        batched = bool(sizes) and not sizes[0].HasField("dim_value")  # others are made of constants alone
+        axes = np.arange(batched, len(sizes), dtype=np.int64)
+        graph.initializer.append(onnx.numpy_helper.from_array(axes, f"{name}_axes"))
+        for end in _ENDS:
+            reads, makes = [name, f"{name}_axes"], [f"{name}_{end}"]
+            graph.node.append(helper.make_node(end, reads, makes, keepdims=0, noop_with_empty_axes=1))
+            graph.output.append(helper.make_tensor_value_info(makes[0], TensorProto.FLOAT, None))
+    return open_session(model.SerializeToString(), threads, weights=path.parent), tensors
 
 
 def _quantised(path: Path, ranges: Mapping[str, Range]) -> Any:
@@ -169,7 +199,7 @@ def _quantised(path: Path, ranges: Mapping[str, Range]) -> Any:
     quantizer = QDQQuantizer(
         graph,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=BITS == 7,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,  # of int8, ONNX Runtime fuses less on x86
         tensors_range=TensorsData(CalibrationMethod.MinMax, dict(ranges)),

@@ -20,7 +20,8 @@ FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "manifest.json", "weights.bin", "README.md"
 INPUT = "input"
 _MOST = 100_000  # of anything in a manifest
-_LONGEST = 2**26  # bytes of a manifest
+_LONGEST = 2**23  # bytes of a manifest, which Python makes 30 times as many in memory
+_LARGEST = 2**28  # numbers of one example in a tensor
 
 
 class PackError(ValueError):
@@ -234,7 +235,7 @@ def _check(made: Manifest) -> None:
         if constant.offset % 4 or constant.offset + 4 * math.prod(constant.shape) > size:
             raise ValueError(f"constant {name!r:.50} lies outside the weights")
     if made.preprocess is not None:
-        mean, std = made.preprocess["mean"], made.preprocess["std"]
+        mean, std = ([_finite(value) for value in _some(made.preprocess[name], list)] for name in ("mean", "std"))
         if len(mean) != len(std) or len(mean) not in (1, made.input_shape[0]) or not min(std) > 0:
             raise ValueError(f"means {mean!r:.50} and stds {std!r:.50} do not fit inputs of {made.input_shape}")
     if made.precision not in ("float32", "int8"):
@@ -258,6 +259,8 @@ def _check_member(member: Packed, made: Manifest) -> None:
             raise ValueError(f"accuracy of {member.label} is a fraction, not {value!r:.50}")
     known = {INPUT, *made.constants}
     for step in member.chain:
+        if not step.inputs or not step.outputs:
+            raise ValueError(f"{member.label} runs segment {step.segment!r:.50} without inputs or outputs")
         if step.segment not in made.segments:
             raise ValueError(f"{member.label} runs segment {step.segment!r:.50}, which is not there")
         if early := set(step.inputs) - known:
@@ -296,8 +299,17 @@ def _count(value: Any) -> int:
     return value
 
 
+def _finite(value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) < 1e30:
+        raise ValueError(f"{value!r:.50} is no number that float32 holds")
+    return float(value)
+
+
 def _shape(values: Any) -> tuple[int, ...]:
-    return tuple(_positive(value) for value in _some(values, list))
+    shape = tuple(_positive(value) for value in _some(values, list))
+    if math.prod(shape) > _LARGEST:
+        raise ValueError(f"a tensor of {shape!s:.50} is larger than any network's")
+    return shape
 
 
 def _positive(value: Any) -> int:

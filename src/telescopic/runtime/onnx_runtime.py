@@ -35,6 +35,7 @@ class OnnxRuntime:
             except Exception as error:  # of many kinds; what is wrong with a graph is said when it is opened as it is
                 raise OSError(f"{path.name} cannot be prepared for this machine: {error}") from error
             kept = onnx.load(path, load_external_data=False)
+            _check_whole(kept.graph, made)
             saved = cut(kept.graph, ends)
             path.write_bytes(kept.SerializeToString())
             return saved
@@ -64,8 +65,20 @@ class OnnxRuntime:
 
 
 def _bytes(tensor: Any) -> int:
-    for entry in tensor.external_data:
-        if entry.key == "length":
-            return int(entry.value)
     size: int = tensor.ByteSize()
-    return size
+    return int(_place(tensor)["length"]) if tensor.external_data else size
+
+
+def _place(tensor: Any) -> dict[str, str]:
+    """Where a tensor's data lie outside of the graph: file, first byte and number of bytes."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _check_whole(graph: Any, folder: Path) -> None:
+    """OSError if a file of weights is too short for what should be in it, as where the disk was full."""
+    for tensor in graph.initializer:
+        if tensor.external_data:
+            place = _place(tensor)
+            needed, size = int(place["offset"]) + int(place["length"]), (folder / place["location"]).stat().st_size
+            if size < needed:
+                raise OSError(f"{place['location']} has {size} bytes of {needed}")

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from telescopic.files import replacing_folder
+from telescopic.files import held, make_folder, replacing_folder
 from telescopic.runtime.backends import Backend, Graphs
 from telescopic.runtime.joined import join
 from telescopic.runtime.manifest import Manifest, Step, checksum
@@ -22,6 +22,9 @@ _MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; th
 
 def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Backend, *, verify: bool) -> Graphs:
     """Graphs prepared for this machine, made now if they are not there; or the pack's if none may or can be kept.
+
+    Of several processes that start at once one prepares them, and the others wait for it: those it has put there are
+    never replaced while they are whole, so whoever has opened them has all of them.
 
     Args:
         folder: of the pack.
@@ -40,17 +43,19 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
     if found := _whole(kept, manifest, verify):
         return found
     try:
-        with replacing_folder(kept, replace=True) as made:
-            _prepare(folder, manifest, backend, made)
-        verify = False  # they have just been written
+        with held(make_folder(store) / ".preparing", kept, wait=True):
+            if found := _whole(kept, manifest, verify):  # another process was faster
+                return found
+            with replacing_folder(kept, replace=True) as made:
+                _prepare(folder, manifest, backend, made)
+            return _whole(kept, manifest, verify=False) or plain  # they have just been written
     except ImportError as error:
         raise ImportError(
             f"{error.name} is not installed, with which graphs are prepared for this machine: "
             'pip install "telescopic[onnx]"; or open the engine with cache=False, where long chains are slower'
         ) from error
-    except OSError:  # no reason not to run; another process may have been faster
-        pass
-    return _whole(kept, manifest, verify) or plain
+    except OSError:  # no reason not to run
+        return plain
 
 
 def _prepare(folder: Path, manifest: Manifest, backend: Backend, made: Path) -> None:
@@ -74,11 +79,12 @@ def _whole(kept: Path, manifest: Manifest, verify: bool) -> Graphs | None:
             tuple(Step(step["segment"], tuple(step["inputs"]), tuple(step["outputs"])) for step in chain)
             for chain in data["chains"]
         )
-        whole = len(chains) == len(manifest.members) and data["files"].keys() >= {*files.values()}
+        there = {file.name for file in kept.iterdir()} - {_LIST}
+        whole = len(chains) == len(manifest.members) and {*files.values()} <= data["files"].keys() == there
         for name, facts in data["files"].items():
             file = kept / name
             whole = whole and file.stat().st_size == facts["bytes"]
             whole = whole and (not verify or checksum(file) == facts["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return Graphs(kept, files, chains, prepared=True) if whole else None

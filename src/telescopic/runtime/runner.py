@@ -9,7 +9,7 @@ import numpy as np
 from telescopic.runtime.backends import Backend, Graphs, Sessions
 from telescopic.runtime.joined import join
 from telescopic.runtime.lanes import Lane, Lanes
-from telescopic.runtime.manifest import Floats, Manifest
+from telescopic.runtime.manifest import Floats, Manifest, PackError
 from telescopic.runtime.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
@@ -25,6 +25,9 @@ class Runner:
         constants: inputs of segments that do not depend on the batch.
         backend: what runs them.
         threads: within a session.
+
+    Raises:
+        PackError: if a member cannot be run.
 
     Attributes:
         threads: within a session.
@@ -46,8 +49,15 @@ class Runner:
         self._lock = threading.Lock()
         lane = self.lanes.take(1)
         for member in self.members.values():
-            lane.start(np.zeros((1, *manifest.input_shape), np.float32))
-            lane.run(member)
+            try:
+                lane.start(np.zeros((1, *manifest.input_shape), np.float32))
+                lane.run(member)
+            except PackError:
+                raise
+            except Exception as error:  # of many kinds, such as where a graph has other outputs
+                raise PackError(
+                    f"{graphs.folder}: {member.label} cannot be run as the manifest says: {error}"
+                ) from error
         self.lanes.give(lane)
 
     def path(self, members: Way) -> Way:

@@ -114,7 +114,8 @@ def application(
                 member = engine.of_quality(wishes.quality, len(x))
             elif wishes.max_latency_ms is not None:
                 member = engine.within(wishes.max_latency_ms, len(x))
-            job = worker.submit(x, deadline_ms=wishes.deadline_ms, member=member)
+            longest = wishes.max_latency_ms
+            job = worker.submit(x, deadline_ms=wishes.deadline_ms, member=member, longest_ms=longest)
         except ValueError as error:
             raise BodyError(422, str(error)) from error
         return _answer(await asyncio.wrap_future(job.answer), engine.classes)

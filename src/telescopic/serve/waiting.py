@@ -2,9 +2,9 @@
 
 Requests wait in the order of their deadlines. The next pass is run for the most urgent one and as many others as may
 share it: those that leave the member to the server, or those that want the same member. It takes no more of them than
-the fastest member, or the one they want, could answer before the most urgent one is due; where that one is late in any
-case, as many as may be. The controller, which sees all that waits behind, picks the member. Nobody is taken in who
-would make the queue longer than its bound.
+the fastest member, or the one they want, could answer before the most urgent one is due, and within the time that a
+pass may take for it; where that one is late in any case, as many as may be. The controller, which sees all that waits
+behind, picks the member. Nobody is taken in who would make the queue longer than its bound.
 """
 
 import math
@@ -44,7 +44,7 @@ class Served:
         examples: in the pass, those of other requests among them.
         waited: seconds from the request's arrival to the pass.
         ran: seconds of the pass.
-        late: whether the answer came after its deadline.
+        late: whether the answer came after its deadline, or its pass took longer than was wished.
     """
 
     logits: Floats
@@ -64,6 +64,7 @@ class Job:
         arrived: when it came, in seconds.
         deadline: when it is due, in seconds.
         member: who shall answer; None to leave it to the controller.
+        longest: seconds that its pass may take.
         answer: what the one who asked waits for.
     """
 
@@ -71,7 +72,12 @@ class Job:
     arrived: float
     deadline: float
     member: Packed | None = None
+    longest: float = math.inf
     answer: "Future[Served]" = field(default_factory=Future)
+
+    def late(self, began: float, ended: float) -> bool:
+        """Whether a pass from one time to another answers it too late."""
+        return ended > self.deadline or ended - began > self.longest
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,10 @@ class Waiting:
         """
         while self._jobs:
             first = self._jobs[0]
-            able = [job for job in self._jobs if job.member is first.member]
+            able = [job for job in self._jobs if job.member is first.member and job.longest >= first.longest]
             sizes = list(accumulate(len(job.x) for job in able))
-            most = max(self._in_time(first.member or self.fastest, 1000 * (first.deadline - now)), sizes[0])
+            left = 1000 * min(first.deadline - now, first.longest)
+            most = max(self._in_time(first.member or self.fastest, left), sizes[0])
             chosen = [job for job, size in zip(able, sizes, strict=True) if size <= most]
             self._remove(chosen)
             member = first.member or self._chosen(chosen, now)

@@ -1,5 +1,6 @@
 """The thread that answers what waits, pass after pass."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -74,13 +75,21 @@ class Worker:
         if self._thread is not None:
             self._thread.join()
 
-    def submit(self, x: Floats, *, deadline_ms: float | None = None, member: Packed | None = None) -> Job:
+    def submit(
+        self,
+        x: Floats,
+        *,
+        deadline_ms: float | None = None,
+        member: Packed | None = None,
+        longest_ms: float | None = None,
+    ) -> Job:
         """Take a request in; the first one starts the thread, if nothing did.
 
         Args:
             x: inputs float32 `[batch, ...]` as `Engine.prepared` gives them, no more of them than a pass takes.
             deadline_ms: milliseconds from now within which the answer is due; by default the objective.
             member: who shall answer; by default the controller picks.
+            longest_ms: milliseconds that its pass may take, or the answer is late; by default any.
 
         Returns:
             The request, whose `answer` is there later.
@@ -93,7 +102,8 @@ class Worker:
         if len(x) > self._waiting.max_batch:
             raise ValueError(f"a request has at most {self._waiting.max_batch} examples, not {len(x)}: send several")
         now = self.clock()
-        job = Job(x, now, now + (self.slo_ms if deadline_ms is None else deadline_ms) / 1000, member)
+        longest = math.inf if longest_ms is None else longest_ms / 1000
+        job = Job(x, now, now + (self.slo_ms if deadline_ms is None else deadline_ms) / 1000, member, longest)
         with self._change:
             if self._thread is None:
                 self.start()
@@ -136,10 +146,10 @@ class Worker:
             return
         ended = self.clock()
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
-        self._told(run, ended - began, sum(ended > job.deadline for job in run.jobs))
+        self._told(run, ended - began, sum(job.late(began, ended) for job in run.jobs))
         place = 0
         for job in run.jobs:
             logits = answer.logits[place : place + len(job.x)]
             place += len(job.x)
             waited, ran = began - job.arrived, ended - began
-            job.answer.set_result(Served(logits, run.member, run.examples, waited, ran, ended > job.deadline))
+            job.answer.set_result(Served(logits, run.member, run.examples, waited, ran, job.late(began, ended)))
