@@ -116,7 +116,7 @@ def held(path: Path, what: Path, *, wait: bool = False) -> Iterator[Callable[[],
         wait: whether to wait for another process, rather than to fail.
 
     Yields:
-        A function that tells whether the file is still there: a folder may be removed, and made anew by another.
+        A function that tells whether another has the lock all the same: a folder may be removed, and made anew.
 
     Raises:
         HeldError: if another process has the lock: which, on which host, since when.
@@ -146,10 +146,11 @@ def held(path: Path, what: Path, *, wait: bool = False) -> Iterator[Callable[[],
         if not mine:
             time.sleep(0.05)
     try:
-        os.truncate(file, 0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
-        yield lambda: _same(file, path)
+        with suppress(OSError):  # on a full disk it is locked all the same
+            os.truncate(file, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        yield lambda: path.exists() and not _same(file, path)
     finally:
         if os.name == "posix" and _same(file, path):  # before it is free, or it could be the next one's
             path.unlink(missing_ok=True)

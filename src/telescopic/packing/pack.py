@@ -93,7 +93,8 @@ def pack(
     to = Path(to)
     if to.exists() and not (replace and (to / MANIFEST).is_file()):
         kind = "a pack" if (to / MANIFEST).is_file() else "something that is no pack"
-        raise PackError(f"there is {kind} at {to} already: {'replace it' if kind[2:] == 'pack' else 'choose another'}")
+        remedy = "replace=True (--replace) replaces it" if kind == "a pack" else "choose another place"
+        raise PackError(f"there is {kind} at {to} already: {remedy}")
     try:
         if isinstance(net, str | Path):
             net = Bundle.open(net)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from telescopic.data import Preprocess, Split, batches
 from telescopic.nested import Nested
-from telescopic.train.statistics import warn_of_unseen
+from telescopic.statistics import warn_of_unseen
 
 
 @torch.no_grad()
