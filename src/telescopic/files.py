@@ -100,7 +100,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _told(path, error.errno, "a file has its name" if path.exists() else "") from error
+        raise _told(path, error.errno, "a file has its name" if os.path.exists(path) else "") from error
     return path
 
 
@@ -196,7 +196,7 @@ def _drafts(path: Path) -> Iterator[Path]:
                     os.close(lock)
                     lock = -1
             except FileNotFoundError:
-                if not path.parent.exists():
+                if not os.path.exists(path.parent):
                     raise
             except OSError as error:
                 if error.errno not in _NO_LOCKS:  # without locks nobody sweeps
@@ -208,7 +208,7 @@ def _drafts(path: Path) -> Iterator[Path]:
         ours = all(name is None or Path(name).is_relative_to(folder) or Path(name) == path for name in names)
         if number is None or isinstance(error, HeldError) or not ours:
             raise
-        raise _told(path, number, "" if path.parent.exists() else "its folder is gone") from error
+        raise _told(path, number, "" if os.path.exists(path.parent) else "its folder is gone") from error
     finally:
         if lock >= 0:
             os.close(lock)

@@ -2,6 +2,7 @@
 
 import errno
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from telescopic.architecture import named_tensors
+from telescopic.data import Dataset
 from telescopic.files import WriteError, make_folder, sweep
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
@@ -147,7 +149,7 @@ class Keeper:
                     continue
                 remedy = "the rate of one cycle depends on where it ends, so it cannot be made longer or shorter"
             if name == "milestones":
-                both = [[m for m in milestones if m < begun] for milestones in both]
+                both = [sorted(m for m in milestones if m < begun) for milestones in both]
                 remedy = f"of the {begun} epochs that it has begun none may change; later milestones may"
             if both[0] != both[1]:
                 raise CheckpointError(
@@ -155,6 +157,15 @@ class Keeper:
                     "another folder"
                 )
         return history, position
+
+
+def fingerprint(data: Dataset) -> str:
+    """What tells whether data are the same: of its training and validation images, in this order."""
+    number = 0
+    for split in (data.train, data.validation):
+        for tensor in (split.images, split.labels):
+            number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
+    return f"crc32 {number:08x}"
 
 
 def continued(recipe: Recipe, out: Path) -> Recipe:

@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from telescopic.train.checkpoint import Position
 from telescopic.train.denormals import denormals_as_zero
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
-from telescopic.train.keeper import LAST, Keeper
+from telescopic.train.keeper import LAST, Keeper, fingerprint
 from telescopic.train.objective import Objective, objective_weights
 from telescopic.train.optimizer import optimizer_for
 from telescopic.train.progress import reporter
@@ -111,7 +112,9 @@ def fit(
                 raise ValueError(
                     f"{folder} already holds a run: go on with it, by resume=True (--resume), or choose another folder"
                 )
-            result = Result(net, data, recipe, folder, provenance or {}) if folder is not None and writes else None
+            result = (
+                Result(net, data, recipe, folder, seed, provenance or {}) if folder is not None and writes else None
+            )
             history = _train(
                 accelerator,
                 net,
@@ -129,7 +132,7 @@ def fit(
             if result is not None:
                 result.write(history.best() if keep == "best" else history[-1], len(history))
     except WriteError as error:
-        if folder is None or not (folder / LAST).is_file():
+        if folder is None or not os.path.isfile(folder / LAST):
             raise
         kept = f"{folder / LAST} is a whole checkpoint: once there is room, go on with resume=True (--resume)"
         raise WriteError(error.errno, f"{error.strerror}; {kept}", error.filename) from error
@@ -169,6 +172,7 @@ def _train(
         shrinking = Shrinking(net, recipe.shrink, optimizer, example, steps=steps, seed=seed)
     same = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
     same |= {"precision": precision, "statistics": net.statistics}
+    same |= {} if out is None else {"images": fingerprint(data)}
     facts = {"threads": torch.get_num_threads(), "processes": world}
     keeper = Keeper(out, net, optimizer, example, same, facts, lost, writes=rank == 0, seconds=checkpoint_seconds)
     labels = [net.grid.label(member) for member in net.grid]

@@ -17,7 +17,7 @@ from telescopic.shrink.family import filters, fold_family
 from telescopic.statistics import warn_of_unseen
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.history import Epoch
-from telescopic.train.keeper import LAST
+from telescopic.train.keeper import LAST, fingerprint
 from telescopic.train.recipe import Recipe
 
 MODEL, CATALOGUE = "model.safetensors", "catalogue.json"
@@ -34,16 +34,20 @@ class Result:
         data: what it learns.
         recipe: how.
         out: the folder of the run.
+        seed: of its random numbers.
         facts: more of them for the bundle's provenance.
     """
 
-    def __init__(self, net: Nested, data: Dataset, recipe: Recipe, out: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, net: Nested, data: Dataset, recipe: Recipe, out: Path, seed: int, facts: Mapping[str, Any]
+    ) -> None:
         self.net, self.data, self.recipe, self.out = net, data, recipe, out
         self.facts = {
             **facts,
             "data": data.name,
-            "train_images": len(data.train),
+            "images": fingerprint(data),
             "validation_images": len(data.validation),
+            "seed": seed,
             "recipe": recipe.to_dict(),
             "commit": commit(),
         }
