@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,6 +105,7 @@ def fit(
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
     writes = folder is not None and accelerator.process_index == 0
+    made = folder is not None and writes and not os.path.exists(folder)
     alone = held(make_folder(folder) / ".lock", folder) if folder is not None and writes else nullcontext(lambda: False)
     try:
         with alone as lost:
@@ -136,6 +137,10 @@ def fit(
             raise
         kept = f"{folder / LAST} is a whole checkpoint: once there is room, go on with resume=True (--resume)"
         raise WriteError(error.errno, f"{error.strerror}; {kept}", error.filename) from error
+    finally:
+        if folder is not None and made:
+            with suppress(OSError):  # it stays if there is anything in it
+                folder.rmdir()
     return history
 
 
