@@ -1,130 +1,160 @@
-"""Claim: a run killed with -9 at a random moment and resumed ends exactly as the run that was never killed.
+"""Claim: what is killed with -9 at a random moment and run again ends as if never killed, and leaves nothing behind.
 
-Twenty short runs of NSN on the digits, each in a fresh process that saves at least every 50 ms; each is killed at a
-random moment of its training, half of them twice, and resumed. Weights (the best and the last epoch's), the
-optimizer's state and the history must be the same to the last bit. Writes results/kill.json:
+A hundred short runs of NSN on the digits, each in a process of its own, with a checkpoint after every batch. Each is
+killed at a random moment between the start of `fit` and its end, the writing of bundle and catalogue included; every
+second one is killed again when it has gone on. Weights (the best and the last epoch's), the optimizer's state, the
+history, the bundle and the catalogue must be the same to the last bit, and the folder must hold the same files and no
+others. Then reports are killed while they are written into one of these folders, over an older one: each time the page
+that is there is a whole one. Writes results/kill.json:
 
-    python benchmarks/kill.py [--runs 20] [--epochs 12] [--seed 0] [--threads 1]
+    python benchmarks/kill.py [--runs 100] [--reports 20] [--epochs 3] [--seed 0]
 """
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-BEGUN = "training"
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+import telescopic as tl
+from telescopic.run import Source
+from telescopic.train.checkpoint import read_facts
+
+import results
+
+LAST = "last.safetensors"
+DATA = tl.data.load("digits")
 
 
-def train(out: Path, config: dict[str, Any]) -> None:
-    """What each process does: train, or go on; then print what it came to."""
-    import torch
-    from safetensors.torch import load_file
+def train(out: Path, seed: int, epochs: int) -> None:
+    """Train, or go on."""
+    torch.manual_seed(seed)
+    net, recipe = tl.papers.nsn.experiment("model0-1-2", epochs=epochs, inputs=64)
+    tl.fit(net, DATA, recipe, out=out, resume=True, seed=seed, cpu=True, progress=False, checkpoint_seconds=0)
 
-    from telescopic.data import load
-    from telescopic.nested import Nested
-    from telescopic.papers import nsn
-    from telescopic.train import fit
 
-    torch.set_num_threads(config["threads"])
-    torch.manual_seed(config["seed"])
-    net, recipe = nsn.experiment("model0-1-2", epochs=config["epochs"], inputs=64)
-    data = load("digits")
-
-    def begin(module: Nested, args: object) -> None:  # not the start of `fit`, which first imports for a second
-        print(BEGUN, flush=True)
-        hook.remove()
-
-    hook = net.stages[0].register_forward_pre_hook(begin)
-    history = fit(
-        net, data, recipe, out=out, resume=True, seed=config["seed"], cpu=True, progress=False, checkpoint_seconds=0.05
-    )
+def state(out: Path) -> dict[str, Any]:
+    """What a run came to: a checksum of all that does not depend on time, and the files there are."""
     digest = hashlib.sha256()
-    files = [load_file(out / name) for name in ("last.safetensors", "best.safetensors")]
-    for tensors in (net.state_dict(), *files):
-        for name, tensor in sorted(tensors.items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-    epochs = [{k: v for k, v in asdict(e).items() if k not in ("seconds", "images_per_s")} for e in history]
-    digest.update(json.dumps(epochs).encode())
-    print(json.dumps({"epochs": len(history), "test": history.best().test, "sha256": digest.hexdigest()}))
+    for name in (LAST, "best.safetensors", "model.safetensors"):
+        for key, tensor in sorted(load_file(out / name).items()):
+            digest.update(key.encode() + tensor.numpy().tobytes())
+    history = Source.open(str(out)).history()
+    assert history is not None
+    rows = [{k: v for k, v in asdict(epoch).items() if k not in ("seconds", "images_per_s")} for epoch in history]
+    digest.update(json.dumps(rows).encode() + (out / "catalogue.json").read_bytes())
+    return {"epochs": len(rows), "sha256": digest.hexdigest(), "files": sorted(path.name for path in out.iterdir())}
 
 
-def process(out: Path, config: dict[str, Any], kill_after: float | None = None) -> tuple[float, dict[str, Any] | None]:
-    """Run `train` in a fresh process, and kill it some seconds after its first step: (seconds it trained, result)."""
-    command = [sys.executable, __file__, "--child", str(out), "--config", json.dumps(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(config["threads"])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
-        assert child.stdout is not None
-        first = child.stdout.readline().strip()
-        began = time.perf_counter()
-        if first == BEGUN and kill_after is not None:
-            time.sleep(kill_after)
-            child.send_signal(signal.SIGKILL)
-        last = child.stdout.readline().strip() if first == BEGUN else first
-        seconds = time.perf_counter() - began
-        code = child.wait()
+def killed(work: Callable[[], None], after: float | None) -> bool:
+    """Do some work in a process of its own, and kill it some seconds after its start; whether it was at work still.
+
+    It is a fork: a fresh Python with torch takes longer to start than the whole work.
+    """
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"a run ended with exit code {code}")
-    return seconds, json.loads(last) if code == 0 else None
+        raise RuntimeError(f"a process ended with exit code {code}")
+    return code != 0
+
+
+def where(out: Path) -> str:
+    """What a kill left."""
+    if not (out / LAST).exists():
+        return "nothing saved yet"
+    position = read_facts(out / LAST)["position"]
+    return f"epoch {position.epoch}, batch {position.batch}"
 
 
 def main() -> int:
     """Run the benchmark; the exit status tells whether the claim holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("runs", 20), ("epochs", 12), ("seed", 0), ("threads", 1)):
+    for name, default in (("runs", 100), ("reports", 20), ("epochs", 3), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--config", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child is not None:
-        train(arguments.child, arguments.config)
-        return 0
-    from telescopic.train.checkpoint import read_facts
-
-    import results
-
-    config = {name: getattr(arguments, name) for name in ("runs", "epochs", "seed", "threads")}
+    config = vars(parser.parse_args())
+    torch.set_num_threads(1)  # a fork has no other
+    for module in ("torch._dynamo", "torch.distributed.tensor", "torch.optim", "matplotlib.pyplot"):
+        importlib.import_module(module)
+    # All that needs no gradient is done once here, or each process would spend most of its time on imports.
+    Accelerator(cpu=True)
+    tl.measure(tl.papers.nsn.experiment("model0-1-2", epochs=1, inputs=64)[0], DATA)
     chance = random.Random(config["seed"])
     rows: list[dict[str, Any]] = []
+    left, litter = 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        whole_s, whole = process(Path(folder) / "whole", config)
-        assert whole is not None
-        while len(rows) < config["runs"]:
-            out = Path(folder) / str(time.monotonic_ns())
-            moments = [chance.uniform(0, whole_s / n) for n in range(1, 2 + len(rows) % 2)]
+        began = time.monotonic()
+        killed(lambda: train(Path(folder) / "whole", config["seed"], config["epochs"]), None)
+        seconds, whole = time.monotonic() - began, state(Path(folder) / "whole")
+        for number in range(config["runs"]):
+            out = Path(folder) / f"{number}"
             found: list[str] = []
-            for moment in moments:
-                result = process(out, config, moment)[1]
-                if result is None and (out / "last.safetensors").exists():
-                    position = read_facts(out / "last.safetensors")["position"]
-                    found.append(f"epoch {position.epoch}, batch {position.batch}")
-                elif result is None:
-                    found.append("nothing saved yet")
-            if not found:  # it was quicker than the first one, so that nothing was killed: another one
-                continue
-            result = process(out, config)[1]
-            assert result is not None
-            rows.append({"killed after, s": [round(moment, 3) for moment in moments], "killed in": found})
-            rows[-1]["identical"] = result == whole
-            print(f"run {len(rows)}: killed in {' and '.join(found)}: ", end="")
-            print("identical" if result == whole else f"DIFFERENT: {result}", flush=True)
-    identical = sum(row["identical"] for row in rows)
+            for _ in range(1 + number % 2):
+                while not killed(lambda: train(out, config["seed"], config["epochs"]), chance.uniform(0, seconds)):  # noqa: B023
+                    shutil.rmtree(out)  # it was faster than the first one, so that nothing was killed: another one
+                    found = []
+                found.append(where(out))
+            drafts = [path.name for path in out.glob(".telescopic-*")] if out.exists() else []
+            litter += len(drafts)
+            killed(lambda: train(out, config["seed"], config["epochs"]), None)  # noqa: B023
+            same = state(out) == whole
+            rows.append({"killed in": found, "drafts left by kills": len(drafts), "identical, nothing left over": same})
+            print(f"run {number}: killed in {' and '.join(found)}: {'identical' if same else state(out)}", flush=True)
+        pages, whole_pages, report_kills = Path(folder) / "whole", 0, 0
+
+        def report(title: str) -> None:
+            found = Source.open(str(pages))
+            history, source = found.history(), str(pages)
+            tl.write_report(pages, found.network(), found.catalogue(), history=history, title=title, source=source)
+
+        def ends_well() -> bool:
+            return (pages / "report.html").read_text().rstrip().endswith("</html>")
+
+        began = time.monotonic()
+        killed(lambda: report("whole"), None)
+        report_s, files = time.monotonic() - began, sorted(path.name for path in pages.iterdir())
+        for number in range(config["reports"]):
+            report_kills += killed(lambda: report(f"page {number}"), chance.uniform(0, report_s))  # noqa: B023
+            whole_pages += ends_well()
+        killed(lambda: report("whole"), None)
+        left = len(set(path.name for path in pages.iterdir()) ^ set(files))
+    identical = sum(row["identical, nothing left over"] for row in rows)
+    kills = sum(len(row["killed in"]) for row in rows)
     figures = {
-        "identical": f"{identical} of {len(rows)}",
-        "training, s": round(whole_s, 2),
+        "identical, nothing left over": f"{identical} of {len(rows)} runs, after {kills} kills",
+        "drafts that kills left, swept since": litter,
+        "training, s": round(seconds, 2),
+        "reports": f"{whole_pages} of {config['reports']} whole after {report_kills} kills, {left} files left over",
         "whole": whole,
         "runs": rows,
     }
     results.write("kill", config, figures)
-    return 0 if identical == len(rows) else 1
+    return 0 if identical == len(rows) and whole_pages == config["reports"] and not left else 1
 
 
 if __name__ == "__main__":

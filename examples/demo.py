@@ -20,7 +20,7 @@ print("[bold]1. Train one network[/bold]: two hidden layers that can be left out
 data = tl.data.load("digits")
 torch.manual_seed(0)
 net = tl.papers.nsn.network(2, inputs=64, classes=10)
-catalogue = run.train(net, data, tl.papers.nsn.recipe(2, epochs=300), folder, method="nsn", seed=0, resume=True)
+tl.fit(net, data, tl.papers.nsn.recipe(2, epochs=300), out=folder, resume=True, provenance={"method": "nsn"})
 
 print("\n[bold]2. See every size of it[/bold], with latency on this machine")
 catalogue = run.Source.open(str(folder)).timed()

@@ -16,7 +16,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 import telescopic as tl
-from telescopic import cli, run
+from telescopic import cli
 from telescopic.layers import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, Residual, SharedHead
 from telescopic.runtime import paths, try_deadlines
 from telescopic.runtime.paths import PartCosts, largest_area
@@ -662,7 +662,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "own.npz", images=images, labels=labels)
     data = tl.data.load(folder / "own.npz")
     net = tl.networks.causal_resnet(2, (4,), 1, 3, in_channels=1)
-    run.train(net, data, tl.Recipe(epochs=1), folder / "run", method="test", seed=0, progress=False)
+    tl.fit(net, data, tl.Recipe(epochs=1), out=folder / "run", progress=False)
     return folder
 
 

@@ -363,7 +363,7 @@ def test_an_unfinished_run_says_how_to_finish_it(tmp_path, monkeypatch, capsys) 
     with pytest.raises(KeyboardInterrupt):
         tl.fit(net, data, tl.Recipe(epochs=3), out=tmp_path, progress=False, checkpoint_seconds=0, on_epoch=stop)
     error = fails(monkeypatch, capsys, "catalogue", str(tmp_path))
-    assert "stopped after 2 epochs" in error and "--resume" in error
+    assert "stopped after 2 of 3 epochs" in error and "--resume" in error
 
 
 def test_reproduce_trains_shows_and_does_not_train_again(tmp_path: Path) -> None:
@@ -410,6 +410,7 @@ def test_reproduce_doubly_nested_trains_and_shows(tmp_path: Path, monkeypatch: p
 def test_a_shipped_family_works_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TELESCOPIC_DATA", raising=False)
     result = invoke("choose", "nsn-mnist", "--max-macs", "700k")
     assert result.exit_code == 0 and result.output.startswith("entry=1: 622 k MACs, 623 k parameters")
     assert tl.load("nsn-mnist", tl.Subnet(entry=2))(torch.rand(2, 1, 28, 28)).shape == (2, 10)

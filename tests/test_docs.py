@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +64,19 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @each_page
-def test_commands_exist(page: Path) -> None:
+def test_commands_exist(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     program = typer.main.get_command(cli.app)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for words in commands(page):
         if words[0].endswith("telescopic"):
+            code = [Path(name) for option, name in pairwise(words) if option == "--import"]
+            for file in code:  # it is imported while the words are parsed
+                file.touch()
             parse(program, words[1:])
+            for file in code:
+                del sys.modules[file.stem]
         elif words[0] == "make":
             assert set(words[1:]) <= set(targets), words
 

@@ -165,11 +165,11 @@ def test_who_holds_a_lock_is_told_and_its_death_frees_it(tmp_path: Path) -> None
         child.send_signal(signal.SIGKILL)
         child.wait()
         assert lock.exists(), "which says nothing"
-        with held(lock, Path("run")) as still:
-            assert still() and f"process {os.getpid()} on" in lock.read_text()
+        with held(lock, Path("run")) as lost:
+            assert not lost() and f"process {os.getpid()} on" in lock.read_text()
             with pytest.raises(HeldError), held(lock, Path("run")):
                 pass
-            assert still()
+            assert not lost()
     assert not lock.exists()
 
 
@@ -182,12 +182,21 @@ def test_what_a_lock_says_is_printed_harmlessly(tmp_path: Path) -> None:
 
 
 def test_a_lock_whose_folder_was_made_anew_is_lost(tmp_path: Path) -> None:
-    with held(tmp_path / ".lock", tmp_path) as still:
+    with held(tmp_path / ".lock", tmp_path) as lost:
         (tmp_path / ".lock").unlink()
+        assert not lost(), "nobody has it"
         with held(tmp_path / ".lock", tmp_path) as others:
-            assert others() and not still()
-        with held(tmp_path / ".lock", tmp_path) as others:  # the first one's end leaves the other's alone
-            assert others() and not still()
+            assert lost() and not others()
+
+
+def test_the_end_of_a_lost_lock_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    first = held(tmp_path / ".lock", tmp_path)
+    first.__enter__()
+    (tmp_path / ".lock").unlink()
+    with held(tmp_path / ".lock", tmp_path):
+        first.__exit__(None, None, None)
+        with pytest.raises(HeldError), held(tmp_path / ".lock", tmp_path):
+            pass
 
 
 def test_one_at_a_time_where_all_wait(tmp_path: Path) -> None:

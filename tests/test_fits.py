@@ -11,11 +11,11 @@ from torch import nn
 
 from telescopic.catalogue import measure
 from telescopic.data import Dataset, Preprocess, Split, batches
+from telescopic.fits import check_fits, check_training, tried
 from telescopic.nested import Nested
 from telescopic.runtime.anytime import confidence_for
 from telescopic.runtime.trial import try_deadlines
 from telescopic.train import Recipe, evaluate, fit, recalibrate
-from telescopic.train.fits import check_fits, check_training, tried
 
 RECIPE = Recipe(epochs=1, batch_size=128)
 SHAPE = (1, 4, 4)

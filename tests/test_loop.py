@@ -194,7 +194,9 @@ def test_evaluate_counts_every_split_and_keeps_the_mode(few: Dataset) -> None:
 
 def test_log_and_folder(few: Dataset, tmp_path: Path) -> None:
     history = fit(network(), few, RECIPE, out=tmp_path / "deep" / "run", progress=False)
-    assert sorted(p.name for p in (tmp_path / "deep" / "run").iterdir()) == [BEST, LAST, LOG]
+    assert sorted(p.name for p in (tmp_path / "deep" / "run").iterdir()) == [
+        BEST, "catalogue.csv", "catalogue.json", LAST, LOG, "model.safetensors"
+    ]  # fmt: skip
     with (tmp_path / "deep" / "run" / LOG).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
@@ -211,7 +213,7 @@ def test_a_folder_with_a_run_is_refused_before_any_work(few: Dataset, tmp_path: 
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     net = network(1)
     started = weights(net)
-    with pytest.raises(ValueError, match="already holds a run: resume it, or choose another folder"):
+    with pytest.raises(ValueError, match=r"already holds a run: .*resume=True \(--resume\), or choose another folder"):
         fit(net, few, RECIPE, out=str(tmp_path), progress=False, on_epoch=lambda history: pytest.fail("trained"))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert same(started, weights(net)) and net.training

@@ -275,7 +275,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     to = tmp_path / "new" / "pack"
     tl.pack(net, to, members=[Subnet(entry=1)], input_shape=(4,))
     before = {file.name: file.read_bytes() for file in to.iterdir()}
-    with pytest.raises(PackError, match=r"there is a pack at .* already: replace it"):
+    with pytest.raises(PackError, match=r"there is a pack at .* already: replace=True \(--replace\)"):
         tl.pack(net, to, members=[Subnet(entry=1)], input_shape=(4,))
     monkeypatch.setattr(packing, "TOLERANCES", {torch.float32: -1.0})
     with pytest.raises(PackError, match=r"the packed entry=1 differs from torch by .*; -1 is allowed"):

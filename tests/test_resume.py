@@ -30,8 +30,10 @@ from telescopic.networks import mlp
 from telescopic.shrink.family import add_filters_to_family, filters
 from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, evaluate, fit, pairwise
 from telescopic.train.checkpoint import load_checkpoint, read_facts
+from telescopic.train.keeper import continued
 
-LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
+LAST, BEST, LOG, MODEL = "last.safetensors", "best.safetensors", "log.csv", "model.safetensors"
+TABLES = ("catalogue.csv", "catalogue.json")
 RECIPE = Recipe(
     epochs=4,
     batch_size=16,
@@ -151,7 +153,7 @@ def test_interrupted_anywhere_it_ends_bit_for_bit_alike(
         assert history[-1].widths < tuple(len(part.theta) for part in filters(build()).values()), "or nothing is tested"
     for passes in (1, 3, 4, 1, 2):  # 4 batches an epoch
         interrupting(passes)
-        with pytest.raises(KeyboardInterrupt, match="resume to go on"):
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
             run(build(), tmp_path / "halved", recipe, keep=keep)
     net = build()
     torch.manual_seed(123)  # what the process drew before does not matter
@@ -170,9 +172,45 @@ def test_more_epochs_go_on_where_the_run_ended(tmp_path: Path) -> None:
     assert same(state(net), state(whole)) and without_times(again) == without_times(history)
 
 
+def test_milestones_to_come_may_change_and_those_that_passed_may_not(tmp_path: Path) -> None:
+    """What goes on is always the run that would have had the new recipe from its first step."""
+    changed = replace(RECIPE, epochs=6, milestones=(3, 5))
+    whole, net = layers(), layers()
+    history = run(whole, tmp_path / "whole", changed)
+    run(layers(), tmp_path / "run", RECIPE)
+    for passed in ((2, 5), (5,), (3, 2, 5)):
+        message = rf"milestones = \[3\], not \({passed[0]},.*: of the 4 epochs that it has begun none may change"
+        with pytest.raises(CheckpointError, match=message):
+            run(layers(), tmp_path / "run", replace(changed, milestones=passed))
+    again = run(net, tmp_path / "run", replace(changed, milestones=(5, 3)))
+    assert same(state(net), state(whole)) and without_times(again) == without_times(history)
+    assert [epoch.learning_rate for epoch in again] == pytest.approx([0.05] * 3 + [0.005] * 2 + [0.0005])
+
+
+def test_a_milestone_may_still_fall_on_the_epoch_that_ended_last(
+    tmp_path: Path, interrupting: Callable[[int], None]
+) -> None:
+    """Behind it no batch was trained; one batch later it is too late."""
+    run(layers(), tmp_path, replace(RECIPE, epochs=2))
+    interrupting(1)
+    with pytest.raises(KeyboardInterrupt, match="in epoch 3 after 1 batches"):
+        run(layers(), tmp_path, replace(RECIPE, milestones=(2,)))
+    with pytest.raises(CheckpointError, match=r"milestones = \[2\], not \(3,\): of the 3 epochs"):
+        run(layers(), tmp_path, RECIPE)
+
+
+def test_a_longer_recipe_of_a_paper_goes_on_with_the_milestones_of_the_run(tmp_path: Path) -> None:
+    assert continued(RECIPE, tmp_path) is RECIPE
+    run(layers(), tmp_path, RECIPE)
+    longer = replace(RECIPE, epochs=8, milestones=(6,))
+    assert continued(longer, tmp_path) == replace(longer, milestones=(3,))
+    assert continued(CYCLE, tmp_path) is CYCLE
+    assert len(run(layers(), tmp_path, continued(replace(longer, epochs=5), tmp_path))) == 5
+
+
 def test_a_cycle_cannot_be_made_longer_when_it_has_begun(tmp_path: Path) -> None:
     run(layers(), tmp_path, replace(CYCLE, epochs=2))
-    with pytest.raises(CheckpointError, match="was trained with epochs = 2, not 4"):
+    with pytest.raises(CheckpointError, match="was trained with epochs = 2, not 4: the rate of one cycle depends on"):
         run(layers(), tmp_path, CYCLE)
 
 
@@ -228,10 +266,15 @@ def test_the_best_weights_are_missed_where_they_are_needed(tmp_path: Path, inter
 
 
 def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
-    (tmp_path / f".{LAST}.4242.tmp").write_bytes(b"half")
-    (tmp_path / ".mine.tmp").write_bytes(b"not ours")
-    run(layers(), tmp_path, replace(RECIPE, epochs=1))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.tmp", BEST, LAST, LOG]
+    """Also when nothing is left to be trained, and so nothing to be written."""
+    for _ in range(2):
+        (tmp_path / f".telescopic-{7:016x}.tmp").mkdir()
+        (tmp_path / f".telescopic-{7:016x}.tmp" / ".lock").touch()
+        (tmp_path / f".telescopic-{7:016x}.tmp" / LAST).write_bytes(b"half")
+        (tmp_path / ".mine.tmp").write_bytes(b"not ours")
+        (tmp_path / ".lock").write_bytes(b"of one that was killed")
+        run(layers(), tmp_path, replace(RECIPE, epochs=1))
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.tmp", BEST, *TABLES, LAST, LOG, MODEL]
 
 
 @pytest.mark.parametrize(
@@ -248,9 +291,9 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     ],
 )
 def test_another_run_is_refused_and_its_field_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    run(layers(), tmp_path, RECIPE)
     before, net = {p.name: p.read_bytes() for p in tmp_path.iterdir()}, layers()
-    with pytest.raises(CheckpointError, match=message + ": resume it with what it began with, or start a new run"):
+    with pytest.raises(CheckpointError, match=message + ": .*. Or start a new run in another folder"):
         run(net, tmp_path, **changed)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert same(state(net), state(layers()))
@@ -360,7 +403,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert not list((tmp_path / name).glob(".*")), "no half-written file stays"
     for number in ("SIGINT", "SIGTERM"):
         message = (tmp_path / number / "message").read_text()
-        assert message.startswith("stopped in epoch ") and "last.safetensors; resume to go on" in message
+        assert message.startswith("stopped in epoch ") and "last.safetensors; resume=True (--resume) goes on" in message
 
 
 def _in_a_process(out: Path) -> int:

@@ -14,9 +14,9 @@ from telescopic.data import Augment, Dataset, Preprocess, Split
 from telescopic.extract import extract
 from telescopic.nested import Nested, Statistics
 from telescopic.papers.policies import by_policy, keep_shared
+from telescopic.statistics import has_statistics, recalibrate_
 from telescopic.subnet import Subnet
 from telescopic.train import Recipe, evaluate, fit, recalibrate
-from telescopic.train.statistics import has_statistics, recalibrate_
 
 PREPROCESS = Preprocess((0.4,), (0.3,))
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05, preprocess=PREPROCESS)

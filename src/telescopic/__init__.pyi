@@ -13,8 +13,9 @@ from . import data as data
 from .data import DataError as DataError, Preprocess as Preprocess, Augment as Augment
 
 # Training every member together
-from .train import Recipe as Recipe, Shrink as Shrink, fit as fit, evaluate as evaluate, pairwise as pairwise
-from .train import recalibrate as recalibrate
+from .train import Recipe as Recipe, Shrink as Shrink, fit as fit, pairwise as pairwise
+from .evaluate import evaluate as evaluate
+from .statistics import recalibrate as recalibrate
 from .train import History as History, TrainingError as TrainingError, CheckpointError as CheckpointError
 
 # Learning how wide each layer is

@@ -159,8 +159,9 @@ class _Builder:
             raise ValueError(f"the description of {shown} is no object with a class")
         if name not in _LAYERS:
             raise ValueError(
-                f"{shown} is a {name!r:.80}, a class unknown here: import the program that defines it and call "
-                "telescopic.register_layer, or build the network yourself and load `into=` it"
+                f"{shown} is a {name!r:.80}, a class unknown here: import the program that defines it and calls "
+                "telescopic.register_layer (on the command line: --import FILE.py), or build the network yourself and "
+                "load `into=` it"
             )
         layer = _LAYERS[name]
         given = {key: value for key, value in description.items() if key != "class"}

@@ -19,7 +19,7 @@ from telescopic.ambient import plain
 from telescopic.architecture import named_tensors
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
-from telescopic.files import replacing
+from telescopic.files import make_folder, replacing
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 
@@ -109,7 +109,7 @@ def export(
             logits = deployed(samples)
             if classes and len(classes) != logits.shape[-1]:
                 raise ValueError(f"there are {len(classes)} classes, but {logits.shape[-1]} logits")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with replacing(path) as file:
                 with quiet():
                     order = _Order(network, deployed, example[:2], preprocess, tuple(classes), card)

@@ -100,7 +100,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _told(path, error.errno, "a file has its name" if path.exists() else "") from error
+        raise _told(path, error.errno, "a file has its name" if os.path.exists(path) else "") from error
     return path
 
 
@@ -116,7 +116,7 @@ def held(path: Path, what: Path, *, wait: bool = False) -> Iterator[Callable[[],
         wait: whether to wait for another process, rather than to fail.
 
     Yields:
-        A function that tells whether the file is still there: a folder may be removed, and made anew by another.
+        A function that tells whether another has the lock all the same: a folder may be removed, and made anew.
 
     Raises:
         HeldError: if another process has the lock: which, on which host, since when.
@@ -146,10 +146,11 @@ def held(path: Path, what: Path, *, wait: bool = False) -> Iterator[Callable[[],
         if not mine:
             time.sleep(0.05)
     try:
-        os.truncate(file, 0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
-        yield lambda: _same(file, path)
+        with suppress(OSError):  # on a full disk it is locked all the same
+            os.truncate(file, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        yield lambda: path.exists() and not _same(file, path)
     finally:
         if os.name == "posix" and _same(file, path):  # before it is free, or it could be the next one's
             path.unlink(missing_ok=True)
@@ -195,7 +196,7 @@ def _drafts(path: Path) -> Iterator[Path]:
                     os.close(lock)
                     lock = -1
             except FileNotFoundError:
-                if not path.parent.exists():
+                if not os.path.exists(path.parent):
                     raise
             except OSError as error:
                 if error.errno not in _NO_LOCKS:  # without locks nobody sweeps
@@ -207,7 +208,7 @@ def _drafts(path: Path) -> Iterator[Path]:
         ours = all(name is None or Path(name).is_relative_to(folder) or Path(name) == path for name in names)
         if number is None or isinstance(error, HeldError) or not ours:
             raise
-        raise _told(path, number, "" if path.parent.exists() else "its folder is gone") from error
+        raise _told(path, number, "" if os.path.exists(path.parent) else "its folder is gone") from error
     finally:
         if lock >= 0:
             os.close(lock)

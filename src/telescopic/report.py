@@ -15,7 +15,7 @@ from string import Template
 from torch import nn
 
 from telescopic.catalogue import Catalogue
-from telescopic.files import replacing
+from telescopic.files import make_folder, replacing
 from telescopic.heatmaps import HEAT, NAMES, heatmaps
 from telescopic.nested import Nested
 from telescopic.plots import COSTS, MAX_FRONT, MAX_NAMED, VARIABLES, Plot, curves, ramp, some, tradeoff
@@ -128,7 +128,7 @@ def _prose(text: str) -> str:
 
 
 def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in _PLOTS - {plot.name for plot in plots}:  # of an earlier report, which knew more
         for suffix in ("svg", "png"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)

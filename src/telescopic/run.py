@@ -1,76 +1,21 @@
 """A finished training run, or a family that ships with the package: what the commands work on."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from telescopic import data as datasets
-from telescopic.bundle import Bundle, BundleError, save
-from telescopic.catalogue import Catalogue, measure, measure_latency
+from telescopic.bundle import Bundle, BundleError
+from telescopic.catalogue import Catalogue, measure_latency
 from telescopic.data import DataError, Dataset, Preprocess
 from telescopic.nested import Nested
-from telescopic.provenance import commit
-from telescopic.shrink.family import fold_family
-from telescopic.train import History, Recipe, fit
+from telescopic.train import History
 from telescopic.train.checkpoint import read_facts
-from telescopic.train.keeper import LAST
-
-MODEL, CATALOGUE = "model.safetensors", "catalogue.json"
-
-
-def train(
-    net: Nested, data: Dataset, recipe: Recipe, out: Path, *, method: str, seed: int, **options: Any
-) -> Catalogue:
-    """Train a network into a folder, measure every member, and leave the bundle and the catalogue there.
-
-    Args:
-        net: the network, initialised.
-        data: what it learns.
-        recipe: how.
-        out: the folder of the run.
-        method: name of the method, for the bundle's provenance.
-        seed: see `telescopic.fit`.
-        options: further options of `telescopic.fit`.
-
-    Returns:
-        The catalogue of the trained network: the epoch chosen on validation images. What has learned its widths is
-        kept as it is after the last epoch, when it is smallest, and without filters.
-    """
-    if recipe.shrink is not None:
-        options = {"keep": "last"} | options
-    history = fit(net, data, recipe, out=out, seed=seed, **options)
-    if recipe.shrink is not None:
-        first = next(net.parameters())
-        net = fold_family(net, recipe.preprocess(data.train.images[:2].to(first.device)).to(first.dtype))
-    catalogue = measure(net, data, preprocess=recipe.preprocess)
-    if int(os.environ.get("RANK", "0")) == 0:
-        catalogue.to_json(out / CATALOGUE)
-        catalogue.to_csv((out / CATALOGUE).with_suffix(".csv"))
-        provenance = {
-            "method": method,
-            "data": data.name,
-            "validation_images": len(data.validation),
-            "seed": seed,
-            "epoch": (history[-1] if options.get("keep") == "last" else history.best()).epoch,
-            "epochs": len(history),
-            "recipe": recipe.to_dict(),
-            "commit": commit(),
-        }
-        save(
-            net,
-            out / MODEL,
-            catalogue,
-            preprocess=recipe.preprocess,
-            classes=data.classes,
-            input_shape=data.input_shape,
-            provenance=provenance,
-        )
-    return catalogue
+from telescopic.train.keeper import LAST, fingerprint
+from telescopic.train.result import CATALOGUE, MODEL, unfinished
 
 
 @dataclass(frozen=True)
@@ -97,13 +42,8 @@ class Source:
         folder = Path(name)
         if not folder.is_dir():
             return cls(name, Bundle.open(name))
-        if not (folder / MODEL).exists() and (folder / LAST).exists():
-            done = read_facts(folder / LAST)["position"].epoch - 1
-            raise BundleError(
-                f"the run in {folder} stopped after {done} epochs: finish it with the same command and --resume"
-            )
         if not (folder / MODEL).exists():
-            raise BundleError(f"{folder} is not the folder of a run: it has no {MODEL}")
+            raise BundleError(unfinished(folder))
         return cls(name, Bundle.open(folder / MODEL), folder)
 
     def network(self) -> Nested:
@@ -174,13 +114,15 @@ class Source:
     def data(self, name: str | None = None, data_dir: str | Path | None = None) -> Dataset:
         """The data it learned, with the training and validation images that its run had.
 
+        A data set that was made of tensors in a program cannot be had again by its name.
+
         Args:
             name: of the data set, or its path; by default what the bundle says.
             data_dir: see `telescopic.data.load`.
 
         Raises:
             ValueError: if the bundle does not say what it learned, or takes images of another shape.
-            DataError: if the data cannot be had.
+            DataError: if the data cannot be had, or what goes by their name is not what it learned.
         """
         known = self.bundle.provenance
         learned = known.get("data")
@@ -188,12 +130,20 @@ class Source:
         if not isinstance(wanted, str):
             raise ValueError(f"{self.name} does not say what data it was trained on: name them with --data")
         seed, number = known.get("seed"), known.get("validation_images")  # these have chosen the validation images
-        loaded = datasets.load(
-            wanted,
-            data_dir=data_dir,
-            validation=number if type(number) is int and wanted == learned else None,
-            seed=seed if type(seed) is int else 0,
-        )
+        number = number if type(number) is int and wanted == learned else None
+        try:
+            # The seed of a program of the user's own need not be that of its validation images.
+            for one in dict.fromkeys((seed if type(seed) is int else 0, 0)):
+                loaded = datasets.load(wanted, data_dir=data_dir, validation=number, seed=one)
+                same = name is not None or known.get("images") in (None, fingerprint(loaded))
+                if same:
+                    break
+            if not same:
+                raise DataError(f"{loaded.source} has other images now, or they were divided in another way")
+        except DataError as error:
+            if name is not None:
+                raise
+            raise DataError(f"{self.name} learned {wanted!r}: {error}; or name the data with --data") from error
         if self.bundle.input_shape not in (None, loaded.input_shape):
             raise ValueError(f"{self.name} takes images of shape {self.bundle.input_shape}, not {loaded.input_shape}")
         return loaded

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from telescopic.files import replacing
+from telescopic.files import make_folder, replacing
 from telescopic.papers import shrinknets
 from telescopic.plots import MAX_CURVES, PAGE, Plot, canvas, log_ticks, ramp, rendered, some, spread
 from telescopic.train import History
@@ -79,7 +79,7 @@ def write_plots(folder: Path, plots: Sequence[Plot]) -> list[Path]:
     """Write plots as SVG and PNG files of their names; the paths of the former."""
     paths = []
     for plot in plots:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for suffix, content in (("svg", plot.svg.encode()), ("png", plot.png)):
             path = folder / f"{plot.name}.{suffix}"
             with replacing(path) as temporary:

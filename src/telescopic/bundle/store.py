@@ -18,7 +18,7 @@ from telescopic.bundle.header import FORMAT, BundleError, read_facts, read_heade
 from telescopic.catalogue import Catalogue
 from telescopic.data import Preprocess
 from telescopic.extract import joined
-from telescopic.files import replacing
+from telescopic.files import make_folder, replacing
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 from telescopic.subnet import Grid, Subnet
@@ -183,7 +183,7 @@ def save(
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(net).items()}
         if unknown := [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES.values()]:
             raise ValueError(f"{unknown[0]} is {tensors[unknown[0]].dtype}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata)
             with reading(temporary) as file:

@@ -11,10 +11,10 @@ from telescopic.catalogue.table import CONDITIONS, Catalogue
 from telescopic.cost.counting import cost_on_meta, on_meta
 from telescopic.cost.timing import latencies
 from telescopic.data import Dataset, Preprocess
+from telescopic.evaluate import evaluate
 from telescopic.extract import extract
 from telescopic.nested import Nested
-from telescopic.train.evaluate import evaluate
-from telescopic.train.statistics import has_statistics
+from telescopic.statistics import has_statistics
 
 
 @plain()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, interruptible, one_of, show_table
+from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +29,7 @@ def anytime(
         bool, typer.Option("--deepen", help="Only get deeper, at full width. (default: the best path, measured)")
     ] = False,
     data_dir: DataDir = None,
+    code: Import = None,
 ) -> None:
     """Show how accurate anytime answers are under deadlines, image by image, beside members chosen in advance.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import Backend, DataDir, interruptible, numbers, show_table
+from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +36,7 @@ def pack(
         float, typer.Option(help="With --int8: how much accuracy a member may lose, as a fraction; 1 allows anything.")
     ] = 0.02,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a pack that is there already.")] = False,
+    code: Import = None,
 ) -> None:
     """Write members of a family as ONNX graphs with one copy of the weights, each compared with the network."""
     from rich.console import Console

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, one_of, show_choice, show_table
+from telescopic.cli.shown import DataDir, Import, one_of, show_choice, show_table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +34,7 @@ def catalogue(
     batch: Annotated[int, typer.Option(min=1, help="Examples in a timed pass.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads in a timed pass. (default: torch's)")] = None,
     to: Annotated[Path | None, typer.Option(help="Also write the table to a .csv or .json file.")] = None,
+    code: Import = None,
 ) -> None:
     """Show every member: accuracy, MACs, parameters, bytes, peak activation, latency."""
     from telescopic.run import Source
@@ -56,6 +57,7 @@ def choose(
     max_peak_activation: MaxActivation = None,
     max_latency_ms: MaxLatency = None,
     min_accuracy: MinAccuracy = None,
+    code: Import = None,
 ) -> None:
     """Pick the most accurate member within budgets, and say why."""
     from telescopic.run import Source
@@ -83,6 +85,7 @@ def extract(
     max_latency_ms: MaxLatency = None,
     min_accuracy: MinAccuracy = None,
     data_dir: DataDir = None,
+    code: Import = None,
 ) -> None:
     """Take one member out as a file of its own; the file is checked against the network on real images."""
     from dataclasses import asdict
@@ -125,6 +128,7 @@ def extract(
 def report(
     source: Where,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html. (default: the run's own)")] = None,
+    code: Import = None,
 ) -> None:
     """Write report.html: the network, every size of it, the training curves, in one page that needs no network."""
     from telescopic.report import write_report

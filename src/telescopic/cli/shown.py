@@ -1,6 +1,8 @@
 """What commands have in common: options, what is printed, and how a person stops them."""
 
+import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,39 @@ if TYPE_CHECKING:
     from telescopic.catalogue import Choice
 
 Number = TypeVar("Number", int, float)
+
+
+def run_code(names: list[str] | None) -> list[str] | None:
+    """Import Python files and modules that define and register blocks of the user's own, as the user has asked for.
+
+    Raises:
+        ValueError: if there is no such file or module, another one has its name, or it raises something.
+    """
+    for name in names or ():
+        path = Path(name).resolve()
+        sys.path.insert(0, str(path.parent if path.suffix == ".py" else Path.cwd()))
+        known = getattr(sys.modules.get(path.stem), "__file__", "") if path.suffix == ".py" else None
+        if path.suffix == ".py" and not path.is_file():
+            raise ValueError(f"--import {name}: there is no such file")
+        if known is not None and path.stem in sys.modules and Path(known or "").resolve() != path:
+            raise ValueError(f"--import {name}: another module is called {path.stem}, so the file needs another name")
+        try:
+            importlib.import_module(path.stem if path.suffix == ".py" else name)
+        except Exception as error:  # a program may raise anything
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{type(error).__name__}: {error}"
+            raise ValueError(f"--import {name}: {told} ({where.filename}, line {where.lineno})") from error
+    return names
+
+
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        callback=run_code,
+        help="A Python file, or a module, to run first: one that registers blocks of your own. May be given twice.",
+    ),
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data's files (or environment: TELESCOPIC_DATA).")]
 Seed = Annotated[int, typer.Option(min=0, help="Initial weights, order of the images, dropout.")]
 Backend = Annotated[str, typer.Option(help="What runs the graphs: onnxruntime, or openvino.")]

@@ -227,9 +227,11 @@ def _train(
     import torch
 
     from telescopic.data import load
+    from telescopic.denormals import denormals_as_zero
     from telescopic.quantities import human
-    from telescopic.run import train
-    from telescopic.train.denormals import denormals_as_zero
+    from telescopic.run import Source
+    from telescopic.train import fit
+    from telescopic.train.keeper import continued
 
     one_of("precision", precision, ("fp32", "bf16"))
     with denormals_as_zero():  # from before torch has threads, which take it over
@@ -240,9 +242,15 @@ def _train(
         folder = out or Path("runs") / f"{method}-{Path(data).stem}"
         torch.manual_seed(seed)
         net, recipe = build(images)
+        before, recipe = recipe, continued(recipe, folder) if resume else recipe
+        if speaks and before != recipe:
+            print(f"{folder} goes on with the milestones it began with: {recipe.milestones}", file=sys.stderr)
+        # What learns its widths is kept as it is after the last epoch, when it is smallest.
+        options: dict[str, Any] = {"precision": precision, "keep": "best" if recipe.shrink is None else "last"}
         with interruptible():
-            table = train(net, images, recipe, folder, method=method, seed=seed, resume=resume, precision=precision)
+            fit(net, images, recipe, out=folder, seed=seed, resume=resume, provenance={"method": method}, **options)
     if speaks:
+        table = Source.open(str(folder)).catalogue()
         _show(table, folder)
         if method == "shrinknet":
             print(f"\n{_left(folder)}")
@@ -284,7 +292,7 @@ def _left(folder: Path) -> str:
 def _storage(folder: Path, table: "Catalogue") -> str:
     """What the file of all members takes, against what they would take by themselves (the paper's claim)."""
     from telescopic.quantities import human
-    from telescopic.run import MODEL
+    from telescopic.train.result import MODEL
 
     file, full = (folder / MODEL).stat().st_size, table[-1].bytes
     separate = sum(member.bytes for member in table)

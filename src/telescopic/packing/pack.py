@@ -105,7 +105,8 @@ def pack(
         raise PackError(f"max_loss is a fraction of the examples, from 0 to 1, not {max_loss!r}")
     if to.exists() and not (replace and (to / MANIFEST).is_file()):
         kind = "a pack" if (to / MANIFEST).is_file() else "something that is no pack"
-        raise PackError(f"there is {kind} at {to} already: {'replace it' if kind[2:] == 'pack' else 'choose another'}")
+        remedy = "replace=True (--replace) replaces it" if kind == "a pack" else "choose another place"
+        raise PackError(f"there is {kind} at {to} already: {remedy}")
     try:
         if isinstance(net, str | Path):
             net = Bundle.open(net)

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Dataset
 from telescopic.nested import Nested, rebuilt, twin
+from telescopic.statistics import norms
 from telescopic.train import Recipe, evaluate, recalibrate
-from telescopic.train.statistics import norms
 
 
 def keep_shared(net: Nested) -> Nested:

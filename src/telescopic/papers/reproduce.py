@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -300,7 +301,9 @@ def _experiment(
     torch.manual_seed(wanted["seed"])
     net, recipe = build()
     options: dict[str, Any] = {"precision": wanted["precision"], "progress": progress}
-    history = fit(net, images, recipe, out=folder, resume=True, seed=wanted["seed"], **options)
+    with warnings.catch_warnings():  # what `keep_shared` adds for the tables is in no description of a network
+        warnings.filterwarnings("ignore", "the command line will know only the catalogue")
+        history = fit(net, images, recipe, out=folder, resume=True, seed=wanted["seed"], **options)
     summary = {
         **wanted,
         "train_images": len(images.train),

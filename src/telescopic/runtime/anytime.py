@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from telescopic.data import Preprocess, Split, batches
+from telescopic.fits import check_fits
 from telescopic.nested import Nested
 from telescopic.runtime.refining import Plan, Run
 from telescopic.subnet import Subnet
-from telescopic.train.fits import check_fits
 
 Against = Literal["labels", "last"]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from telescopic.catalogue import BudgetError, Catalogue
 from telescopic.data import Preprocess, Split
 from telescopic.extract import extract
+from telescopic.fits import check_fits
 from telescopic.nested import Nested
 from telescopic.runtime.anytime import anytime, step_costs
 from telescopic.subnet import Subnet
-from telescopic.train.fits import check_fits
 
 
 @dataclass(frozen=True)

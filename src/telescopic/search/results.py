@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from telescopic.files import replacing
+from telescopic.files import make_folder, replacing
 from telescopic.papers import shrinknets
 from telescopic.papers.tables import narrow
 from telescopic.plots import INK, MUTED, PAGE, Plot, canvas, log_ticks, ramp, rendered, tick
@@ -84,7 +84,7 @@ def models(study: "optuna.Study", kind: str) -> list[Model]:
 def write_csv(path: Path, found: Sequence[Model]) -> None:
     """Write a row for each model, also for those that failed."""
     names = list(Model.__dataclass_fields__)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(names)

@@ -16,6 +16,7 @@ import torch
 from telescopic.cost import cost
 from telescopic.data import Dataset, Preprocess, load
 from telescopic.extract import extract
+from telescopic.files import make_folder
 from telescopic.papers import shrinknets
 from telescopic.provenance import commit
 from telescopic.shrink.family import fold_family
@@ -42,7 +43,7 @@ def open_study(storage: str, name: str) -> "optuna.Study":
     """
     api = _optuna()
     if "://" not in storage:
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(storage).parent)
     with _opening(storage):
         kept = _opened(storage)
         study: optuna.Study = api.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)

@@ -1,6 +1,10 @@
 """What a run leaves in its folder, and how it goes on from there."""
 
+import errno
 import time
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +12,13 @@ import torch
 from torch import Tensor
 
 from telescopic.architecture import named_tensors
+from telescopic.data import Dataset
+from telescopic.files import WriteError, make_folder, sweep
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
 from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint
 from telescopic.train.history import History
+from telescopic.train.recipe import Recipe
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
 
@@ -26,6 +33,7 @@ class Keeper:
         example: a batch of inputs, with which a network with filters is given the widths that it had.
         same: the facts in which a run must agree with what it goes on from, its recipe among them.
         facts: further facts to note.
+        lost: whether another process has the folder now.
         writes: whether this process is the one that writes.
         seconds: how long the last state may be out of date.
     """
@@ -38,21 +46,18 @@ class Keeper:
         example: Tensor,
         same: dict[str, Any],
         facts: dict[str, Any],
+        lost: Callable[[], bool],
         *,
         writes: bool,
         seconds: float,
     ) -> None:
         self.out, self.net, self.optimizer, self.same, self.facts = out, net, optimizer, same, facts
-        self.example = example
+        self.example, self.lost = example, lost
         self.folder = out if writes else None
         self.seconds, self.saved = seconds, time.monotonic()
         self.best: dict[str, Tensor] = {}
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Left by a run that was killed while writing: our own drafts, and those that safetensors makes of them.
-            for pattern in (f".{LAST}.*.tmp", f".{BEST}.*.tmp", f".{LOG}.*.tmp", ".tmp??????"):
-                for halved in self.folder.glob(pattern):
-                    halved.unlink(missing_ok=True)
+            sweep(make_folder(self.folder))
 
     def resume(self, history: History) -> tuple[History, Position]:
         """Put the network and the optimizer where the run stopped; the history given, if there is none to go on from.
@@ -78,7 +83,14 @@ class Keeper:
         return time.monotonic() - self.saved > self.seconds
 
     def save(self, history: History, position: Position) -> None:
-        """Save the last state."""
+        """Save the last state.
+
+        Raises:
+            WriteError: if that cannot be, or the folder is another run's by now.
+        """
+        if self.folder is not None and self.lost():
+            why = "its folder was removed while the run went on, and another run has made it anew"
+            raise WriteError(errno.ESTALE, why, str(self.folder / LAST))
         if self.folder is not None:
             facts = {**self.same, **self.facts, "history": history.to_dict()}
             save_checkpoint(self.folder / LAST, self.net, self.optimizer, position, facts)
@@ -117,23 +129,58 @@ class Keeper:
         return {name: tensor.detach().clone() for name, tensor in named_tensors(self.net).items()}
 
     def _left_off(self, path: Path) -> tuple[History, Position]:
-        """Where a run stopped. It may be resumed for longer or shorter, but not as another run."""
+        """Where a run stopped. It may go on for longer or shorter, but its past must be that of the recipe given."""
         found = read_facts(path)
         try:
             history = History.from_dict(found["history"])
             theirs = {**found["recipe"], **found}
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is no run to go on with: is it a copy of {BEST}?") from error
-        # What the rate is at the start of a cycle depends on its end.
-        free = {"recipe"} if self.same["recipe"]["schedule"] == "one-cycle" else {"recipe", "epochs"}
+        position = found["position"]
+        begun = position.epoch - (position.batch == 0)
         for name, value in {**self.same["recipe"], **self.same}.items():
+            if name == "recipe" or name not in theirs:
+                continue
             # JSON knows no tuples, so both sides are compared as it would print them.
-            if name not in free and name in theirs and _plain(theirs[name]) != _plain(value):
+            both = [_plain(theirs[name]), _plain(value)]
+            remedy = "give what it began with"
+            if name == "epochs":
+                if self.same["recipe"]["schedule"] == "steps":
+                    continue
+                remedy = "the rate of one cycle depends on where it ends, so it cannot be made longer or shorter"
+            if name == "milestones":
+                both = [sorted(m for m in milestones if m < begun) for milestones in both]
+                remedy = f"of the {begun} epochs that it has begun none may change; later milestones may"
+            if both[0] != both[1]:
                 raise CheckpointError(
-                    f"{path} was trained with {name} = {theirs[name]}, not {value}: resume it with what it began with, "
-                    "or start a new run in another folder"
+                    f"{path} was trained with {name} = {theirs[name]}, not {value}: {remedy}. Or start a new run in "
+                    "another folder"
                 )
-        return history, found["position"]
+        return history, position
+
+
+def fingerprint(data: Dataset) -> str:
+    """What tells whether data are the same: of its training and validation images, in this order."""
+    number = 0
+    for split in (data.train, data.validation):
+        for tensor in (split.images, split.labels):
+            number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
+    return f"crc32 {number:08x}"
+
+
+def continued(recipe: Recipe, out: Path) -> Recipe:
+    """A recipe with the milestones of the run in `out`, if there is one that has some to go on with.
+
+    Where milestones are shares of all epochs, as in the papers' recipes, more epochs would move those that have passed.
+
+    Raises:
+        CheckpointError: if the run's last checkpoint cannot be read.
+    """
+    if not (out / LAST).exists() or recipe.schedule != "steps":
+        return recipe
+    began = read_facts(out / LAST).get("recipe")
+    milestones = began.get("milestones") if isinstance(began, dict) else None
+    return replace(recipe, milestones=tuple(milestones)) if isinstance(milestones, list) else recipe
 
 
 def _plain(value: Any) -> Any:

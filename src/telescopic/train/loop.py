@@ -1,33 +1,40 @@
 """The one training loop."""
 
 import atexit
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.data import Dataset, Split, batch_sizes, batches
+from telescopic.denormals import denormals_as_zero
+from telescopic.evaluate import count_correct
+from telescopic.files import WriteError, held, make_folder
+from telescopic.fits import check_training
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
+from telescopic.statistics import recalibrate_
 from telescopic.train.balance import gradient_factors
 from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
-from telescopic.train.denormals import denormals_as_zero
-from telescopic.train.evaluate import count_correct
-from telescopic.train.fits import check_training
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
-from telescopic.train.keeper import LAST, Keeper
+from telescopic.train.keeper import LAST, Keeper, fingerprint
 from telescopic.train.objective import Objective, objective_weights
 from telescopic.train.optimizer import optimizer_for
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
+from telescopic.train.result import Result
 from telescopic.train.shrinking import Shrinking
-from telescopic.train.statistics import recalibrate_
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CHECK_EVERY = 100  # batches between looks at the loss: a look waits for the device
 
@@ -51,6 +58,7 @@ def fit(
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
     on_epoch: Callable[[History], None] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> History:
     """Train every member of a network together. The network is changed in place, and in eval mode afterwards.
 
@@ -64,8 +72,11 @@ def fit(
         net: the network, initialised.
         data: images and labels.
         recipe: how to train.
-        out: folder for `last.safetensors`, `best.safetensors` and `log.csv`; None keeps nothing on disk.
-        resume: go on from `out`'s last checkpoint, if there is one.
+        out: folder of the run, for `last.safetensors`, `best.safetensors` and `log.csv`, and at the end for the bundle
+            `model.safetensors` and the catalogue, which the command line works on; None keeps nothing on disk. One
+            process at a time may write it.
+        resume: go on from `out`'s last checkpoint, if there is one. The recipe may then have more epochs, and other
+            milestones in those to come, but not in the past; a one-cycle schedule keeps its length.
         seed: order of the images, their augmentation, and dropout.
         keep: which weights the network holds at the end: those of the epoch in which the full network was most
             accurate on the validation images, or the last epoch's, also where there are no such images.
@@ -75,6 +86,7 @@ def fit(
         checkpoint_seconds: a checkpoint is written when this long has passed since the last, after each epoch that
             is the best so far, and at the end.
         on_epoch: called after each epoch, on the first process.
+        provenance: facts for the bundle beside those that are known, such as the method's name.
 
     Returns:
         What every epoch has seen.
@@ -82,17 +94,73 @@ def fit(
     Raises:
         ValueError: if recipe and network do not fit, such as one that shrinks a network without filters; if the
             network and the images or labels do not; or `out` already holds a run and `resume` is False.
+        HeldError: if another process is training in `out`.
+        WriteError: if a file cannot be written, say on a full disk; what was written before it is whole.
         CheckpointError: if the checkpoint to resume from is corrupt or of another run.
         TrainingError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     from accelerate import Accelerator
 
-    out = None if out is None else Path(out)
-    if out is not None and (out / LAST).exists() and not resume:
-        raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
+    folder = None if out is None else Path(out)
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
+    writes = folder is not None and accelerator.process_index == 0
+    made = folder is not None and writes and not os.path.exists(folder)
+    alone = held(make_folder(folder) / ".lock", folder) if folder is not None and writes else nullcontext(lambda: False)
+    try:
+        with alone as lost:
+            if folder is not None and (folder / LAST).exists() and not resume:
+                raise ValueError(
+                    f"{folder} already holds a run: go on with it, by resume=True (--resume), or choose another folder"
+                )
+            result = (
+                Result(net, data, recipe, folder, seed, provenance or {}) if folder is not None and writes else None
+            )
+            history = _train(
+                accelerator,
+                net,
+                data,
+                recipe,
+                folder,
+                lost,
+                seed=seed,
+                keep=keep,
+                precision=precision,
+                progress=progress,
+                checkpoint_seconds=checkpoint_seconds,
+                on_epoch=on_epoch,
+            )
+            if result is not None:
+                result.write(history.best() if keep == "best" else history[-1], len(history))
+    except WriteError as error:
+        if folder is None or not os.path.isfile(folder / LAST):
+            raise
+        kept = f"{folder / LAST} is a whole checkpoint: once there is room, go on with resume=True (--resume)"
+        raise WriteError(error.errno, f"{error.strerror}; {kept}", error.filename) from error
+    finally:
+        if folder is not None and made:
+            with suppress(OSError):  # it stays if there is anything in it
+                folder.rmdir()
+    return history
+
+
+def _train(
+    accelerator: "Accelerator",
+    net: Nested,
+    data: Dataset,
+    recipe: Recipe,
+    out: Path | None,
+    lost: Callable[[], bool],
+    *,
+    seed: int,
+    keep: Literal["best", "last"],
+    precision: Literal["fp32", "bf16"],
+    progress: bool | None,
+    checkpoint_seconds: float,
+    on_epoch: Callable[[History], None] | None,
+) -> History:
+    """What `fit` does in its folder, which another process has `lost` it if it was made anew."""
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if world > 1:
         atexit.register(_leave_group)
@@ -112,8 +180,9 @@ def fit(
         shrinking = Shrinking(net, recipe.shrink, optimizer, example, steps=steps, seed=seed)
     same = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name, "train_images": len(data.train)}
     same |= {"precision": precision, "statistics": net.statistics}
+    same |= {} if out is None else {"images": fingerprint(data)}
     facts = {"threads": torch.get_num_threads(), "processes": world}
-    keeper = Keeper(out, net, optimizer, example, same, facts, writes=rank == 0, seconds=checkpoint_seconds)
+    keeper = Keeper(out, net, optimizer, example, same, facts, lost, writes=rank == 0, seconds=checkpoint_seconds)
     labels = [net.grid.label(member) for member in net.grid]
     history, position = keeper.resume(History(labels, net.grid.index(net.grid.full), filters=tuple(filters(net))))
 
@@ -138,7 +207,7 @@ def fit(
 
     def stop() -> None:
         how = (
-            f"saved in {out / LAST}; resume to go on"
+            f"saved in {out / LAST}; resume=True (--resume) goes on"
             if out is not None
             else "nothing is saved, because no folder was given"
         )

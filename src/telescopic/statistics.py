@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.ambient import plain
 from telescopic.data import Augment, Preprocess, Split, batches
+from telescopic.fits import in_eval_mode, tried
 from telescopic.nested import Nested, rebuilt
-from telescopic.train.fits import in_eval_mode, tried
 
 
 @plain()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from telescopic.data import Preprocess, Split, batches
+from telescopic.fits import check_fits, in_eval_mode
 from telescopic.nested import Nested
-from telescopic.train.fits import check_fits, in_eval_mode
-from telescopic.train.statistics import warn_of_unseen
+from telescopic.statistics import warn_of_unseen
 
 
 @torch.no_grad()

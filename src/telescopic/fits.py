@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Dataset, Preprocess, Split
+from telescopic.denormals import denormals_as_zero
 from telescopic.nested import Nested
-from telescopic.train.denormals import denormals_as_zero
 
 
 def check_training(net: Nested, data: Dataset, preprocess: Preprocess, batch_size: int, world: int) -> int:
