@@ -20,7 +20,7 @@ from telescopic.bundle import Bundle, BundleError, header, load, save, store
 from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
-from telescopic.layers.filter import Filtered
+from telescopic.layers.filter import attach_
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.subnet import Grid, Subnet
@@ -460,6 +460,13 @@ def test_facts_that_cannot_be_read_again_are_not_written(tmp_path) -> None:
 
 # Descriptions ---------------------------------------------------------
 
+
+def filtered() -> nn.Module:
+    layer = nn.Linear(2, 3)
+    attach_(layer, layers.Filter(3))
+    return layer
+
+
 EXAMPLES = [
     layers.Residual(nn.Linear(3, 2), nn.Linear(3, 2), nn.Tanh()),
     nn.Linear(3, 2, bias=False),
@@ -529,7 +536,7 @@ EXAMPLES = [
     layers.SharedHead(4, 3, width_groups=2, conditioned=True),
     layers.Filter(5),
     layers.TokenFilter(3),
-    Filtered(nn.Linear(2, 3), layers.Filter(3)),
+    filtered(),
     Nested([nn.Flatten()], exits={0: nn.Linear(2, 2)}),
     Nested(
         [layers.CausalLinear(4, 4, width_groups=2)],

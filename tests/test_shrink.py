@@ -133,8 +133,8 @@ def test_optimizers(make: Make) -> None:
     x, net = torch.randn(IMAGES), LeNet()
     net.conv1.bias = None  # in front of the norm it has no gradient but rounding, of which some make steps
     log = exact(shrink.add_filters(net, x), x, make)
-    assert log.removed == {"norm.1": 2, "conv2.1": 3, "fc1.1": 4} and not log.held
-    assert log.left == {"norm.1": 4, "conv2.1": 5, "fc1.1": 8}
+    assert log.removed == {"norm.filter": 2, "conv2.filter": 3, "fc1.filter": 4} and not log.held
+    assert log.left == {"norm.filter": 4, "conv2.filter": 5, "fc1.filter": 8}
 
 
 def test_groups_with_weight_decay_a_schedule_and_a_scaler() -> None:
@@ -231,7 +231,7 @@ def test_nothing_dead() -> None:
     net = shrink.add_filters(LeNet(), torch.randn(IMAGES))
     before = copy.deepcopy(net.state_dict())
     log = shrink.compact_(net)
-    assert not log and log.removed == {} and log.left == {"norm.1": 6, "conv2.1": 8, "fc1.1": 12}
+    assert not log and log.removed == {} and log.left == {"norm.filter": 6, "conv2.filter": 8, "fc1.filter": 12}
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
@@ -266,13 +266,13 @@ def test_frozen_layers_stay_frozen() -> None:
     torch.manual_seed(0)
     x = torch.randn(IMAGES)
     net = shrink.add_filters(LeNet(), x)
-    for parameter in (*net.conv2[0].parameters(), net.conv1.weight):
+    for parameter in (net.conv2.weight, net.conv2.bias, net.conv1.weight):
         parameter.requires_grad_(False)
-    assert exact(net, x).removed["conv2.1"] == 3
-    assert [p.requires_grad for p in (net.conv1.weight, net.conv1.bias, net.conv2[0].weight)] == [False, True, False]
-    frozen = filters(net)["fc1.1"].theta.requires_grad_(False)
+    assert exact(net, x).removed["conv2.filter"] == 3
+    assert [p.requires_grad for p in (net.conv1.weight, net.conv1.bias, net.conv2.weight)] == [False, True, False]
+    frozen = filters(net)["fc1.filter"].theta.requires_grad_(False)
     frozen.data[0] = 0
-    assert shrink.compact_(net).removed == {"fc1.1": 1}
+    assert shrink.compact_(net).removed == {"fc1.filter": 1}
 
 
 def test_channels_last_stays() -> None:
@@ -282,8 +282,8 @@ def test_channels_last_stays() -> None:
     net = shrink.add_filters(net, x).to(memory_format=torch.channels_last)
     kill(net)
     shrink.compact_(net)
-    assert net[2][0].weight.shape == (3, 5, 3, 3)
-    assert net[2][0].weight.is_contiguous(memory_format=torch.channels_last) and not net[2][0].weight.is_contiguous()
+    assert net[2].weight.shape == (3, 5, 3, 3)
+    assert net[2].weight.is_contiguous(memory_format=torch.channels_last) and not net[2].weight.is_contiguous()
 
 
 def test_what_cannot_be_removed_is_asked_for_once() -> None:
@@ -308,13 +308,13 @@ def test_modes_buffers_and_random_numbers_are_left_alone() -> None:
     net.train()
     net[0].conv2.eval()
     modes = [part.training for part in net.modules()]
-    mean = net[0].norm[0].running_mean.clone()
+    mean = net[0].norm.running_mean.clone()
     state = torch.get_rng_state()
     assert shrink.compact_(net)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in net.modules()] == modes
-    assert torch.equal(net[0].norm[0].running_mean, mean[:-1])
-    assert net[0].norm[0].num_batches_tracked == 0
+    assert torch.equal(net[0].norm.running_mean, mean[:-1])
+    assert net[0].norm.num_batches_tracked == 0
 
 
 def test_a_moving_average_follows() -> None:

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from telescopic import shrink
 from telescopic.layers import Filter, Residual
-from telescopic.layers.filter import Filtered
 from telescopic.networks import resnet
 from telescopic.shrink import rules
 
@@ -38,6 +37,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rules, "LAYERS", dict(rules.LAYERS))
     monkeypatch.setattr("telescopic.shrink.compact.LAYERS", rules.LAYERS)
     monkeypatch.setattr("telescopic.shrink.adding.LAYERS", rules.LAYERS)
+    monkeypatch.setattr("telescopic.shrink.folding.LAYERS", rules.LAYERS)
     yield
 
 
@@ -84,15 +84,21 @@ def test_a_residual_network_loses_what_all_branches_lost() -> None:
     x = torch.randn(3, 2, 6, 6)
     parts = [nn.Conv2d(2, 8, 3), nn.ReLU(), Residual(block(8)), Residual(block(8)), nn.AdaptiveAvgPool2d(1)]
     net = shrink.add_filters(nn.Sequential(*parts, nn.Flatten(), nn.Linear(8, 3)), x)
-    assert list(filters(net)) == ["0.1", "2.body.0.1", "2.body.3.1", "3.body.0.1", "3.body.3.1"]
+    assert list(filters(net)) == [
+        "0.filter",
+        "2.body.0.filter",
+        "2.body.3.filter",
+        "3.body.0.filter",
+        "3.body.3.filter",
+    ]
 
     def some(net: nn.Module) -> None:
         for part, dead in zip(filters(net).values(), ([0, 1, 2], [5], [1, 2, 3], [], [1, 2, 7]), strict=True):
             part.theta.data[dead] = 0
 
     log = exact(net, x, dead=some)
-    assert log.left == {"0.1": 6, "2.body.0.1": 7, "2.body.3.1": 6, "3.body.0.1": 8, "3.body.3.1": 6}
-    assert log.held.keys() == {"0.1", "2.body.3.1", "3.body.3.1"}
+    assert log.left == dict(zip(filters(net), (6, 7, 6, 8, 6), strict=True))
+    assert log.held.keys() == {"0.filter", "2.body.3.filter", "3.body.3.filter"}
 
 
 def test_a_resnet_20() -> None:
@@ -154,7 +160,7 @@ def test_tokens() -> None:
     with pytest.raises(ValueError, match=r"behind embed could never .* layer_norm in norm \(LayerNorm\)"):
         shrink.add_filters(net, x)
     net = shrink.add_filters(net, x, where=lambda path: path == "one")
-    assert repr(net.one[1]) == "TokenFilter(12)" and net.one[1].macs.tolist() == [5 * (6 + 6)] * 12
+    assert repr(net.one.filter) == "TokenFilter(12)" and net.one.filter.macs.tolist() == [5 * (6 + 6)] * 12
     assert widths(exact(net, x)) == [8]
     plain = shrink.fold(net).eval()
     torch.testing.assert_close(plain(x.double()), net.eval()(x.double()), rtol=1e-12, atol=1e-12)
@@ -171,8 +177,8 @@ def test_a_sum_of_stacked_branches() -> None:
     net = shrink.add_filters(net, x)
 
     def some(net: Any) -> None:
-        net.a[1].theta.data[[0, 1, 2]] = 0
-        net.b[1].theta.data[[1, 2, 3]] = 0
+        net.a.filter.theta.data[[0, 1, 2]] = 0
+        net.b.filter.theta.data[[1, 2, 3]] = 0
 
     assert widths(exact(net, x, dead=some)) == [4, 4]
 
@@ -189,7 +195,7 @@ def test_shuffled_channels() -> None:
     x, net = torch.randn(2, 3, 4, 4), Forward(shuffled, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1))
     net = shrink.add_filters(net, x, where=lambda path: path == "a")
     # They come in the order 0 4 1 5 2 6 3 7 and are halved then: of each half as many go, each with its partner.
-    net.a[1].theta.data[[0, 4, 2, 3, 6, 7]] = 0
+    net.a.filter.theta.data[[0, 4, 2, 3, 6, 7]] = 0
     log = exact(net, x, dead=lambda net: None)
     assert widths(log) == [4] and torch.equal(log.cuts[-1].kept, torch.tensor([1, 3, 5, 7]))
 
@@ -217,12 +223,12 @@ def test_a_shortcut_padded_with_zero_channels() -> None:
     x = torch.randn(2, 3, 4, 4)
     net = Forward(padded, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 8, 1, stride=2), c=nn.Conv2d(8, 3, 1))
     net = shrink.add_filters(net, x)
-    net.a[1].theta.data[1] = 0
-    net.b[1].theta.data[[0, 3]] = 0  # of which 3 is channel 1 of the other
+    net.a.filter.theta.data[1] = 0
+    net.b.filter.theta.data[[0, 3]] = 0  # of which 3 is channel 1 of the other
 
     log = exact(net, x, dead=lambda net: None)
-    assert log.left == {"a.1": 3, "b.1": 7}
-    assert log.held == {"b.1": "what the network (Forward) pads with"}
+    assert log.left == {"a.filter": 3, "b.filter": 7}
+    assert log.held == {"b.filter": "what the network (Forward) pads with"}
 
 
 def twice(self: Any, x: Tensor) -> Tensor:
@@ -236,15 +242,15 @@ def test_a_layer_that_is_called_twice() -> None:
     parts = {name: nn.Linear(6, 6) for name in ("stem", "shared", "other")}
     x = torch.randn(3, 6)
     net = shrink.add_filters(Forward(twice, **parts, head=nn.Linear(6, 2)), x)
-    assert list(filters(net)) == ["stem.1", "shared.1", "other.1"]
+    assert list(filters(net)) == ["stem.filter", "shared.filter", "other.filter"]
 
     def some(net: Any) -> None:
-        net.stem[1].theta.data[[0, 1]] = 0
-        net.shared[1].theta.data[[1, 2]] = 0
-        net.other[1].theta.data[[1, 3]] = 0
+        net.stem.filter.theta.data[[0, 1]] = 0
+        net.shared.filter.theta.data[[1, 2]] = 0
+        net.other.filter.theta.data[[1, 3]] = 0
 
     log = exact(net, x, dead=some)
-    assert log.left == {"stem.1": 5, "shared.1": 5, "other.1": 5}
+    assert log.left == {"stem.filter": 5, "shared.filter": 5, "other.filter": 5}
     plain = shrink.fold(net).eval()
     torch.testing.assert_close(plain(x.double()), net.eval()(x.double()), rtol=1e-12, atol=1e-12)
 
@@ -261,11 +267,11 @@ def test_a_layer_with_two_consumers_and_tied_weights() -> None:
     net = shrink.add_filters(net, x)
 
     def some(net: Any) -> None:
-        net.a[1].theta.data[[0, 1, 2]] = 0
-        net.b[1].theta.data[[2, 3]] = 0
+        net.a.filter.theta.data[[0, 1, 2]] = 0
+        net.b.filter.theta.data[[2, 3]] = 0
 
     log = exact(net, x, dead=some)
-    assert log.left == {"a.1": 5, "b.1": 5} and net.a[0].weight is net.b[0].weight
+    assert log.left == {"a.filter": 5, "b.filter": 5} and net.a.weight is net.b.weight
     plain = shrink.fold(net).eval()
     torch.testing.assert_close(plain(x.double()), net.eval()(x.double()), rtol=1e-12, atol=1e-12)
     assert plain.a.weight is not plain.b.weight  # for the filters are not the same
@@ -325,13 +331,13 @@ def test_what_only_training_calls() -> None:
 
 def test_control_flow_is_followed() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        for layer in self.order:  # by name: a list of layers would go on calling those without filters
-            x = torch.relu(getattr(self, layer)(x)) if x.shape[1] > 2 and float(x.detach().sum()) < 1e9 else x
+        for layer in self.order:
+            x = torch.relu(layer(x)) if x.shape[1] > 2 and float(x.detach().sum()) < 1e9 else x
         return self.head(x)
 
     x = torch.randn(2, 3)
     net = Forward(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 6), head=nn.Linear(6, 2))
-    net.order = ["a", "b"]
+    net.order = [net.a, net.b]
     assert widths(exact(shrink.add_filters(net, x), x)) == [4, 4]
 
 
@@ -395,7 +401,7 @@ def test_outputs_that_cannot_be_found_are_refused() -> None:
     as_dict = Forward(
         lambda self, x: {"logits": self.b(self.a(x).relu()), "n": 1}, a=nn.Linear(3, 6), b=nn.Linear(6, 2)
     )
-    assert list(filters(shrink.add_filters(as_dict, torch.randn(2, 3)))) == ["a.1"]
+    assert list(filters(shrink.add_filters(as_dict, torch.randn(2, 3)))) == ["a.filter"]
 
 
 def test_what_gets_out_of_torch_is_refused() -> None:
@@ -501,7 +507,7 @@ def test_what_is_missing_is_said() -> None:
         shrink.add_filters(nn.Sequential(net[0], nn.Sigmoid(), net[2]), torch.randn(2, 3))
     made = shrink.add_filters(nn.Sequential(net[0], nn.Sigmoid(), net[2]), torch.randn(2, 3), absorb=True)
     kill(made)
-    assert shrink.compact_(made, absorb=True).removed == {"0.1": 1}
+    assert shrink.compact_(made, absorb=True).removed == {"0.filter": 1}
 
 
 # Putting in and taking out --------------------------------------------------------------------------------------------
@@ -511,20 +517,24 @@ def test_where_filters_go() -> None:
     x = torch.randn(IMAGES)
     net = LeNet()
     made = shrink.add_filters(net, x)
-    assert not filters(net) and set(filters(made)) == {"norm.1", "conv2.1", "fc1.1"}
-    assert isinstance(made.norm, Filtered) and isinstance(made.conv1, nn.Conv2d)
-    assert list(filters(shrink.add_filters(net, x, where=lambda path: path == "conv1"))) == ["norm.1"]
-    assert list(filters(shrink.add_filters(LeNet(norm=False), x))) == ["conv1.1", "conv2.1", "fc1.1"]
+    assert not filters(net) and set(filters(made)) == {"norm.filter", "conv2.filter", "fc1.filter"}
+    assert type(made.norm) is nn.BatchNorm2d and made.state_dict().keys() - net.state_dict().keys() == {
+        f"{path}.filter.{name}" for path in ("norm", "conv2", "fc1") for name in ("theta", "alive")
+    }
+    assert list(filters(shrink.add_filters(net, x, where=lambda path: path == "conv1"))) == ["norm.filter"]
+    assert list(filters(shrink.add_filters(LeNet(norm=False), x))) == ["conv1.filter", "conv2.filter", "fc1.filter"]
     # A norm that is not alone behind its convolution
     parts = {"a": nn.Conv2d(1, 4, 1), "norm": nn.BatchNorm2d(4), "b": nn.Conv2d(4, 2, 1)}
     both = Forward(lambda self, x: self.b((y := self.a(x)) + functional.relu(self.norm(y))), **parts)
     with pytest.raises(ValueError, match="behind a could never"):
         shrink.add_filters(both, x)
-    assert list(filters(shrink.add_filters(both, x, absorb=True))) == ["a.1"]
+    assert list(filters(shrink.add_filters(both, x, absorb=True))) == ["a.filter"]
     # What is added to the network's input cannot shrink.
     inner = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
-    assert list(filters(shrink.add_filters(nn.Sequential(Residual(inner), nn.Conv2d(1, 2, 1)), x))) == ["0.body.0.1"]
-    assert made.double().norm[1].theta.dtype == torch.float64
+    assert list(filters(shrink.add_filters(nn.Sequential(Residual(inner), nn.Conv2d(1, 2, 1)), x))) == [
+        "0.body.0.filter"
+    ]
+    assert made.double().norm.filter.theta.dtype == torch.float64
 
 
 def test_several_inputs() -> None:
@@ -547,7 +557,7 @@ def test_fold(norm: bool) -> None:
     x = torch.randn(IMAGES).double()
     net = LeNet(norm).double()
     made = lived(shrink.add_filters(net, x))
-    made.fc1[0].weight.requires_grad_(False)
+    made.fc1.weight.requires_grad_(False)
     kill(made)
     plain = shrink.fold(made)
     assert type(plain) is LeNet and plain.state_dict().keys() == net.state_dict().keys() and not filters(plain)
@@ -609,8 +619,8 @@ def test_when_it_pays() -> None:
     net = shrink.add_filters(LeNet(), x)
     when = shrink.WhenItPays(steps=1000, seconds=0.1)
     assert when.saving(net) == 0 and not when(net, 0, 1.0)
-    net.conv2[1].theta.data[:4] = 0
-    part, others = net.conv2[1], [net.norm[1], net.fc1[1]]
+    net.conv2.filter.theta.data[:4] = 0
+    part, others = net.conv2.filter, [net.norm.filter, net.fc1.filter]
     share = float(part.macs.sum() / 2 / (part.macs.sum() + sum(other.macs.sum() for other in others)))
     assert when.saving(net) == pytest.approx(share)
     step_seconds = 0.1 / share / 100

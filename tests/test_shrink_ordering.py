@@ -51,12 +51,12 @@ def test_a_network_with_a_flatten() -> None:
     net = shrink.add_filters(LeNet(), x)
     kill(net)
     with torch.no_grad():
-        filters(net)["norm.1"].theta.copy_(torch.tensor([0.3, -1.0, 0.5, 0.4, -2.0, 0.9]))
+        filters(net)["norm.filter"].theta.copy_(torch.tensor([0.3, -1.0, 0.5, 0.4, -2.0, 0.9]))
     log = ordered(net, x)
     (moved,) = [cut for cut in log.cuts if cut.name == "conv1.weight"]
     assert moved.kept.tolist() == [5, 2, 3, 0, 1, 4]  # the dead in the order in which they were
     assert all(falling(part) for part in filters(net).values())
-    assert not filters(net)["norm.1"].alive[4:].any()
+    assert not filters(net)["norm.filter"].alive[4:].any()
     assert not shrink.order_(net)  # there is nothing left to move
 
 
@@ -67,9 +67,9 @@ def test_a_residual_stream_moves_together() -> None:
     net = shrink.add_filters(nn.Sequential(*parts, nn.Flatten(), nn.Linear(8, 3)), x)
     log = ordered(net, x)
     found = filters(net)
-    assert falling(found["2.body.0.1"]) and falling(found["3.body.0.1"])
+    assert falling(found["2.body.0.filter"]) and falling(found["3.body.0.filter"])
     moves = {cut.name: cut.kept.tolist() for cut in log.cuts if cut.name.endswith("theta")}
-    stream = ("0.1", "2.body.3.1", "3.body.3.1")
+    stream = ("0.filter", "2.body.3.filter", "3.body.3.filter")
     assert len({tuple(moves[f"{path}.theta"]) for path in stream}) == 1
     shrink.order_(net)
     assert (sum(found[path].scale() for path in stream).diff() <= 0).all()
@@ -81,7 +81,7 @@ def test_a_resnet_20() -> None:
     net = shrink.add_filters(resnet(20, width=4), x)
     ordered(net, x)
     shrink.order_(net)
-    inner = [part for path, part in filters(net).items() if path.endswith("body.1.1")]
+    inner = [part for path, part in filters(net).items() if path.endswith("body.1.filter")]
     assert len(inner) == 9 and all(falling(part) for part in inner)
 
 
@@ -125,7 +125,7 @@ def test_depthwise_concatenated_and_gated() -> None:
     parts = [nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=6, bias=False)]
     net = shrink.add_filters(nn.Sequential(*parts, nn.Conv2d(12, 2, 1)), x, where=lambda path: path == "0")
     ordered(net, x)
-    assert falling(filters(net)["1.1"])
+    assert falling(filters(net)["1.filter"])
     x = torch.randn(2, 3, 4, 4)
     convs = {name: nn.Conv2d(wide, 6, 1) for name, wide in (("a", 3), ("b", 3), ("c", 15))}
     net = shrink.add_filters(Forward(concatenated, **convs, head=nn.Linear(21, 2), d=nn.Linear(15 * 16, 2)), x)

@@ -21,7 +21,7 @@ from telescopic.cost import cost
 from telescopic.data import Augment, Dataset, Preprocess, Split, batches, load
 from telescopic.extract import extract
 from telescopic.layers import Filter
-from telescopic.layers.filter import Filtered, TokenFilter
+from telescopic.layers.filter import TokenFilter, attached
 from telescopic.nested import Nested
 from telescopic.networks import lenet, mlp
 from telescopic.papers import cnsn, shrinknets
@@ -84,7 +84,7 @@ def test_the_loop_does_what_one_writes_by_hand(digits: Dataset) -> None:
         mine.train()
         for images, labels in batches(digits.train, 64, seed=3, epoch=epoch):
             x = ADAM.preprocess(images).double()
-            theta = mine.stages[0][1][1].theta  # type: ignore[index]
+            theta = mine.stages[0][1].filter.theta  # type: ignore[index]
             loss = functional.cross_entropy(mine(x), labels) + 0.05 * theta.clamp(min=0).sum()  # type: ignore[union-attr, operator]
             optimizer.zero_grad()
             loss.backward()
@@ -283,7 +283,7 @@ def test_a_family_keeps_its_laws_whenever_it_shrinks(statistics: str) -> None:
         place = next(i for i, name in enumerate(names) if name.startswith(f"entries.{entry}."))
         assert seen[-1][place] < began[place], "the step-down convolution shrinks with the spine"
         stage = net.stages[int(entry)]
-        assert stage[0][0].in_channels if isinstance(stage[0], Filtered) else stage[0].in_channels == seen[-1][place]  # type: ignore[index, union-attr]
+        assert stage[0].in_channels == seen[-1][place]  # type: ignore[index, union-attr]
 
 
 def test_removing_changes_no_members_logits_and_folding_neither() -> None:
@@ -337,7 +337,7 @@ def test_a_checkpoint_gives_its_widths_to_a_network_wider_or_narrower(tmp_path: 
         assert sizes(other) != sizes(small)
         load_checkpoint(path, other, example=X)
         torch.testing.assert_close(other.eval()(X), small(X), rtol=0, atol=0)
-        assert other.stages[0][1][0].out_features == sizes(small)[0] == other.exits["0"][0].in_features  # type: ignore[index, union-attr]
+        assert other.stages[0][1].out_features == sizes(small)[0] == other.exits["0"][0].in_features  # type: ignore[index, union-attr]
 
 
 def test_without_an_example_a_checkpoint_of_other_widths_is_refused(tmp_path: Path) -> None:
@@ -361,12 +361,12 @@ def changed(**shapes: tuple[int, ...]) -> Callable[[dict[str, Tensor]], None]:
     ("damage", "message"),
     [
         (changed(exits_0_0_weight=(10, 7)), "does not run"),
-        (changed(stages_0_1_0_weight=(9, 64)), "channels"),
-        (changed(stages_0_1_0_weight=(17, 63)), "does not run"),
-        (changed(stages_0_1_1_theta=(1,)), "a Filter would have 1 and .* channels"),
-        (changed(stages_0_1_1_theta=(4, 4)), r"is \(4, 4\) there and \(30,\) here"),
-        (changed(stages_0_1_0_bias=(0,)), r"is \(0,\) there"),
-        (changed(stages_0_1_0_bias=(1,)), "a Linear would have 1 and"),
+        (changed(stages_0_1_weight=(9, 64)), "channels"),
+        (changed(stages_0_1_weight=(17, 63)), "does not run"),
+        (changed(stages_0_1_filter_theta=(1,)), "a Filter would have 1 and .* channels"),
+        (changed(stages_0_1_filter_theta=(4, 4)), r"is \(4, 4\) there and \(30,\) here"),
+        (changed(stages_0_1_bias=(0,)), r"is \(0,\) there"),
+        (changed(stages_0_1_bias=(1,)), "a Linear would have 1 and"),
         (changed(exits_0_0_weight=(9, 17), exits_0_0_bias=(9,)), "does not run|gives"),
         (lambda stored: stored.pop("exits.0.0.bias"), "exits.0.0.bias"),
     ],
@@ -475,12 +475,13 @@ def test_networks_start_as_wide_as_the_papers() -> None:
         assert sum(p.numel() for p in net.parameters()) == params + sum(left)
         thetas = torch.cat([part.theta.detach() for part in filters(net).values()])
         assert 0 < thetas.min() < 0.01 and 0.99 < thetas.max() <= 1 and abs(float(thetas.mean()) - 0.5) < 0.02
-    weight = shrinknets.network(widths=(2000,)).stages[0][1][0].weight  # type: ignore[index, union-attr]
+    weight = shrinknets.network(widths=(2000,)).stages[0][1].weight  # type: ignore[index, union-attr]
     assert float(weight.detach().std()) == pytest.approx(math.sqrt(2) * math.sqrt(2 / (784 + 2000)), rel=0.01)  # type: ignore[union-attr, operator, arg-type]
     plain = shrinknets.network("lenet", input_shape=(3, 32, 32), widths=(3, 4, 50), learned=False)
     assert not filters(plain) and cost(extract(plain), (3, 32, 32)).params == 3 * 76 + 4 * 76 + 100 * 50 + 50 + 510
-    order = [type(layer) for layer in shrinknets.network("lenet").stages[0]]
-    assert order == [Filtered, nn.ReLU, nn.MaxPool2d], "the filter stands between the convolution and its ReLU"
+    stage: Any = shrinknets.network("lenet").stages[0]
+    order = [type(layer) for layer in stage]
+    assert order == [nn.Conv2d, nn.ReLU, nn.MaxPool2d] and attached(stage[0]), "the filter is the convolution's"
 
 
 def test_a_lenet_shrinks_through_its_flatten() -> None:

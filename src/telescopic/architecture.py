@@ -22,8 +22,9 @@ from telescopic.layers import (
     Residual,
     SharedHead,
 )
-from telescopic.layers.filter import Filter, Filtered, TokenFilter
+from telescopic.layers.filter import Filter, TokenFilter, attach_, attached
 from telescopic.nested import Nested
+from telescopic.wrappers import is_compiled
 
 MAX_PARTS = 10_000
 """Most modules and members that a description may amount to; a module copied for statistics per entry counts thrice."""
@@ -123,6 +124,11 @@ def _describe(value: Any, names: dict[int, str]) -> Any:
     if isinstance(value, nn.Module):
         name, cls = names.get(id(value), "a module"), type(value)
         layer = _LAYERS.get(_name(cls))
+        if is_compiled(value):
+            raise ValueError(
+                f"{name} is what torch.compile returned: have what that was given in its place, for which "
+                "`module.compile()` does the same"
+            )
         if layer is None or layer.cls is not cls:
             raise ValueError(
                 f"{name} is a {cls.__qualname__}, a class that cannot be rebuilt from a file: call telescopic."
@@ -132,6 +138,8 @@ def _describe(value: Any, names: dict[int, str]) -> Any:
         if tensors := [key for key, held in vars(value).items() if isinstance(held, Tensor)]:
             raise ValueError(f"{name} holds the tensor {tensors[0]} as a plain attribute: make it a buffer")
         description = {"class": _name(cls)}
+        if part := attached(value):
+            description["filter"] = _describe(part, names)
         for key, default in layer.defaults.items():
             argument = layer.read(value, key)
             if type(argument) is not type(default) or argument != default:
@@ -157,6 +165,8 @@ class _Builder:
         self.spend(1)
         if not isinstance(description, dict) or not isinstance(name := description.get("class"), str):
             raise ValueError(f"the description of {shown} is no object with a class")
+        if name == "layers.Filtered":
+            raise ValueError(f"{shown} has its filter around it, as version 0.1.0 wrote it: have that version fold it")
         if name not in _LAYERS:
             raise ValueError(
                 f"{shown} is a {name!r:.80}, a class unknown here: import the program that defines it and calls "
@@ -165,6 +175,7 @@ class _Builder:
             )
         layer = _LAYERS[name]
         given = {key: value for key, value in description.items() if key != "class"}
+        behind = None if "filter" in layer.defaults else given.pop("filter", None)
         if unknown := sorted(given.keys() - layer.defaults.keys()):
             raise ValueError(f"{shown}: {name} takes no argument {unknown[0]!r:.80}")
         values = {key: self.value(value, f"{where}.{key}" if where else key, depth) for key, value in given.items()}
@@ -176,6 +187,11 @@ class _Builder:
             built = layer.make(**values)
         except Exception as error:  # a constructor may raise anything at arguments that make no sense
             raise ValueError(f"{shown}: {name} refuses the arguments given: {_short(str(error))}") from error
+        if behind is not None:
+            part = self.module(behind, f"{where}.filter" if where else "filter", depth + 1)
+            if not isinstance(part, Filter) or hasattr(built, "filter"):
+                raise ValueError(f"{shown}: {name} has something else than a filter behind it, or 'filter' of its own")
+            attach_(built, part)
         self.sizes[id(built)] = self.parts - before
         self.tensors += layer.plain and sum(
             t is not None for t in (*built._parameters.values(), *built._buffers.values())
@@ -296,7 +312,6 @@ _LAYERS: dict[str, _Layer] = {
     ),
     "ModuleDict": _Layer(nn.ModuleDict, {"children": []}, _children, lambda children=(): nn.ModuleDict(dict(children))),
     "ModuleList": _Layer(nn.ModuleList, {"modules": []}, lambda held, _: list(held), nn.ModuleList),
-    "layers.Filtered": _Layer(Filtered, {"parts": ()}, lambda held, _: list(held), lambda parts: Filtered(*parts)),
     **{
         _name(cls): _Layer(cls, {"channels": None}, lambda held, _: len(held.theta), cls, plain=True)
         for cls in (Filter, TokenFilter)

@@ -20,6 +20,7 @@ from telescopic.layers.causality import named, prove_causal
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import narrow, narrow_outputs
 from telescopic.nested import Nested
+from telescopic.wrappers import is_compiled, unwrapped
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -81,7 +82,10 @@ def causal_(
             f"layers of a {type(network).__name__} cannot be exchanged: give an nn.Sequential, an nn.ModuleList of "
             "blocks or a module of your own, and what comes back to nest"
         )
-    for path, part in network.named_modules():
+    if is_compiled(network):
+        causal_(unwrapped(network), groups, input_shape=input_shape, first=first)
+        return network
+    for path, part in unwrapped(network).named_modules():
         if isinstance(part, _OURS):
             raise ValueError(f"{named(path, part)} is channel-causal already: give a network of ordinary layers")
     shape = with_batch(_BATCH, _usual_shape(network) if input_shape is None else input_shape)

@@ -10,6 +10,7 @@ from telescopic.ambient import plain
 from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
+from telescopic.wrappers import unwrapped
 
 
 @plain()
@@ -35,6 +36,7 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
         ValueError: if the grid has no such member, a part cannot be made narrower, or BatchNorms are to be folded in a
             part that `torch.fx` cannot trace.
     """
+    net = unwrapped(net)
     member = net.grid.resolve(subnet)
     taken = joined([module for _, module in net.path(member)], member.width or 1, net.groups)
     if fold_bn:

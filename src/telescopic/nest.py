@@ -13,6 +13,7 @@ from telescopic.cost.counting import dtype_and_device, explained, on_meta, with_
 from telescopic.layers.adapters import Adapter, step_down
 from telescopic.layers.heads import Head, pooled_head
 from telescopic.nested import Nested, Statistics
+from telescopic.wrappers import unwrapped
 
 
 @plain()
@@ -112,6 +113,7 @@ def nest(
 
 def _blocks(network: Any) -> list[nn.Module]:
     remedy = "give an nn.Sequential or a list of the blocks, in the order in which they run"
+    network = unwrapped(network) if isinstance(network, nn.Module) else network
     # A Sequential by inheritance may run its parts in another way.
     plain = isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward
     if isinstance(network, nn.Module) and not plain and not isinstance(network, nn.ModuleList):

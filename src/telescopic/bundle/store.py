@@ -22,6 +22,7 @@ from telescopic.files import make_folder, replacing
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 from telescopic.subnet import Grid, Subnet
+from telescopic.wrappers import unwrapped
 
 MODELS = Path(__file__).parents[1] / "models"
 """Where the trained families are that come with the package."""
@@ -167,6 +168,7 @@ def save(
     """
     path = Path(path)
     try:
+        net = unwrapped(net)
         grid = _grid_of(net, catalogue)
         document = {
             "format": FORMAT,

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from telescopic.ambient import plain
+from telescopic.wrappers import unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -78,6 +79,7 @@ def on_meta(module: Module) -> Module:
     Raises:
         ValueError: if a lazy layer does not know its shape yet.
     """
+    module = unwrapped(module)
     if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError(f"this {type(module).__name__} has lazy layers without a shape: call it on an input once")
     return twin(module, lambda tensor: torch.empty_like(tensor.detach(), device="meta"))

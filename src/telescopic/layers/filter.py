@@ -1,9 +1,10 @@
 """A layer that switches channels off for good (Leclerc et al., ShrinkNets, section 2.1)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Filter(nn.Module):
@@ -29,6 +30,9 @@ class Filter(nn.Module):
     alive: Tensor
     params: Tensor
     macs: Tensor
+    # Kept with the filter of a layer, not only to remove it: loaded from a file, it tells torch that its number is
+    # taken, without which the next hook on the layer would take the place of this one.
+    handle: RemovableHandle | None = None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,8 +68,39 @@ class TokenFilter(Filter):
     dim = -1
 
 
-class Filtered(nn.Sequential):
-    """A layer and the filter behind it, which stand where the layer stood: what `shrink.add_filters` makes."""
+def attach_(layer: nn.Module, part: Filter) -> None:
+    """Have a layer's outputs go through a filter.
 
-    def __init__(self, layer: nn.Module, filter: Filter) -> None:
-        super().__init__(layer, filter)
+    The layer stays the object that it is, of its class and with its attributes and names, for whatever reads these;
+    the filter is a child of it, `filter`. It is the first of the hooks: what a user's own see has been filtered.
+
+    Raises:
+        ValueError: if the layer has an attribute of this name.
+    """
+    if hasattr(layer, "filter"):
+        raise ValueError(f"the {type(layer).__name__} has an attribute 'filter' of its own, where its filter would be")
+    layer.add_module("filter", part)
+    part.handle = layer.register_forward_hook(_filtered, prepend=True)
+    # Code that was compiled without a hook runs again where there is one, for torch does not look; but it looks whether
+    # a layer has a forward of its own.
+    layer.forward = layer.forward
+
+
+def detach_(layer: nn.Module) -> None:
+    """Take a layer's filter away."""
+    part = attached(layer)
+    assert part is not None and part.handle is not None
+    part.handle.remove()
+    del layer._modules["filter"], layer.__dict__["forward"]
+
+
+def attached(layer: nn.Module) -> Filter | None:
+    """The filter that a layer's outputs go through, if it has one."""
+    part = layer._modules.get("filter")
+    return part if isinstance(part, Filter) and part.handle is not None else None
+
+
+def _filtered(layer: nn.Module, _: Any, out: Tensor) -> Tensor:
+    # A function of the layer that is called: copies of it, and replicas, have filters of their own.
+    made: Tensor = layer.get_submodule("filter")(out)
+    return made

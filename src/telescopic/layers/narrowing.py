@@ -27,6 +27,7 @@ def narrow(part: nn.Module, width: int, _done: dict[nn.Module, nn.Module] | None
 def _narrowed(part: nn.Module, width: int, done: dict[nn.Module, nn.Module]) -> nn.Module:
     own = getattr(part, "narrow", None)
     if callable(own):
+        _refuse_hooks(part)
         narrowed: nn.Module = own(width)
         return narrowed
     if any(True for _ in part.parameters(recurse=False)) or any(True for _ in part.buffers(recurse=False)):
@@ -37,6 +38,18 @@ def _narrowed(part: nn.Module, width: int, done: dict[nn.Module, nn.Module]) -> 
     made = copy.copy(part)
     made._modules = {name: child and narrow(child, width, done) for name, child in part._modules.items()}
     return made
+
+
+def _hooked(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
+
+
+def _refuse_hooks(part: nn.Module) -> None:
+    if _hooked(part):
+        raise ValueError(
+            f"a {type(part).__name__} with hooks, as filters are, cannot be made narrower: what is narrow would not "
+            "have them. Fold filters with telescopic.shrink.fold_family, and remove others"
+        )
 
 
 def narrow_outputs(part: nn.Module, width: int, groups: int) -> nn.Module:
@@ -65,12 +78,15 @@ def last_mixing(layers: Sequence[nn.Module]) -> int | None:
 
 
 def flat(part: nn.Module) -> list[nn.Module]:
-    """The layers of a part, with those of `nn.Sequential`s in it laid out in a row."""
-    return [leaf for child in part for leaf in flat(child)] if type(part) is nn.Sequential else [part]
+    """The layers of a part, with those of `nn.Sequential`s in it that have no hooks laid out in a row."""
+    plain = type(part) is nn.Sequential and not _hooked(part)
+    return [leaf for child in part for leaf in flat(child)] if plain else [part]  # type: ignore[attr-defined]
 
 
 def _first_rows(layer: nn.Module, width: int, groups: int) -> nn.Module:
     """The first groups of what a layer gives, from all that it takes; or for layers that treat each channel alone."""
+    if type(layer) in (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d):
+        _refuse_hooks(layer)
     if type(layer) is nn.Conv2d and layer.groups == 1:
         rows = prefix(layer.out_channels, groups, width)
         how = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, 1, layer.bias is not None)

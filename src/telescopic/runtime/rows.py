@@ -212,7 +212,9 @@ def _out_of_place(node: fx.Node) -> tuple[list[Any], dict[str, Any], bool]:
 
 
 def _of_module(module: Any, key: str, span: Span) -> Op | None:
-    """A layer as a function of the new channels of its input; None if it is not known."""
+    """A layer as a function of the new channels of its input; None if it is not known, or has hooks, as filters are."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
     if hasattr(module, "new_groups"):
         return lambda kept, x: module.new_groups(x, span.have, span.width)
     if isinstance(module, _MIXING) and module.width_groups != span.groups:

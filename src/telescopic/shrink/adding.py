@@ -1,7 +1,7 @@
 """Filters are put into a network of anyone's."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -10,12 +10,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from telescopic.ambient import plain
-from telescopic.layers.filter import Filter, Filtered, TokenFilter
+from telescopic.layers.filter import Filter, TokenFilter, attach_
 from telescopic.shrink.channels import Channels
-from telescopic.shrink.compact import price_, remove_, watched
-from telescopic.shrink.example import examples, unchanged
+from telescopic.shrink.compact import UNREACHED, price_, remove_, watched
+from telescopic.shrink.example import Inputs, Run, examples, unchanged
+from telescopic.shrink.folding import fold
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.watch import Watch
+from telescopic.wrappers import unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,51 +27,56 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 @plain()
 def add_filters(
     model: Module,
-    example: Tensor | Sequence[Tensor],
+    example: Tensor | Inputs,
     *,
     where: Callable[[str], bool] | None = None,
     absorb: bool = False,
 ) -> Module:
     """A copy of a network with a `Filter` behind each convolution and linear layer, or behind the norm that follows it.
 
-    The layer, or norm, is replaced by a `Filtered` of it and its filter, so that names of weights get a `0` inside, as
-    in `conv1.0.weight`; `fold` takes the filters out again. Layers whose outputs are the network's, or are added to
-    its inputs, get none, for these do not change their size.
+    The layer, or norm, stays as it is and gets the filter as a child, such as `conv1.filter`, through which all goes
+    that it gives when it is called; `fold` takes the filters out again. Layers whose outputs are the network's, or are
+    added to its inputs, get none, for these do not change their size.
 
-    What the filters could remove is tried on a copy before it is returned.
+    What the filters could remove, and that they can be folded, is tried on a copy before it is returned.
 
     Args:
-        model: the network. It is run on the example, in training and in eval mode, and not changed.
+        model: the network. It is run on the example, in training and in eval mode, and not changed. Of what
+            `torch.compile` returned the network inside is taken: compile what comes back.
         example: a batch of inputs `[batch, ...]`, or several for a network that takes several. Two are remembered, as
-            `model.shrink_example`.
+            `model.shrink_example`. If a training loop calls other parts than the forward pass does, a function that is
+            given the network and does so too, such as `lambda net: (net(x), net.project(net.features(x)))`.
         where: which layers get filters, by their path; all by default.
         absorb: whether `compact_` will be told to absorb constants.
 
     Raises:
-        ValueError: if there is no place for a filter, or there is one where no channel could ever be removed.
+        ValueError: if there is no place for a filter; if there is one where no channel could ever be removed, or that
+            would do nothing in one of the modes, because the layer's weights are used without it; or if the example
+            does not reach all parameters.
     """
+    model = unwrapped(model)
     if any(isinstance(part, Filter) for part in model.modules()):
         raise ValueError("the network has filters already")
+    inputs = examples(model, example)
     made = copy.deepcopy(model)
-    inputs = examples(made, example)
     places, tokens = _places(made, inputs)
     chosen = [(path, place) for path, place in places.items() if where is None or where(path)]
     if not chosen:
         raise ValueError(
             "there is no place for a filter: no convolution or linear layer was chosen whose outputs are not the "
-            "network's own, and which its forward pass calls"
+            "network's own, and which its forward pass calls in eval mode"
         )
     paths: dict[str, str] = {}
     for path, place in chosen:
-        layer = made.get_submodule(place)
         maker: Any = made.get_submodule(path)
         part = TokenFilter(maker.out_features) if path in tokens else Filter(_channels(maker))
-        filtered = Filtered(layer, part.to(next(maker.parameters())))
-        names = [name for name, part in made.named_modules(remove_duplicate=False) if part is layer]
-        for name in names:
-            made.set_submodule(name, filtered)
-        paths |= {f"{name}.1": path for name in names}
-    made.shrink_example = tuple(x.cpu() for x in inputs)  # type: ignore[assignment]
+        attach_(made.get_submodule(place), part.to(next(maker.parameters())))
+        paths[f"{place}.filter"] = path
+    for encoder in made.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(isinstance(part, Filter) for part in encoder.modules()):
+            # In eval mode it would pack padded tokens, which torch refuses to do around layers with hooks.
+            encoder.use_nested_tensor = False
+    made.shrink_example = inputs if callable(inputs) else tuple(x.cpu() for x in inputs)  # type: ignore[assignment]
     _try(made, paths, inputs, absorb)
     price_(made)
     return made
@@ -79,7 +86,7 @@ def _channels(layer: Any) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
-def _places(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, str], set[str]]:
+def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]:
     """For each layer that makes channels, by path, behind what its filter stands; and which of them make tokens."""
     channels = Channels()
     watch = Watch(model, channels, FUNCTIONS, LAYERS, absorb=False, price=False)
@@ -106,13 +113,21 @@ def _places(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, str],
     return found, tokens
 
 
-def _try(model: nn.Module, paths: dict[str, str], inputs: Sequence[Tensor], absorb: bool) -> None:
-    """Remove channels from a copy.
+def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) -> None:
+    """Fold a copy, and remove channels from others.
 
     Raises:
-        ValueError: if one of the filters cannot remove any, whatever is dead, or the network does something else then.
+        ValueError: if one of the filters does nothing, or cannot remove any channel, whatever is dead, or the network
+            does something else then.
     """
     trial = copy.deepcopy(model)
+    for training in (True, False):
+        for path in _idle(trial, inputs, training):
+            raise ValueError(
+                f"a filter behind {paths[path]} would do nothing in {'training' if training else 'eval'} mode: the "
+                "layer is not called then, though a function may use its weights. Leave it out with where="
+            )
+    fold(trial)
     filters = {path: part for path, part in trial.named_modules() if isinstance(part, Filter)}
     _kill({part: torch.ones_like(part.alive) for part in filters.values()})
     channels = watched(trial, inputs, absorb=absorb)
@@ -151,6 +166,20 @@ def _refuse(path: str, reason: str) -> NoReturn:
             if "else than 0" in reason
             else ", or register a rule for that layer with shrink.register_rule"
             if "not known to treat" in reason
+            else ", let example be a function of the network that calls what uses them too, or delete them from it"
+            if UNREACHED in reason
             else ""
         )
     )
+
+
+def _idle(model: nn.Module, inputs: Inputs, training: bool) -> list[str]:
+    """Filters that a network does not call in a mode."""
+    filters = {path: part for path, part in model.named_modules() if isinstance(part, Filter)}
+    called: set[nn.Module] = set()
+    hooks = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in filters.values()]
+    with unchanged(model, training), torch.no_grad():
+        Run(model, inputs)()
+    for hook in hooks:
+        hook.remove()
+    return [path for path, part in filters.items() if part not in called]

@@ -14,12 +14,16 @@ from torch.utils._pytree import tree_leaves
 from telescopic.ambient import plain
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Absorption, Channels
-from telescopic.shrink.example import examples, unchanged
+from telescopic.shrink.example import Inputs, Run, examples, unchanged
 from telescopic.shrink.failing import Shapings, Surprise, reason
 from telescopic.shrink.log import Cut, Log, apply_, named_tensors, put_, resize_
 from telescopic.shrink.optimizers import checked, refuse_decay
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
+from telescopic.shrink.sizes import following, written
 from telescopic.shrink.watch import Unfollowed, Watch
+from telescopic.wrappers import unwrapped
+
+UNREACHED = "the example does not reach"
 
 _STUCK: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Tensor, Log]] = WeakKeyDictionary()
 """For networks that were compacted: with which options, which channels are still dead, and why."""
@@ -32,7 +36,7 @@ _HELD: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 def compact_(
     model: nn.Module,
     *optimizers: Optimizer,
-    example: Tensor | Sequence[Tensor] | None = None,
+    example: Tensor | Inputs | None = None,
     multiple_of: int = 1,
     absorb: bool = False,
 ) -> Log:
@@ -47,15 +51,20 @@ def compact_(
     while nothing more is dead.
 
     What is kept though it is dead: a channel that something reads while it is not 0 (in a residual sum, all branches
-    must be dead), or that something reads that is not known to treat each channel alone. `log.held` says why. Each
-    layer keeps one channel, the first one if all are dead. A network that fails without the dead channels, or gives
+    must be dead), or that something reads that is not known to treat each channel alone; and all channels while the
+    network has parameters that the example does not reach, for these could read any. `log.held` says why. Each layer
+    keeps one channel, the first one if all are dead. A network that fails without the dead channels, or gives
     something else, keeps them too, with a warning: training is not to end for that.
+
+    Of what `torch.compile` returned the network inside is looked at. It is compiled anew at the next pass, but torch
+    gives up doing so after eight times, unless `torch.compiler.reset()` is called.
 
     Args:
         model: a network with `layers.Filter`s inside.
         optimizers: all that train it, of torch's kinds that treat each entry of a parameter alone (SGD, ASGD, Adam,
             AdamW, Adamax, NAdam, RAdam, Adagrad, Adadelta, RMSprop, Rprop), or registered by `register_optimizer`.
-        example: a batch of inputs `[batch, ...]`, or several; not needed if `add_filters` got one.
+        example: a batch of inputs `[batch, ...]`, or several, or a function that is given the network and calls all of
+            it that training does: see `add_filters`, and not needed if that got one.
         multiple_of: each layer gives a multiple of this many channels, or as many as before.
         absorb: whether to remove channels too that are a constant where they are read, as behind a sigmoid or a
             BatchNorm behind the filter, and add it to the bias of what reads them. Outputs in eval mode stay the same;
@@ -69,6 +78,7 @@ def compact_(
             kind, or decays θ, or they do not hold all parameters that require gradients; nothing is changed then.
     """
     start = time.perf_counter()
+    model = unwrapped(model)
     filters = [part for part in model.modules() if isinstance(part, Filter)]
     if not filters:
         raise ValueError("the network has no filters, which say what is dead: see shrink.add_filters")
@@ -80,11 +90,12 @@ def compact_(
     dead = torch.cat([part.dead() for part in filters])
     if not dead.any():
         return Log(left=left, seconds=time.perf_counter() - start)
-    options = (multiple_of, absorb)
+    options = (multiple_of, absorb, example if callable(example) else None)
     stuck = _STUCK.get(model)
     if stuck is not None and stuck[0] == options and torch.equal(stuck[1], dead):
         return Log(left=left, held=stuck[2].held, seconds=time.perf_counter() - start)
     inputs = examples(model, example)
+    sizes = written(model)
     known = _HELD.setdefault(model, {})
     try:
         channels = watched(model, inputs, absorb=absorb)
@@ -104,7 +115,9 @@ def compact_(
     gone = {path: n for path in channels.filters if (n := int(removed[channels.theta(path)].sum()))}
     if cuts:
         _price(model, inputs)
-    log = Log(cuts, gone, {p: n - gone.get(p, 0) for p, n in left.items()}, held, time.perf_counter() - start)
+    left = {path: number - gone.get(path, 0) for path, number in left.items()}
+    changed = {path: now for path, now in written(model).items() if now != sizes[path]}
+    log = Log(cuts, gone, left, held, time.perf_counter() - start, changed)
     _STUCK[model] = (options, torch.cat([part.dead() for part in filters]), log)
     return log
 
@@ -112,7 +125,7 @@ def compact_(
 def remove_(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     channels: Channels,
     multiple_of: int = 1,
 ) -> tuple[Tensor, tuple[Cut, ...], dict[str, str], dict[str, str]]:
@@ -154,7 +167,7 @@ def remove_(
 def change_(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     cuts: Sequence[Cut],
     absorptions: Collection[Absorption] = (),
     removed: Tensor | None = None,
@@ -168,40 +181,47 @@ def change_(
         Surprise: what differs, or where the network fails.
     """
     tensors = named_tensors(model)
-    before = _before(model, inputs)
+    before = answers(model, inputs)
     undo = _snapshot(model, optimizers, [absorption.bias for absorption in absorptions])
     if removed is not None:
         _absorb(absorptions, removed)
     apply_(cuts, tensors, optimizers)
     resize_(model, {id(tensors[cut.name]) for cut in cuts})
     try:
-        _prove(model, inputs, before)
+        with following(model):
+            prove(model, inputs, before)
     except Exception as error:  # it is anyone's code
         shapings = Shapings(model)
-        after = shapings.during(lambda: _prove(model, inputs, before))
+        after = shapings.during(lambda: prove(model, inputs, before))
         undo()
-        raise Surprise(reason(model, error, shapings.during(lambda: _prove(model, inputs, before)), after)) from error
+        raise Surprise(reason(model, error, shapings.during(lambda: prove(model, inputs, before)), after)) from error
     return undo
 
 
 @plain()
-def price_(model: nn.Module, example: Tensor | Sequence[Tensor] | None = None) -> None:
+def price_(model: nn.Module, example: Tensor | Inputs | None = None) -> None:
     """Tell each filter what its channels cost: `params` and `macs`. `add_filters` and `compact_` do it too.
 
     A channel costs what goes with it alone: the weights that make it, those that read it, and the norms between, at
     the present widths of others.
     """
+    model = unwrapped(model)
     _price(model, examples(model, example))
 
 
-def watched(model: nn.Module, inputs: Sequence[Tensor], *, absorb: bool = False) -> Channels:
+def watched(model: nn.Module, inputs: Inputs, *, absorb: bool = False) -> Channels:
     """Run a network in training and in eval mode, and find out which channels belong together."""
     channels = Channels()
+    missed = {id(p): name for name, p in model.named_parameters() if p.numel() > 1}
     for training in (True, False):
         channels.absorptions.clear()
         watch = Watch(model, channels, FUNCTIONS, LAYERS, absorb=absorb, price=not training)
         with unchanged(model, training):
-            watch.run([x.clone() for x in inputs])
+            watch.run(inputs)
+        missed = {known: name for known, name in missed.items() if known not in watch.reached}
+    if missed and channels.axes:
+        names = ", ".join([*missed.values()][:3]) + ", …" * (len(missed) > 3)
+        channels.hold(torch.cat([axis.ids for axis in channels.axes.values()]), f"{names}, which {UNREACHED}")
     return channels
 
 
@@ -225,16 +245,16 @@ def _absorb(absorptions: Iterable[Absorption], removed: Tensor) -> None:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> list[Tensor]:
     """What a network gives in eval mode; in another precision if one is named."""
     tensors = {name: t.to(dtype) for name, t in named_tensors(model).items() if dtype and t.is_floating_point()}
-    given = [x.to(dtype) if dtype and x.is_floating_point() else x.clone() for x in inputs]
+    run = Run(model, inputs, dtype)
     with unchanged(model, training=False):
-        made = torch.func.functional_call(model, tensors, tuple(given)) if tensors else model(*given)
+        made = torch.func.functional_call(run, {f"model.{name}": t for name, t in tensors.items()}, ())
     return [leaf.clone() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
 
 
-def _before(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], torch.dtype | None]:
+def answers(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], torch.dtype | None]:
     """Outputs in double precision, whatever processors make of single, or in the network's own if it needs that."""
     try:
         return _outputs(model, inputs, torch.float64), torch.float64
@@ -242,7 +262,7 @@ def _before(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], t
         return _outputs(model, inputs, None), None
 
 
-def _prove(model: nn.Module, inputs: Sequence[Tensor], before: tuple[list[Tensor], torch.dtype | None]) -> None:
+def prove(model: nn.Module, inputs: Inputs, before: tuple[list[Tensor], torch.dtype | None]) -> None:
     """Run a network again.
 
     Raises:
@@ -258,7 +278,7 @@ def _prove(model: nn.Module, inputs: Sequence[Tensor], before: tuple[list[Tensor
             if not difference <= bound and then.isfinite().all():
                 raise Surprise(f"the network's outputs, which would change by {difference:.3g}, of {size:.3g}")
     with unchanged(model, training=True), torch.no_grad():
-        model(*(x.clone() for x in inputs))
+        Run(model, inputs)()
 
 
 def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer], written: Sequence[Tensor]) -> Callable[[], None]:
@@ -283,10 +303,10 @@ def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer], written: Sequen
     return undo
 
 
-def _price(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+def _price(model: nn.Module, inputs: Inputs) -> None:
     channels = Channels()
     with unchanged(model, training=False):
-        Watch(model, channels, FUNCTIONS, LAYERS, absorb=False, price=True).run([x.clone() for x in inputs])
+        Watch(model, channels, FUNCTIONS, LAYERS, absorb=False, price=True).run(inputs)
     for path, (params, macs) in channels.prices().items():
         part = channels.filters[path]
         part.params.copy_(params)

@@ -1,6 +1,7 @@
-"""The example that a network is run on to see what it does: two inputs, on its device and of its type."""
+"""The example that a network is run on to see what it does: two inputs on its device and of its type, or a function."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -9,13 +10,33 @@ from torch import Tensor, nn
 
 from telescopic.shrink.failing import first_line, where
 
+Inputs = Sequence[Tensor] | Callable[[nn.Module], Any]
+"""What a network is run on: one batch or several, or a function of the network, which calls what matters of it."""
 
-def examples(model: nn.Module, example: Any) -> list[Tensor]:
-    """Two examples, on the network's device and of its type, on which it runs.
+
+class Run(nn.Module):
+    """A network on its example, in one precision if one is named: a module that takes no inputs."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model, self.inputs, self.dtype = model, inputs, dtype
+
+    def forward(self) -> Any:
+        """What the network or the function gives."""
+        if callable(self.inputs):
+            return self.inputs(self.model)
+        dtypes = [self.dtype if self.dtype and x.is_floating_point() else x.dtype for x in self.inputs]
+        return self.model(*(x.to(dtype, copy=True) for x, dtype in zip(self.inputs, dtypes, strict=True)))
+
+
+def examples(model: nn.Module, example: Any) -> Inputs:
+    """Two examples, on the network's device and of its type, on which it runs; or the function, which runs.
 
     Raises:
         ValueError: if they are no tensors, are empty, or the network does not run on them.
     """
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(f"this {type(model).__name__} has lazy layers without a shape: call it on an input once")
     like = next(model.parameters(), None)
     if like is None:
         raise ValueError(f"this {type(model).__name__} has no parameters, and so no channels")
@@ -30,6 +51,11 @@ def examples(model: nn.Module, example: Any) -> list[Tensor]:
             "without an example it is not known which channels belong together: pass example=a batch of inputs, or "
             "use what add_filters returned (of DistributedDataParallel, its .module)"
         )
+    if callable(given) and not isinstance(given, nn.Module | Tensor):
+        if error := _failure(model, given):
+            said = f"{where(model, error) or 'it'} says: {first_line(error)}"
+            raise ValueError(f"the example is a function that does not run on the network: {said}") from error
+        return given  # type: ignore[no-any-return]
     batches = list(given) if isinstance(given, list | tuple) else [given]
     for x in batches:
         _require_batch(x)
@@ -77,12 +103,12 @@ def _require_running(model: nn.Module, two: Sequence[Tensor], batches: Sequence[
     raise ValueError(f"the network does not run on two inputs of the example {shapes}: {said}") from error
 
 
-def _failure(model: nn.Module, inputs: Sequence[Tensor]) -> Exception | None:
+def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
     """What a network raises, in training or in eval mode."""
     for training in (True, False):
         with unchanged(model, training):
             try:
-                model(*(x.clone() for x in inputs))
+                Run(model, inputs)()
             except Exception as error:  # it is anyone's code
                 return error
     return None
@@ -100,8 +126,10 @@ def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
     ]
     places = {t.device for t in model.parameters()} - {torch.device("cpu")}
     devices = sorted({place.index for place in places if place.type == "cuda"})
+    # What is compiled runs as it was written. Nothing is if this is not loaded, and loading it takes a second.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     # What a forward pass makes without saying where belongs where the network is.
-    with torch.random.fork_rng(devices), places.pop() if len(places) == 1 else nullcontext():
+    with torch.random.fork_rng(devices), eager, places.pop() if len(places) == 1 else nullcontext():
         for part, _ in modes:
             part.training = training
         try:

@@ -11,6 +11,7 @@ from telescopic.layers.filter import Filter
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.adding import add_filters
 from telescopic.shrink.folding import fold
+from telescopic.wrappers import unwrapped
 
 
 class Every(nn.Module):
@@ -51,6 +52,7 @@ def add_filters_to_family(
     Raises:
         ValueError: see `add_filters`.
     """
+    net = unwrapped(net)
     shared = Every(rebuilt(copy.deepcopy(net), statistics="shared").train(net.training))
     chosen = None if where is None else (lambda path: where(path.removeprefix("net.")))
     made = add_filters(shared, example, where=chosen, absorb=absorb).net
@@ -68,7 +70,7 @@ def fold_family(net: Nested, example: Tensor) -> Nested:
     Raises:
         ValueError: see `fold`.
     """
-    made = fold(Every(net), example).net
+    made = fold(Every(unwrapped(net)), example).net
     for key, twin in made.twins.items():  # each was scaled by itself, and is to share the parameters again
         kind = key.partition("-")[2]
         part = made.exits[kind.removeprefix("exit")] if kind.startswith("exit") else made.stages[int(kind)]
@@ -80,9 +82,9 @@ def fold_family(net: Nested, example: Tensor) -> Nested:
 def filters(model: nn.Module) -> dict[str, Filter]:
     """The filters of a network by the path of what they follow; those that share θ once."""
     found: dict[int, tuple[str, Filter]] = {}
-    for path, part in model.named_modules():
+    for path, part in unwrapped(model).named_modules():
         if isinstance(part, Filter):
-            found.setdefault(id(part.theta), (path.removesuffix(".1"), part))
+            found.setdefault(id(part.theta), (path.removesuffix(".filter"), part))
     return dict(found.values())
 
 

@@ -1,7 +1,6 @@
 """Filters become part of the weights in front of them, and what is left is an ordinary network."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,17 +9,19 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from telescopic.ambient import plain
-from telescopic.layers.filter import Filter, Filtered
+from telescopic.layers.filter import Filter, attached, detach_
 from telescopic.shrink.channels import Channels
-from telescopic.shrink.example import examples, unchanged
+from telescopic.shrink.compact import answers, prove
+from telescopic.shrink.example import Inputs, examples, unchanged
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.watch import Watch
+from telescopic.wrappers import unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @plain()
-def fold(model: Module, example: Tensor | Sequence[Tensor] | None = None) -> Module:
+def fold(model: Module, example: Tensor | Inputs | None = None) -> Module:
     """A copy of a network without filters, which gives the same outputs.
 
     Each filter's max(0, θ) is multiplied into the weights and bias of the convolution, linear layer, BatchNorm or
@@ -29,29 +30,35 @@ def fold(model: Module, example: Tensor | Sequence[Tensor] | None = None) -> Mod
 
     Args:
         model: the network.
-        example: a batch of inputs `[batch, ...]`, or several; not needed if `add_filters` got one.
+        example: see `add_filters`; not needed if that got one.
 
     Raises:
-        ValueError: if something else is in front of a filter, or reads what the filter reads.
+        ValueError: if something else is in front of a filter, or reads what the filter reads; or if something else
+            than the layer in front, or what shares its weights, reads these.
     """
+    model = unwrapped(model)
     inputs = examples(model, example)
     made = copy.deepcopy(model)
     watch = Watch(made, Channels(), FUNCTIONS, LAYERS, absorb=False, price=False)
     with unchanged(made, training=False):
         watch.run(inputs)
+    before = answers(model, inputs)
     scales: dict[str, tuple[str, Tensor]] = {}
     for path, part in watch.channels.filters.items():
         for layer in _in_front(made, watch, path):
             scales[layer] = (path, part.scale().detach())
     for layer, (_, scale) in scales.items():
         _scale(made.get_submodule(layer), scale)
-    for name, part in list(made.named_modules(remove_duplicate=False)):
-        if isinstance(part, Filtered):
-            made.set_submodule(name, part[0])
+    for filtered in [module for module in made.modules() if attached(module)]:
+        detach_(filtered)
     for name, part in list(made.named_modules(remove_duplicate=False)):
         if isinstance(part, Filter):
             made.set_submodule(name, nn.Identity())
     made.__dict__.pop("shrink_example", None)
+    try:
+        prove(made, inputs, before)
+    except ValueError as error:
+        raise ValueError(f"without its filters the network would not give the same: {error}") from error
     return made
 
 
@@ -67,6 +74,11 @@ def _in_front(model: nn.Module, watch: Watch, path: str) -> set[str]:
             )
         layers |= makers
     for layer in layers:
+        for name, weight in model.get_submodule(layer).named_parameters(recurse=False):
+            for user in watch.users.get(id(weight), []):
+                if not any(weight is own for own in model.get_submodule(user).parameters(recurse=False)):
+                    who = user or "a function in the network's forward pass"
+                    raise ValueError(f"filter {path} cannot be folded into {layer}, whose {name} is read by {who} too")
         for out in [out for p, _, out in watch.made if p == layer]:
             if others := set(watch.users.get(id(out), ["the network's output"])) - {path}:
                 who = min(others) or "a function in the network's forward pass"
@@ -84,7 +96,7 @@ def _can_scale(layer: Any) -> bool:
 def _scale(layer: Any, scale: Tensor) -> None:
     """Have a layer give its outputs times a factor for each channel. Its weights become its own if they were shared."""
     if isinstance(layer, _NormBase) and layer.weight is None:
-        layer.affine, layer.weight = True, nn.Parameter(scale.clone())
+        layer.affine, layer.weight, layer.num_features = True, nn.Parameter(scale.clone()), len(scale)
         layer.bias = nn.Parameter(torch.zeros_like(scale))
         return
     weight, bias = layer.weight, layer.bias

@@ -55,6 +55,7 @@ class Log:
         left: number of channels of each filter now, by its path.
         held: for each filter with dead channels that something else needs: what that is, by the filter's path.
         seconds: what it took.
+        sizes: attributes of layers without tensors, which say another size now, by the layer's path.
     """
 
     cuts: tuple[Cut, ...] = ()
@@ -62,6 +63,7 @@ class Log:
     left: Mapping[str, int] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.cuts)
@@ -85,6 +87,8 @@ class Log:
                 )
         apply_(self.cuts, tensors, optimizers)
         resize_(module, {id(tensors[cut.name]) for cut in self.cuts})
+        for path, attributes in self.sizes.items():
+            vars(module.get_submodule(path)).update(attributes)
 
 
 def _groups(cut: Cut) -> int:

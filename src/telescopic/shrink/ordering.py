@@ -1,7 +1,7 @@
 """The channels of a network are put in order, the most important first, and its outputs stay the same."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,15 @@ from telescopic.ambient import plain
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import change_, watched
-from telescopic.shrink.example import examples
+from telescopic.shrink.example import Inputs, examples
 from telescopic.shrink.failing import Surprise
 from telescopic.shrink.log import Cut, Log
 from telescopic.shrink.optimizers import checked
+from telescopic.wrappers import unwrapped
 
 
 @plain()
-def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Sequence[Tensor] | None = None) -> Log:
+def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Inputs | None = None) -> Log:
     """Put the channels of each filter in the order of falling θ, everywhere: what makes and what reads them too.
 
     Nothing else changes: the network gives the same outputs, and training goes on as it would have. But "the first w
@@ -32,7 +33,7 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Sequence[
     Args:
         model: a network with `layers.Filter`s inside.
         optimizers: of its parameters; their states are put in order too.
-        example: a batch of inputs `[batch, ...]`, or several; not needed if `add_filters` got one.
+        example: see `add_filters`; not needed if that got one.
 
     Returns:
         What was moved. It can be replayed on copies of the network.
@@ -42,6 +43,7 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Sequence[
             give something else; nothing is changed then.
     """
     start = time.perf_counter()
+    model = unwrapped(model)
     left = {path: len(part.theta) for path, part in model.named_modules() if isinstance(part, Filter)}
     if not left:
         raise ValueError("the network has no filters, whose θ say what is important: see shrink.add_filters")

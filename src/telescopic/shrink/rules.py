@@ -151,10 +151,7 @@ def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> No
     """Channels that are told apart by their number, as in halves or the first four, stay in step or stay at all."""
     given = [d for d in range(ids.ndim) if varies(ids, d)]
     vector = along(ids, given[0]) if len(given) == 1 else None
-    why = "which tells channels apart by their number"
-    if call.name == "unflatten" and isinstance(watch.running(), nn.Unflatten) and _open(call) is None:
-        why = "whose sizes are written down" if given else ""
-    elif all(torch.equal(torch.unique(out), torch.unique(ids)) for out in made):
+    if all(torch.equal(torch.unique(out), torch.unique(ids)) for out in made):
         split = [d for d in range(made[0].ndim) if varies(made[0], d)]
         if len(split) <= max(len(given), 1):
             # Unlike turned round, their order depends on how many there are.
@@ -162,23 +159,24 @@ def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> No
                 return
         elif len(split) == 2 and vector is not None and torch.equal(_rows(made[0], split), vector):
             rows = vector.view(made[0].shape[split[0]], -1)  # which may be put into another order next
-            first, *others = rows.T if _open(call) == split[0] else rows
+            first, *others = rows.T if _open(watch, call) == split[0] else rows
             for other in others:
                 watch.channels.join(first, other)
             return
     elif vector is not None and call.name == "chunk" and len(vector) % len(made) == 0:
         watch.channels.equal(vector, len(made))
         return
-    if why:
-        watch.channels.hold(ids, f"{call.name} in {watch.where()}, {why}")
+    watch.channels.hold(ids, f"{call.name} in {watch.where()}, which tells channels apart by their number")
 
 
-def _open(call: Call) -> int | None:
-    """Which dimension of the result a -1 leaves to torch, where a shape is asked for."""
+def _open(watch: Watch, call: Call) -> int | None:
+    """Which dimension of the result a -1 leaves to torch, or a layer to `sizes.following`, if a shape is asked for."""
     sizes: Sequence[Any] = call.args[1:] or tuple(call.kwargs.values())
     before = 0
     if call.name == "unflatten":
         before, sizes = call.given(1, "dim") % call.args[0].ndim, call.given(2, "sizes")
+        if -1 not in sizes and isinstance(watch.running(), nn.Unflatten):
+            return int(before)
     elif sizes and isinstance(sizes[0], list | tuple):
         sizes = sizes[0]
     return before + sizes.index(-1) if call.name in ("view", "reshape", "unflatten") and -1 in sizes else None

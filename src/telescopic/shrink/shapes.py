@@ -11,6 +11,8 @@ from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.family import Every
 from telescopic.shrink.log import named_tensors, put_, resize_
+from telescopic.shrink.sizes import following, written
+from telescopic.wrappers import unwrapped
 
 
 @torch.no_grad()
@@ -40,17 +42,20 @@ def reshape_(model: nn.Module, shapes: Mapping[str, Sequence[int]], example: Ten
     for name in changed:
         if len(shapes[name]) != own[name].ndim or min(shapes[name], default=1) < 1:
             raise ValueError(f"{name} is {tuple(shapes[name])} there and {tuple(own[name].shape)} here")
+    model = unwrapped(model)
     trial = _without_memory(model).eval()
     outputs = _run(trial, example)
     _reshape(trial, shapes, changed)
     try:
-        with _strict(trial):
+        with following(trial), _strict(trial):
             found = _run(trial, example)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"with its shapes the network does not run: {error}") from error
     if found != outputs:
         raise ValueError(f"with its shapes the network gives {list(found)} instead of {list(outputs)}")
     _reshape(model, shapes, changed)
+    for path, attributes in written(trial).items():
+        vars(model.get_submodule(path)).update(attributes)
 
 
 def _without_memory(model: nn.Module) -> nn.Module:

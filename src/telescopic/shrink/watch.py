@@ -14,6 +14,7 @@ from telescopic.ambient import on_cpu
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.channels import INPUT, OUTPUT, Channels
+from telescopic.shrink.example import Inputs
 from telescopic.shrink.failing import first_line
 from telescopic.shrink.flow import FREE, Flow, alive, constant, spread
 
@@ -86,10 +87,13 @@ class Watch(TorchFunctionMode):
         self.functions, self.layers = functions, layers
         self.names = {id(t): name for name, t in (*network.named_parameters(), *network.named_buffers())}
         self.known: dict[int, tuple[Tensor, Flow]] = {}
+        self.reached: set[int] = set()
+        """Ids of the tensors that functions and layers with rules were given."""
         self.users: dict[int, list[str]] = {}
         """Paths of the modules that read a tensor, once for each function."""
         self.made: list[tuple[str, Tensor, Tensor]] = []
         """Path of a module, its first input and its output, call by call."""
+        self._outside = "a tensor that is neither a parameter nor a buffer"
         self._inside: list[str] = []
         self._within: list[str] = []
 
@@ -144,6 +148,7 @@ class Watch(TorchFunctionMode):
         if self._within:
             return func(*args, **kwargs)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.reached.update(map(id, inputs))
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":
@@ -156,6 +161,8 @@ class Watch(TorchFunctionMode):
         """Keep what is known of the outputs of a call, and of its inputs."""
         for tensor in inputs:
             self.users.setdefault(id(tensor), []).append(self._inside[-1] if self._inside else "")
+            if id(tensor) not in self.known and id(tensor) not in self.names and tensor.is_leaf and tensor.numel() > 1:
+                self.known[id(tensor)] = (tensor, alive(self.channels.fixed(tensor.shape, self._outside)))
         outs = [leaf for leaf in tree_leaves(call.out) if isinstance(leaf, Tensor)]
         concerned = [t for t in inputs if id(t) in self.known or id(t) in self.names or t.grad_fn is not None]
         if not concerned:
@@ -201,6 +208,7 @@ class Watch(TorchFunctionMode):
         self._inside.append(path)
         if type(module) in self.layers or self._within:
             self._within.append(path)
+            self.reached.update(map(id, module.parameters()))
 
     def leave(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """A module ends."""
@@ -222,9 +230,12 @@ class Watch(TorchFunctionMode):
         hooks: list[RemovableHandle] = []
         for path, part in self.network.named_modules():
             hooks.append(part.register_forward_pre_hook(lambda m, _, path=path: self.enter(path, m)))
+            # First of its hooks: a layer has ended when the filter that is another of them starts.
             hooks.append(
                 part.register_forward_hook(
-                    lambda m, args, kwargs, out, path=path: self.leave(path, m, args, kwargs, out), with_kwargs=True
+                    lambda m, args, kwargs, out, path=path: self.leave(path, m, args, kwargs, out),
+                    prepend=True,
+                    with_kwargs=True,
                 )
             )
         try:
@@ -233,13 +244,18 @@ class Watch(TorchFunctionMode):
             for hook in hooks:
                 hook.remove()
 
-    def run(self, inputs: Sequence[Tensor]) -> Any:
+    def run(self, inputs: Inputs) -> Any:
         """Run the network once."""
-        for x in inputs:
+        given = () if callable(inputs) else tuple(x.clone() for x in inputs)
+        if callable(inputs):
+            self._outside = INPUT
+        for x in given:
             self.known[id(x)] = (x, alive(self.channels.fixed(x.shape, INPUT)))
         with self.hooked(), torch.enable_grad(), self:
-            out = self.network(*inputs)
-        for result in tree_leaves(out):
+            out = inputs(self.network) if callable(inputs) else self.network(*given)
+        # A function need not return all that a training loop would read.
+        unread = [t for t, _ in self.known.values() if id(t) not in self.users] if callable(inputs) else []
+        for result in (*tree_leaves(out), *unread):
             if isinstance(result, Tensor):
                 self.channels.hold(self.flow(result).ids, OUTPUT)
             elif not isinstance(result, _PLAIN):

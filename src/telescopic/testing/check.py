@@ -14,6 +14,7 @@ from telescopic.nested import Nested
 from telescopic.subnet import Grid, Subnet
 from telescopic.testing import laws
 from telescopic.testing.trial import Trial
+from telescopic.wrappers import unwrapped
 
 LAWS: tuple[Callable[[Trial], None], ...] = (
     laws.no_memory,
@@ -66,6 +67,7 @@ def check_nested(
         AssertionError: if a law is broken; the message says which, by which member, and the numbers.
         ValueError: if the network does not take the input shape, or has no such member.
     """
+    net = unwrapped(net)
     chosen = _chosen(net.grid, members)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

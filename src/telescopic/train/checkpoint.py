@@ -93,7 +93,10 @@ def load_checkpoint(
     learned = example is not None and any(isinstance(part, Filter) for part in net.modules())
     if shapes != expected and not (learned and shapes.keys() == expected.keys()):
         differing = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
-        raise CheckpointError(f"{path} is of another network: {', '.join(differing[:3])} differ in name or shape")
+        # Version 0.1.0 had a filter beside its layer, both within what stood in the layer's place.
+        old = any(name.endswith(".1.theta") and name in differing for name in shapes)
+        why = "; its filters have the names of version 0.1.0, which can go on with it" if old else ""
+        raise CheckpointError(f"{path} is of another network: {', '.join(differing[:3])} differ in name or shape{why}")
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in stored.items():
         if not name.startswith("net/"):
