@@ -221,6 +221,23 @@ def test_depth_alone_costs_what_the_full_network_does_and_the_heads_on_the_way(d
     assert torch.equal(first[0].logits, deep(x, Subnet(exit=1)))
 
 
+def test_attention_and_recurrence_cost_what_they_do_in_the_catalogue() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 8, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    stages = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), Reader()]
+    net = tl.Nested(stages, exits={i: nn.Sequential(nn.Flatten(), nn.Linear(40, 3)) for i in range(2)}).eval()
+    counted = [answer.macs for answer in tl.anytime(net, torch.rand(2, 5, 8))]
+    layer, reader, head = 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16, 5 * 4 * 2 * 8 * 8, 40 * 3
+    assert counted == [layer + head, layer + reader + 2 * head]
+    assert [member.macs for member in tl.measure(net, input_shape=(5, 8))] == [layer + head, layer + reader + head]
+
+
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_widening_costs_the_new_rows_alone(conditioned: bool) -> None:
     stages = [CausalConv2d(4, 8, 3, padding=1, width_groups=2), CausalConv2d(8, 8, 1, width_groups=2)]
@@ -534,12 +551,15 @@ class Shifted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.shift[: x.shape[1]]
 
+    def narrow(self, width: int) -> nn.Module:
+        raise AssertionError("not asked here")
+
 
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        (nn.Sequential(nn.ReLU(), nn.Softmax(1)), r"stages\.0 cannot be made wider step by step: 1, a Softmax,"),
-        (nn.InstanceNorm2d(4), "a InstanceNorm2d, is not known to treat each channel alone"),
+        (nn.Sequential(nn.ReLU(), nn.Softmax(2)), r"stages\.0 cannot be made wider step by step: 1, a Softmax,"),
+        (nn.Softmax(3), "a Softmax, is not known to treat each channel alone"),
         (CausalBatchNorm2d(4, width_groups=2, track_running_stats=False), "a CausalBatchNorm2d,"),
         (nn.Flatten(2), "a Flatten,"),
         (Overwriting(), "add_, which overwrites what others read"),

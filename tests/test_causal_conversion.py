@@ -586,6 +586,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         {},
         r"^2 \(Function\): what it gives, with random weights and inputs, is not finite, which would hide what depends",
     ),
+    "tokens as features": (
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Flatten(), nn.Linear(48, 3)),
+        {"input_shape": (6, 4)},
+        r"the adapter gives features \(3, 6, 8\) with channels in their last dimension",
+    ),
     "appended": (lambda: around(Concatenated(8, by_group=False), 16), {}, r"^2 \(Concatenated\)" + DEPENDS),
     "later only": (
         lambda: around(Function(lambda x: torch.cat([x[:, :6], x[:, 6:].flip(1) + x[:, -1:]], 1))),

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from telescopic import extract
 from telescopic.cost import Cost, cost, cost_on_meta, latencies, latency, machine, on_meta, timing
+from telescopic.cost.macs import Counter
 from telescopic.papers import cnsn
 
 
@@ -136,10 +137,118 @@ def test_nothing_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost(huge, (10**6,)).macs == 10**12
 
 
-def test_attention_is_counted() -> None:
-    # On CPU tensors the counter says 0 for the two products of 5 x 5 tokens.
-    attend = Calls(lambda x: functional.scaled_dot_product_attention(x, x, x))
-    assert cost(attend, (2, 5, 16)).macs == 2 * 2 * 5 * 5 * 16
+class Own(nn.Module):
+    """A function of the input and of parameters of these sizes."""
+
+    def __init__(self, function: Callable[..., object], *sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(size)) for size in sizes])
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x, *self.weights)
+
+
+class Of(nn.Module):
+    """A function of a layer and the input."""
+
+    def __init__(self, layer: nn.Module, function: Callable[[nn.Module, Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self.layer, x)
+
+
+def to_itself(layer: nn.Module, x: Tensor) -> object:
+    return layer(x, x)
+
+
+ATTENTION = 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8  # of 5 tokens with 8 features: four projections, two products
+ENCODER = ATTENTION + 2 * 5 * 8 * 16
+COUNTED: list[tuple[str, nn.Module, tuple[int, ...], int]] = [
+    ("bilinear", Of(nn.Bilinear(4, 4, 3), to_itself), (4,), 3 * (4 * 4 + 4)),
+    ("bilinear, tokens", Of(nn.Bilinear(4, 4, 3), to_itself), (7, 4), 7 * 3 * (4 * 4 + 4)),
+    ("lstm", nn.LSTM(4, 5, batch_first=True), (3, 4), 3 * 4 * (4 * 5 + 5 * 5)),
+    ("lstm, 2 layers, both ways", nn.LSTM(4, 5, 2, bidirectional=True, batch_first=True), (3, 4),
+     3 * 2 * 4 * (4 * 5 + 5 * 5 + 10 * 5 + 5 * 5)),
+    ("gru", nn.GRU(4, 5, batch_first=True), (3, 4), 3 * 3 * (4 * 5 + 5 * 5)),
+    ("rnn", nn.RNN(4, 5, batch_first=True), (3, 4), 3 * (4 * 5 + 5 * 5)),
+    ("lstm cell", nn.LSTMCell(4, 5), (4,), 4 * (4 * 5 + 5 * 5)),
+    ("gru cell", nn.GRUCell(4, 5), (4,), 3 * (4 * 5 + 5 * 5)),
+    ("rnn cell", nn.RNNCell(4, 5), (4,), 4 * 5 + 5 * 5),
+    ("attention", Calls(lambda x: functional.scaled_dot_product_attention(x, x, x)), (2, 5, 16), 2 * 2 * 5 * 5 * 16),
+    ("attention, causal", Calls(lambda x: functional.scaled_dot_product_attention(x, x, x, is_causal=True)),
+     (2, 5, 16), 2 * 2 * 5 * 5 * 16),
+    ("attention, other values", Calls(lambda x: functional.scaled_dot_product_attention(x, x, x[..., :4])),
+     (2, 5, 16), 2 * 5 * 5 * (16 + 4)),
+    ("multi-head", Of(nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x)[0]), (5, 8), ATTENTION),
+    ("multi-head, no weights", Of(nn.MultiheadAttention(8, 2, batch_first=True),
+                                  lambda m, x: m(x, x, x, need_weights=False)[0]), (5, 8), ATTENTION),
+    ("encoder", nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8), ENCODER),
+    ("encoder, norm first", nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True), (5, 8), ENCODER),
+    ("decoder", Of(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), to_itself), (5, 8), ENCODER + ATTENTION),
+    ("einsum", Own(lambda x, w: torch.einsum("bij,kj->bik", x, w), (7, 4)), (3, 4), 3 * 4 * 7),
+    ("matmul, broadcast", Own(lambda x, w: x @ w, (2, 3, 4, 5)), (3, 6, 4), 2 * 3 * 6 * 4 * 5),
+    ("matmul by a vector", Own(lambda x, w: x @ w, (4,)), (3, 4), 3 * 4),
+    ("dot", Own(lambda x, w: torch.dot(x[0], w), (4,)), (4,), 4),
+    ("addmv", Own(lambda x, w, b: torch.addmv(b, x, w), (4,), (1,)), (4,), 4),
+    ("addr", Own(lambda x, w, b: torch.addr(b, x[0], w), (3,), (4, 3)), (4,), 4 * 3),
+    ("baddbmm", Own(lambda x, w, b: torch.baddbmm(b, x, w), (1, 4, 6), (1, 3, 6)), (3, 4), 3 * 4 * 6),
+    ("addbmm", Own(lambda x, w, b: torch.addbmm(b, x, w), (1, 4, 6), (3, 6)), (3, 4), 3 * 4 * 6),
+    ("cdist", Own(torch.cdist, (1, 7, 4)), (3, 4), 3 * 7 * 4),
+    ("cdist, by a product", Own(torch.cdist, (1, 70, 4)), (30, 4), 30 * 70 * 4),
+    ("pdist", Calls(lambda x: torch.pdist(x[0])), (3, 4), 3 * 4),
+    ("transposed", nn.ConvTranspose2d(2, 3, 2, stride=2), (2, 3, 3), 9 * 2 * 3 * 4),
+    ("transposed, groups", nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (4, 3, 3), 9 * 4 * 3 * 9),
+    ("grouped", nn.Conv2d(4, 6, 3, groups=2), (4, 5, 5), 9 * 6 * 2 * 9),
+    ("3-d", nn.Conv3d(2, 3, 3), (2, 5, 5, 5), 27 * 2 * 3 * 27),
+    ("embedding", Of(nn.Embedding(5, 3), lambda e, x: e((x > 0).long())), (4,), 0),
+    ("norms and moves", nn.Sequential(nn.GroupNorm(2, 4), nn.PReLU(4), nn.BatchNorm1d(4), nn.MaxPool1d(2)), (4, 6), 0),
+    ("cat, gather, scatter", Calls(lambda x: torch.cat([x.gather(1, x.argsort(1)), x.scatter_add(1, x.argsort(1), x)])),
+     (4,), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "shape", "macs"), [pytest.param(*row, id=name) for name, *row in COUNTED])
+def test_one_counter_by_hand(module: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    # By shape alone, and while torch's CPU runs its own fused operations; nothing warns.
+    assert cost(module, shape).macs == macs
+    for context in (torch.no_grad, torch.inference_mode):
+        with context(), Counter() as counter:
+            module.eval()(torch.rand(1, *shape))
+        assert counter.macs == macs
+
+
+def test_fused_operations_by_hand() -> None:
+    layer, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(1, 5, 8)
+    attention = layer.self_attn
+    projections = (attention.in_proj_weight, attention.in_proj_bias, attention.out_proj.weight, attention.out_proj.bias)
+    norms = (layer.norm1.weight, layer.norm1.bias, layer.norm2.weight, layer.norm2.bias)
+    ends = (layer.linear1.weight, layer.linear1.bias, layer.linear2.weight, layer.linear2.bias)
+    with torch.no_grad(), Counter() as counter:
+        torch._transformer_encoder_layer_fwd(x, 8, 2, *projections, False, False, 1e-5, *norms, *ends)
+    assert counter.macs == ENCODER
+    with torch.no_grad(), Counter() as counter:
+        torch._native_multi_head_attention(x, x, x, 8, 2, *projections)
+    assert counter.macs == ATTENTION
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (torch.linalg.inv, "aten::linalg_inv_ex"),
+        (lambda x: torch.fft.rfft(x).abs(), "aten::_fft_r2c"),
+        (lambda x: torch.linalg.solve(x, x), "aten::_linalg_solve_ex"),
+        (lambda x: torch.ops.telescopic_test.twice(x), "telescopic_test::twice"),
+    ],
+)
+def test_what_cannot_be_counted_is_named(function: Callable[[Tensor], object], name: str) -> None:
+    with torch.library._scoped_library("telescopic_test", "FRAGMENT") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x @ x, "CompositeExplicitAutograd")
+        with pytest.warns(UserWarning, match=rf"^the multiply-adds of {name} are not known, and not counted$"):
+            cost(Calls(function), (4, 4))
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, torch.enable_grad])

@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from telescopic import Nested, Preprocess, Subnet, architecture, extract, load, nest, recalibrate, register_layer, save
+from telescopic import (
+    Nested,
+    Preprocess,
+    Subnet,
+    architecture,
+    export,
+    extract,
+    load,
+    nest,
+    recalibrate,
+    register_layer,
+    save,
+)  # fmt: skip
 from telescopic.data import Split
 from telescopic.layers import pooled_head, step_down, strided_stem
 from telescopic.networks import resnet
@@ -308,6 +320,158 @@ def test_a_family_of_ones_own_blocks_is_saved_and_loaded(tmp_path: Any) -> None:
     x = torch.randn(2, *IMAGE)
     for member in net.grid:
         assert torch.equal(load(tmp_path / "net.safetensors", member)(x), net.eval()(x, member))
+
+
+# Where the channels are ---------------------------------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """Tokens with places that are learned."""
+
+    def __init__(self, tokens: int, given: int, made: int) -> None:
+        super().__init__()
+        self.place, self.linear = nn.Parameter(torch.randn(tokens, made)), nn.Linear(given, made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.place
+
+
+class First(nn.Module):
+    """Logits from the first token."""
+
+    def __init__(self, given: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(given, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x[:, 0])
+
+
+class Around(nn.Module):
+    """x + body(x), which no layer gives as it is."""
+
+    def __init__(self, *body: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Turned(nn.Module):
+    """Mixes tokens: a linear layer over dimension 1."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(tokens, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def encoder(norm_first: bool) -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True, norm_first=norm_first)
+
+
+TOKENS: dict[str, Callable[[], list[nn.Module]]] = {
+    "encoder": lambda: [Words(5, 4, 8), encoder(False), First(8, 3)],
+    "encoder, norm first": lambda: [Words(5, 4, 8), encoder(True), First(8, 3)],
+    "block of one's own": lambda: [nn.Linear(4, 8), Around(nn.LayerNorm(8), nn.Linear(8, 8)), First(8, 3)],
+    "mixer": lambda: [Words(5, 4, 8), Around(nn.LayerNorm(8), Turned(5)), nn.Sequential(nn.LayerNorm(8), First(8, 3))],
+    "activation between": lambda: [nn.Linear(4, 8), nn.Sequential(nn.GELU(), nn.Dropout()), First(8, 3)],
+    "recurrent": lambda: [nn.Linear(4, 8), Around(Outputs(8)), First(8, 3)],
+    "as many tokens as channels": lambda: [Words(5, 4, 5), Around(nn.LayerNorm(5), nn.Linear(5, 5)), nn.Sequential(
+        nn.LayerNorm(5), First(5, 3))],
+}  # fmt: skip
+
+
+class Outputs(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(size, size, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_heads_of_tokens_read_the_mean_of_the_tokens(name: str) -> None:
+    torch.manual_seed(0)
+    net = nest(TOKENS[name](), input_shape=(5, 4), exits=[0, 1]).eval()
+    x = torch.randn(2, 5, 4)
+    for exit_ in (0, 1):
+        features = net.stages[0](x) if exit_ == 0 else net.stages[1](net.stages[0](x))
+        want = net.exits[str(exit_)][-1](features.mean(1))
+        torch.testing.assert_close(net(x, Subnet(exit=exit_)), want)
+    check_nested(net, (5, 4), rebuild=False)
+
+
+def test_images_with_channels_last() -> None:
+    blocks = [
+        nn.Linear(3, 6),
+        nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 7)),
+        nn.Sequential(nn.Flatten(), nn.Linear(112, 2)),
+    ]
+    net, x = nest(blocks, input_shape=(4, 4, 3), exits=[0]).eval(), torch.randn(2, 4, 4, 3)
+    torch.testing.assert_close(net(x, Subnet(exit=0)), net.exits["0"][-1](blocks[0](x).mean((1, 2))))
+
+
+def test_heads_of_series_read_the_mean_over_time() -> None:
+    blocks = [
+        nn.Conv1d(5, 6, 1),
+        nn.ReLU(),
+        Around(nn.BatchNorm1d(6), nn.Conv1d(6, 6, 1)),
+        nn.Flatten(),
+        nn.Linear(24, 3),
+    ]
+    net, x = nest(blocks, input_shape=(5, 4), exits=[0, 1, 2], entries=[2]).eval(), torch.randn(2, 5, 4)
+    features = nn.Sequential(*blocks[:3])(x)
+    torch.testing.assert_close(net(x, Subnet(entry=0, exit=2)), net.exits["2"][-1](features.mean(2)))
+
+
+@pytest.mark.parametrize("member", [Subnet(exit=0), Subnet(exit=1)])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_heads_of_tokens_leave_with_an_open_batch(member: Subnet, suffix: str, tmp_path: Any) -> None:
+    net = nest(TOKENS["block of one's own"](), input_shape=(5, 4), exits=[0, 1]).eval()
+    export(extract(net, member), tmp_path / f"net{suffix}", torch.randn(3, 5, 4))  # which compares 1 and 3
+
+
+TELLS = r"are \[channels, length\] or \[tokens, channels\], and no layer that makes or reads them says which"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "places", "says"),
+    [
+        (
+            [Doubled(), nn.Flatten(), nn.Linear(20, 3)],
+            {"exits": [0]},
+            rf"head of exit 0: features of shape \(5, 4\) {TELLS}",
+        ),
+        (
+            [nn.Conv1d(5, 6, 1), nn.Linear(4, 4), nn.Flatten(), nn.Linear(24, 3)],  # contradict each other
+            {"exits": [0]},
+            rf"head of exit 0: features of shape \(6, 4\) {TELLS}",
+        ),
+        (
+            [nn.Linear(4, 8), nn.Linear(8, 8), First(8, 3)],
+            {"entries": [1]},
+            r"adapter of entry 1: features of shape \(5, 4\) have their channels last, and step_down makes conv",
+        ),
+    ],
+)
+def test_where_nothing_tells_the_user_is_asked(blocks: list[nn.Module], places: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        nest(blocks, input_shape=(5, 4), **places)
+    own = {
+        kind: {place: First(4, 3) if kind == "exits" else nn.Linear(4, 8) for place in asked}
+        for kind, asked in places.items()
+    }
+    assert len(nest(blocks, input_shape=(5, 4), **own).grid) == 2
 
 
 # What is refused ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 import copy
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -234,8 +236,148 @@ def test_a_stage_or_head_of_one_width_is_named_when_it_is_asked_for_another() ->
         headless(x, Subnet(width=1))
     with pytest.raises(ValueError, match=r"^a head does not run on the first 1 of 2 channel groups"):
         headless.all(x)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # at full width it is no matter of widths
+    with pytest.raises(
+        ValueError, match=r"\(4, 2\) does not fit: .* Linear, takes \[batch, \.\.\., 3\]"
+    ):  # no matter of widths
         broken(x[:, :2])
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
+
+
+class Centred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True)
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Inside(nn.Module):
+    """A block of one's own around a layer that knows of widths, or does not."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.sum = layer, Sum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(x, self.layer(x))
+
+
+def with_stage(*stage: nn.Module) -> Nested:
+    heads = {0: SharedHead(4, 2, width_groups=2)}
+    return Nested([nn.Sequential(*stage)], {0: nn.Linear(3, 4)}, heads, groups=2)
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (nn.Linear(4, 4), "a Linear cannot be made narrower: use the Causal layers and SharedHead"),
+        (nn.BatchNorm1d(4), "a BatchNorm1d cannot be made narrower: use the Causal"),
+        (
+            nn.TransformerEncoderLayer(4, 2, 6),
+            "a MultiheadAttention cannot be made narrower: every feature that it gives",
+        ),
+        (nn.LSTM(4, 4), "a LSTM cannot be made narrower"),
+        (nn.LayerNorm(4, elementwise_affine=False), "a LayerNorm cannot be in it: it takes statistics over channels"),
+        (nn.GroupNorm(2, 4), "a GroupNorm cannot be made narrower: it takes statistics over channels of later groups"),
+        (nn.Softmax(1), "a Softmax cannot be in it: of the first 1 of 2 channel groups it does not make the first"),
+        (Centred(), "a Centred cannot be in it: of the first 1 of 2 channel groups it does not make the first"),
+        (Sum(), r"a Sum cannot be in it: it could not be tried on features; .* narrow\(width\) that returns itself"),
+        (Inside(nn.Linear(4, 4)), "a Linear cannot be made narrower"),
+    ],
+)
+def test_stages_that_know_nothing_of_widths_are_refused(stage: nn.Module, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"^stages\.0 knows nothing of the 2 channel groups of this network: {says}"):
+        with_stage(nn.ReLU(), stage)
+    assert len(Nested([stage]).grid) == 1  # of one width it may be anything
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Swish(),
+        nn.PixelShuffle(2),
+        nn.Softmax(2),
+        nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), nn.ZeroPad2d(1), nn.Dropout(), nn.Flatten()),
+        Inside(CausalLinear(4, 4, width_groups=2)),
+    ],
+)
+def test_what_treats_each_group_alone_is_found_by_trying(stage: nn.Module) -> None:
+    assert len(with_stage(stage, nn.Identity()).grid) == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "head", "says"),
+    [
+        (nn.Identity(), None, r"entries\.0 .* ends in a convolution or a linear layer.* this one has none: Identity"),
+        (nn.Conv2d(4, 4, 1, groups=2), None, r"entries\.0 .* ends in a convolution or a linear layer"),
+        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), None, r"entries\.0 .*: a LayerNorm cannot be made narrower"),
+        (None, nn.Linear(4, 2), r"exits\.0 .*: a Linear cannot be made narrower"),
+        (None, nn.Flatten(), r"exits\.0 .* gives all classes at every width, and this one fewer"),
+        (None, nn.Sequential(Centred(), SharedHead(4, 2, width_groups=2)), r"exits\.0 .*: a Centred cannot be in it"),
+    ],
+)
+def test_adapters_and_heads_that_know_nothing_of_widths(
+    entry: nn.Module | None, head: nn.Module | None, says: str
+) -> None:
+    entries, exits = {0: entry or nn.Linear(3, 4)}, {0: head or SharedHead(4, 2, width_groups=2)}
+    with pytest.raises(ValueError, match=says):
+        Nested([nn.ReLU()], entries, exits, groups=2)
+
+
+def test_tokens_are_not_taken_for_channels() -> None:
+    head = nn.Sequential(nn.Flatten(), SharedHead(24, 2, width_groups=2))
+    net = Nested([CausalLinear(4, 4, width_groups=2)], {0: nn.Linear(3, 4)}, {0: head}, groups=2)
+    for ask in (net, net.all, lambda x: net(x, Subnet(width=1))):
+        with pytest.raises(ValueError, match=r"features \(2, 6, 4\) with channels in their last dimension"):
+            ask(torch.randn(2, 6, 3))
+
+
+# Inputs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (
+            torch.rand(3, 6, 6),
+            r"of shape \(3, 6, 6\) has no batch: .* takes \[batch, 3, height, width\]; .* is x\[None\]",
+        ),
+        (
+            torch.rand(2, 6, 6, 3),
+            r"of shape \(2, 6, 6, 3\) does not fit: its first layer, a Conv2d, takes \[batch, 3, h",
+        ),
+        (torch.zeros(2, 3, 6, 6, dtype=torch.uint8), r"an input uint8 .* the weights of .* Conv2d, are torch\.float32"),
+        (torch.tensor(1.0), r"of shape \(\) has no example in it"),
+        ({"pixels": torch.rand(2, 3, 6, 6)}, r"one tensor \[batch, \.\.\.\], not a dict$"),
+        (np.zeros((2, 3, 6, 6), dtype=np.float32), r"not a numpy\.ndarray: give torch\.from_numpy\(x\)$"),
+        ([1.0], "not a list$"),
+    ],
+)
+def test_inputs_that_are_no_batch_are_told_in_one_sentence(x: Any, says: str) -> None:
+    stages = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Flatten()]
+    net = Nested(stages, {0: nn.Identity(), 1: nn.Conv2d(3, 4, 3)}, {1: nn.Linear(64, 2)}).eval()
+    for ask in (net, net.all, lambda x: net(x, Subnet(entry=1))):
+        with pytest.raises(ValueError, match=says) as caught:
+            ask(x)
+        assert "\n" not in str(caught.value)
+    assert net(torch.rand(2, 3, 6, 6)).shape == (2, 2)
+
+
+def test_what_is_not_the_inputs_fault_is_told_as_it_is() -> None:
+    def fail(x: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    net = mlp(3, (3,), 2)
+    net.stages[0].forward = fail
+    for ask in (net, net.all):
+        with pytest.raises(RuntimeError, match=r"^out of memory$"):
+            ask(torch.rand(2, 3))
 
 
 # The gradient mix ---------------------------------------------------------------------------------------------------

@@ -265,8 +265,45 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(net: tl.Nested,
         with pytest.raises(PackError, match=message):
             tl.pack(arguments.pop("net"), tmp_path / "made", **arguments)
     bad = tl.Nested([nn.Conv2d(2, 3, 1)], exits={0: nn.Flatten(0, 1)}).eval()
-    with pytest.raises(PackError, match="with 2 examples in front"):
+    with pytest.raises(PackError, match=r"the answer for 3 examples has shape \(9, 8, 8\): it has no batch in front"):
         tl.pack(bad, tmp_path / "made", input_shape=SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Mixing(nn.Module):
+    """Subtracts from every example what all have in common."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class Counting(nn.Module):
+    """Gives something else each time."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (Mixing(), r"stages\.1 \(Mixing\) mixes the examples of a batch"),
+        (nn.Softmax(0), r"stages\.1 \(Softmax\) mixes the examples of a batch"),
+        (nn.BatchNorm2d(16, track_running_stats=False), r"stages\.1 \(BatchNorm2d\) mixes the examples of a batch"),
+        (Counting(), r"stages\.1 \(Counting\) gives something else when it is asked again"),
+    ],
+)
+def test_answers_that_depend_on_more_than_their_example_are_refused(
+    stage: nn.Module, says: str, tmp_path: Path
+) -> None:
+    net = tl.Nested([block(2, 16), stage, block(16, 4)], exits={2: head(4)}).eval()
+    with pytest.raises(PackError, match=says):
+        tl.pack(net, tmp_path / "made", input_shape=SHAPE)
+    with pytest.raises(tl.ExportError, match=rf"layer \d \({type(stage).__name__}\) (mixes|gives something else)"):
+        tl.export(tl.extract(net), tmp_path / "net.onnx", torch.randn(4, *SHAPE))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
-from telescopic.cost.counting import on_meta, twin, with_batch
+from telescopic.cost.counting import on_meta, twin
+from telescopic.inputs import explained, with_batch
 from telescopic.layers.causal import (
     CausalBatchNorm1d,
     CausalBatchNorm2d,
@@ -19,6 +20,7 @@ from telescopic.layers.causal import (
 from telescopic.layers.causality import named, prove_causal
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import narrow, narrow_outputs
+from telescopic.layers.sized import MIXING, require_channels_first
 from telescopic.nested import Nested
 from telescopic.wrappers import is_compiled, unwrapped
 
@@ -27,18 +29,6 @@ Network = TypeVar("Network", bound=nn.Module)
 _OURS = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead)
 _SIZES = (32, 28, 64, 96, 224, 16, 8, 48, 128, 256, 299)  # of images, the likeliest first
 _BATCH = 3  # in a batch of two, BatchNorm of single pixels leaves nothing but signs
-_OVER_CHANNELS = "it takes statistics over channels of later groups too: use nn.BatchNorm2d in its place"
-_REFUSED: dict[type[nn.Module], str] = {
-    nn.GroupNorm: _OVER_CHANNELS,
-    nn.LayerNorm: _OVER_CHANNELS,
-    nn.RMSNorm: _OVER_CHANNELS,
-    nn.LocalResponseNorm: _OVER_CHANNELS,
-    nn.InstanceNorm1d: "torch's own is made for one number of channels: use nn.BatchNorm1d in its place",
-    nn.InstanceNorm2d: "torch's own is made for one number of channels: use nn.BatchNorm2d in its place",
-    nn.PReLU: "torch's own cannot be made narrower: use nn.ReLU or nn.LeakyReLU in its place",
-    nn.MultiheadAttention: "every feature that it gives reads every feature of its input",
-    nn.ChannelShuffle: "it moves channels of later groups into earlier ones",
-}
 
 
 @plain()
@@ -94,12 +84,9 @@ def causal_(
     plan = _plan(network, groups, kept, head)
     generator = torch.Generator().manual_seed(0)
     for scale in (1.0, 1e-3):  # what saturates at large features, such as a sigmoid, hides nothing at small ones
-        trial = twin(network, lambda tensor, scale=scale: _random(tensor, scale, generator))  # type: ignore[misc]
+        trial, x = _trial(network, shape, scale, generator)
         _exchange(trial, plan, head, groups)
-        for part in trial.modules():  # by a batch's own statistics, so that features keep their size
-            part.train(isinstance(part, CausalBatchNorm1d | CausalBatchNorm2d))
-        x = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
-        prove_causal(_chained(trial), x, start, head, groups)
+        prove_causal(_chained(_by_batch(trial)), x, start, head, range(1, groups), groups)
     _exchange(network, plan, head, groups)
     return network
 
@@ -136,13 +123,8 @@ def _order(paper: nn.Module, x: Tensor) -> list[str]:
     ]
     dtype = next((p.dtype for p in paper.parameters() if p.is_floating_point()), x.dtype)
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with explained(paper, x), torch.no_grad(), torch.device("meta"):
             paper(x.to(dtype))
-    except Exception as error:
-        raise ValueError(
-            f"this {type(paper).__name__} failed on an input of shape {tuple(x.shape)}, batch first: {error}. Is "
-            "input_shape right?"
-        ) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -195,8 +177,8 @@ def _plan(network: nn.Module, groups: int, kept: set[str], head: str) -> list[st
 
 def _refusal(part: nn.Module, groups: int, *, is_head: bool) -> str | None:
     """Why a module cannot be in a causal network, if its type or its arguments say so."""
-    if type(part) in _REFUSED:
-        return _REFUSED[type(part)]
+    if type(part) in MIXING:
+        return MIXING[type(part)]
     if type(part) not in _EXCHANGED:
         own = [name for name, _ in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))]
         if own and not callable(getattr(part, "narrow", None)):
@@ -278,6 +260,19 @@ def _exchange(network: nn.Module, plan: Iterable[str], head: str, groups: int) -
                 parent._modules[name] = made[child]
 
 
+def _trial(network: Network, shape: Sequence[int], scale: float, generator: torch.Generator) -> tuple[Network, Tensor]:
+    """A copy of a network with random weights in float64, and inputs for it."""
+    trial = twin(network, lambda tensor: _random(tensor, scale, generator))
+    return trial, scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _by_batch(trial: Network) -> Network:
+    """With BatchNorms that go by the batch's own statistics, so that features keep their size."""
+    for part in trial.modules():
+        part.train(isinstance(part, CausalBatchNorm1d | CausalBatchNorm2d))
+    return trial
+
+
 def _random(tensor: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     """Numbers for a copy of a tensor: weights that keep the size of features, and biases and factors of some size."""
     if not tensor.is_floating_point():
@@ -319,6 +314,7 @@ def with_widths(
     heads[last] = _chain(blocks[last], heads[last])
     for place, adapter in adapters.items():
         try:
+            require_channels_first(adapter, features[max(place, 1)])
             narrow_outputs(on_meta(adapter), 1, groups)
         except ValueError as error:
             also = "" if place else ". Block 0 is the end of it: have all up to the network's first layer there"
@@ -334,6 +330,9 @@ def with_widths(
                 f"channel-causal with telescopic.causal_(network, groups={groups}), with all up to its first layer in "
                 "block 0 and all from its last linear layer on in the last block; heads of your own end in a SharedHead"
             )
+    # Shapes do not tell what blocks of one's own compute: run once at full width, and once as the narrowest member.
+    trial, x = _trial(nn.Sequential(*blocks), (_BATCH, *features[0].shape[1:]), 1.0, torch.Generator().manual_seed(0))
+    prove_causal(_by_batch(trial), x, "0", str(last), (1,), groups)
     return [nn.Identity(), *blocks[1:last], nn.Identity()]
 
 

@@ -20,6 +20,8 @@ from telescopic.architecture import named_tensors
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
 from telescopic.files import make_folder, replacing
+from telescopic.inputs import fault_of, first_line
+from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 
@@ -88,7 +90,8 @@ def export(
         The path.
 
     Raises:
-        ExportError: if the suffix is unknown, an argument does not fit, a package is missing, the exporter fails, or
+        ExportError: if the suffix is unknown, an argument does not fit, a package is missing, the module gives no
+            logits for some size of the batch, or those of an example depend on the rest of it, the exporter fails, or
             the file's logits differ from the module's or its size from that of the module's tensors.
     """
     path = Path(path)
@@ -106,7 +109,7 @@ def export(
     try:
         json.dumps(card, allow_nan=False)
         with torch.no_grad():
-            logits = deployed(samples)
+            logits = _tried(deployed, samples)
             if classes and len(classes) != logits.shape[-1]:
                 raise ValueError(f"there are {len(classes)} classes, but {logits.shape[-1]} logits")
             make_folder(path.parent)
@@ -129,7 +132,7 @@ def export(
                 with replacing(path.with_name(f"{path.name}.json")) as beside:
                     beside.write_text(json.dumps(facts | card, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     except Exception as error:  # exporters and runtimes raise whatever they like
-        raise ExportError(f"cannot export to {path}: {error}") from error
+        raise ExportError(f"cannot export to {path}: {first_line(error)}") from error
     return path
 
 
@@ -234,8 +237,49 @@ _WRITERS: dict[str, Callable[[_Order, Path], _Written]] = {".onnx": _onnx, ".pt2
 def _several(batch: Tensor) -> Tensor:
     """At least two samples: from one alone the exporter would conclude that there is never more than one."""
     if not isinstance(batch, Tensor) or batch.ndim < 2 or not len(batch):
-        raise ExportError("the example is a tensor [batch, ...] of one or more real inputs")
+        given = f"a tensor of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
+        raise ExportError(f"the example is a tensor [batch, ...] of one or more real inputs, not {given}")
     return (torch.cat([batch, batch]) if len(batch) == 1 else batch).detach().cpu()
+
+
+def _tried(deployed: nn.Module, samples: Tensor) -> Tensor:
+    """The logits of all samples, if the module gives some for a batch of any size, each for its own example."""
+    found: dict[int, Tensor] = {}
+    failed: dict[int, Exception] = {}
+    for batch in (samples, samples[:1], torch.cat([samples, samples[:1]])):
+        try:
+            logits = deployed(batch.clone())
+        except Exception as error:  # whatever it likes
+            failed[len(batch)] = error
+            continue
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"the module gives a {type(logits).__name__}, and a file has one tensor of logits")
+        if not logits.ndim or len(logits) != len(batch):
+            raise ValueError(
+                f"the module gives {tuple(logits.shape)} for inputs {tuple(batch.shape)}, and logits are [batch, "
+                "classes]"
+            )
+        found[len(batch)] = logits
+    if not found:
+        fault = fault_of(samples, *_parts(deployed))
+        why = failed[len(samples)]
+        raise ValueError(f"the module fails on inputs {tuple(samples.shape)}: {fault or first_line(why)}") from why
+    if len(samples) in found:
+        places = [(f"layer {number}", part) for number, part in enumerate(_parts(deployed))]
+        require_alone(deployed, places, samples, TOLERANCES.get(found[len(samples)].dtype, 2e-2))
+    for number, why in failed.items():
+        raise ValueError(
+            f"the module answers for {next(iter(found))} inputs, and not for {number}, while the batch of a file stays "
+            f"open: {first_line(why)}"
+        ) from why
+    return found[len(samples)]
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """Parts that run one behind the other."""
+    if isinstance(module, _Preprocessed):
+        return _parts(module.network)
+    return list(module) if type(module) is nn.Sequential else [module]
 
 
 def _parity(run: Callable[[Tensor], Tensor], deployed: nn.Module, samples: Tensor) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How a family is made of a network that one has: its blocks as they are, more places to enter and to leave."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.causal import with_widths
-from telescopic.cost.counting import dtype_and_device, explained, on_meta, with_batch
-from telescopic.layers.adapters import Adapter, step_down
+from telescopic.cost.counting import on_meta
+from telescopic.inputs import dtype_and_device, explained, with_batch
+from telescopic.layers.adapters import Adapter, step_down, strided_stem
+from telescopic.layers.axes import Watch
 from telescopic.layers.heads import Head, pooled_head
 from telescopic.nested import Nested, Statistics
 from telescopic.wrappers import unwrapped
@@ -57,15 +60,15 @@ def nest(
             part does not take the first of them.
     """
     blocks = _blocks(network)
-    head = partial(pooled_head, width_groups=groups) if head is pooled_head else head
+    head = partial(pooled_head, width_groups=groups) if head is pooled_head and groups > 1 else head
     last = len(blocks) - 1
     ins, outs = _places("entry", entries, last), _places("exit", exits, last)
     dtype, device = dtype_and_device(nn.ModuleList(blocks))
     x = torch.empty(with_batch(2, input_shape), dtype=dtype, device="meta")
     shared = {"the raw input, which every member reads": (x, x._version)}
-    features = [x]
+    features, watch = [x], Watch()
     for number, block in enumerate(blocks):
-        features.append(_run(block, features[-1], f"block {number} ({type(block).__name__})", shared))
+        features.append(_run(block, features[-1], f"block {number} ({type(block).__name__})", shared, watch))
         if number in outs and number != last:
             name = f"the features of block {number}, which exit {number} and block {number + 1} read"
             shared[name] = features[-1], features[-1]._version
@@ -80,7 +83,7 @@ def nest(
     def fitted(make: Adapter | Head, given: Tensor, wanted: Tensor, size: Any, own: Any, what: str) -> Any:
         """The user's own adapter or head, or a new one, brought to the network's type; and what it gives."""
         try:
-            made = make(_shape(given), size) if own is None else own
+            made = _placed(make, watch, given, wanted)(_shape(given), size) if own is None else own
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from error
         if not isinstance(made, nn.Module):
@@ -139,13 +142,42 @@ def _places(name: str, places: Any, last: int) -> dict[int, Any]:
     return found
 
 
-def _run(part: nn.Module, x: Tensor, what: str, shared: Mapping[str, tuple[Tensor, int]]) -> Tensor:
+def _placed(make: Any, watch: Watch, given: Tensor, wanted: Tensor) -> Any:
+    """What makes an adapter or a head, told where the channels are if it is one of ours, which ask for it."""
+    kind = make.func if isinstance(make, partial) else make
+    if kind not in (pooled_head, step_down, strided_stem):
+        return make
+    for features in (given, wanted):
+        place = watch.channels(features) if features.ndim > 2 else 1
+        if place is None and features.ndim == 3:
+            raise ValueError(
+                f"features of shape {_shape(features)} are [channels, length] or [tokens, channels], and no layer that "
+                "makes or reads them says which: give an adapter or a head of your own here"
+            )
+        if place == -1 and kind is pooled_head:
+            return partial(make, channels_last=True)
+        if place == -1:
+            raise ValueError(
+                f"features of shape {_shape(features)} have their channels last, and {kind.__name__} makes "
+                "convolutions, for which they come first: give an adapter of your own here"
+            )
+    return make
+
+
+def _run(
+    part: nn.Module, x: Tensor, what: str, shared: Mapping[str, tuple[Tensor, int]], watch: Watch | None = None
+) -> Tensor:
     """Run a part by shape alone, and refuse it if it changes features that others read too."""
     try:
         on_paper = on_meta(part)
         for layer in on_paper.modules():
             layer.train(getattr(layer, "inplace", False) is True)  # dropout works in place in training only
-        with torch.no_grad(), torch.device("meta"), explained(on_paper, x):
+        with (
+            torch.no_grad(),
+            torch.device("meta"),
+            explained(on_paper, x),
+            watch.on(on_paper) if watch else nullcontext(),
+        ):
             out = on_paper(x)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from telescopic.inputs import raise_fault
 from telescopic.layers.causal import prefix
 from telescopic.layers.heads import SharedHead
+from telescopic.layers.sized import require_channels_first, require_sized
 from telescopic.subnet import Grid, Subnet
 
 Statistics = Literal["shared", "per-entry", "recalibrated"]
@@ -42,14 +44,16 @@ class Nested(nn.Module):
             weight and no output in training mode, only those in eval mode.
         groups: number of channel groups, and so of widths. With several, stages are channel-causal: given the first w
             groups of channels they return the first w groups (see `layers.causal`). An adapter is run whole, and a
-            member narrows what it gives. Heads take any width, as `layers.SharedHead` does.
+            member narrows what it gives. Heads take any width, as `layers.SharedHead` does. A layer of yours with
+            tensors has a method `narrow(width)` that returns what it is for the first groups.
 
     Attributes:
         grid: all members, smallest first.
 
     Raises:
         ValueError: if an index lies outside the network, a dropout is no probability, stages share a parameter, the
-            policy for statistics is unknown, or the layers' groups differ from the network's.
+            policy for statistics is unknown; or, with several groups, if a part does not know of them (see
+            `layers.sized`), or of another number.
     """
 
     def __init__(
@@ -86,7 +90,8 @@ class Nested(nn.Module):
         self.dropout = tuple(float(p) for p in dropout)
         self.statistics = statistics
         self._refuse_shared_parameters()
-        self._refuse_other_groups()
+        if groups > 1:
+            require_sized(self.parts(), groups)
         # Parts as the streams of the later entries see them, where that differs: "<entry>-<part>" → module.
         self.twins = nn.ModuleDict()
         if statistics != "shared":
@@ -108,14 +113,19 @@ class Nested(nn.Module):
             Logits `[batch, classes]`.
 
         Raises:
-            ValueError: if the grid has no such member, or what it runs cannot be as narrow.
+            ValueError: if the grid has no such member, what it runs cannot be as narrow, or the input is no batch of
+                what its first layer takes.
         """
         member = self.grid.resolve(subnet)
-        (_, adapter), *stages, head = self.path(member)
-        x = self._narrowed(adapter(x), member)
-        for step, stage in enumerate(stages):
-            x = self._drop(self._narrow_run(*stage, x, member), step)
-        return self._narrow_run(*head, x, member)
+        (_, adapter), *stages, head = path = self.path(member)
+        try:
+            features = self._narrowed(adapter, adapter(x), member)
+            for step, stage in enumerate(stages):
+                features = self._drop(self._narrow_run(*stage, features, member), step)
+            return self._narrow_run(*head, features, member)
+        except Exception as error:
+            raise_fault(x, [[module for _, module in path]], error)
+            raise
 
     def all(self, x: Tensor, mix: Mix | None = None) -> Tensor:
         """Logits of every member in one pass that computes what members share once.
@@ -131,7 +141,8 @@ class Nested(nn.Module):
             Logits `[members, batch, classes]`, in grid order.
 
         Raises:
-            ValueError: if `mix` is not a table `[members, members]`.
+            ValueError: if `mix` is not a table `[members, members]`, or the input is no batch of what the first layers
+                take.
         """
         if mix is not None and (len(mix) != len(self.grid) or any(len(row) != len(self.grid) for row in mix)):
             shape = f"{len(mix)} rows of {sorted({len(row) for row in mix})}"
@@ -156,9 +167,15 @@ class Nested(nn.Module):
                         order.extend(lane.members)
                 else:
                     out = _run(module, x, scale)
+                    if not step and self.groups > 1:
+                        require_channels_first(module, out)
                     branch(self._drop(out, step - 1) if step else out, step + 1, group)
 
-        branch(x, 0, lanes)
+        try:
+            branch(x, 0, lanes)
+        except Exception as error:
+            raise_fault(x, [lane.path for lane in lanes], error)
+            raise
         logits = torch.cat(answers)
         place = sorted(range(len(order)), key=order.__getitem__)
         return logits if place == list(range(len(place))) else logits[place]
@@ -229,8 +246,10 @@ class Nested(nn.Module):
             raise _not_causal(name, member.width, self.groups, x, error) from error
         return out
 
-    def _narrowed(self, x: Tensor, member: Subnet) -> Tensor:
+    def _narrowed(self, adapter: nn.Module, x: Tensor, member: Subnet) -> Tensor:
         """The channel groups that a member uses of what its adapter gives."""
+        if self.groups > 1:
+            require_channels_first(adapter, x)
         if member.width == self.groups:
             return x
         return x[:, : prefix(x.shape[1], self.groups, member.width or 0)]
@@ -244,7 +263,7 @@ class Nested(nn.Module):
     def _refuse_shared_parameters(self) -> None:
         """A part has one owner, so a parameter belongs to one part only."""
         home: dict[nn.Parameter, str] = {}
-        for name, module in self._parts():
+        for name, module in self.parts():
             for parameter in module.parameters():
                 if home.setdefault(parameter, name) != name:
                     raise ValueError(
@@ -252,18 +271,8 @@ class Nested(nn.Module):
                         "belongs to one stage, adapter or head; put what shares it into one stage, or copy it"
                     )
 
-    def _refuse_other_groups(self) -> None:
-        """All layers of a network with several widths know how many there are."""
-        for name, part in self._parts() if self.groups > 1 else ():
-            for layer in part.modules():
-                groups = getattr(layer, "width_groups", self.groups)
-                if groups != self.groups:
-                    raise ValueError(
-                        f"{name} has a {type(layer).__name__} of {groups} channel groups in a network of "
-                        f"{self.groups}: give it width_groups={self.groups}"
-                    )
-
-    def _parts(self) -> list[tuple[str, nn.Module]]:
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """All stages, adapters and heads, each as (name, module)."""
         parts = [(f"stages.{i}", stage) for i, stage in enumerate(self.stages)]
         parts += [(f"entries.{i}", adapter) for i, adapter in self.entries.items()]
         return parts + [(f"exits.{i}", head) for i, head in self.exits.items()]

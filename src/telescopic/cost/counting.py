@@ -1,8 +1,8 @@
 """What a plain module costs, counted by shape alone on the meta device."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from telescopic.ambient import plain
+from telescopic.cost.macs import Counter
+from telescopic.inputs import dtype_and_device, explained, with_batch
 from telescopic.wrappers import unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -24,10 +25,9 @@ class Cost:
     """What one example costs in a forward pass in eval mode.
 
     Attributes:
-        macs: multiply-adds, half of what torch's `FlopCounterMode` counts (1 MAC = 2 FLOPs). It counts matrix products
-            and convolutions. Biases, activations, norms, pooling, softmax and sums count as zero, unless `cost` was
-            asked for `elementwise`. On the meta device attention and recurrent layers split into matrix products and
-            are counted; on CPU tensors the same counter says 0 for them.
+        macs: multiply-adds (1 MAC = 2 FLOPs) of matrix products, convolutions, attention, recurrent and bilinear layers
+            and distances, as `cost.macs.Counter` counts them everywhere. Biases, activations, norms, pooling, softmax
+            and sums count as zero, unless `cost` was asked for `elementwise`. A warning names what cannot be counted.
         params: number of parameters, shared ones once.
         bytes: parameters and buffers, in bytes.
         peak_activation: largest sum of feature maps alive at one time, in bytes. A feature map, the input and the
@@ -94,7 +94,7 @@ def cost_on_meta(module: nn.Module, input_shape: Sequence[int], *, elementwise: 
         explained(module, x),
         torch.no_grad(),  # not inference_mode: under it composite operations would stay whole
         torch.device("meta"),  # for tensors that forward creates
-        FlopCounterMode(display=False) as flops,
+        Counter() as counter,
         lives,
         elements if elementwise else nullcontext(),
     ):
@@ -102,7 +102,7 @@ def cost_on_meta(module: nn.Module, input_shape: Sequence[int], *, elementwise: 
     peak, largest = lives.peak_and_largest(out)
     params = sum(parameter.numel() for parameter in module.parameters())
     size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    macs = flops.get_total_flops() // 2 + elements.count
+    macs = counter.macs + elements.count
     return Cost(macs, params, size, peak, largest)
 
 
@@ -178,43 +178,3 @@ def twin(module: Module, replace: Callable[[Tensor], Tensor]) -> Module:
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def dtype_and_device(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Of a module's first floating-point tensor; torch's default type on the CPU if it has none."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            return tensor.dtype, tensor.device
-    return torch.get_default_dtype(), torch.device("cpu")
-
-
-def with_batch(batch: int, input_shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of a batch of inputs.
-
-    Raises:
-        ValueError: if a size is no whole number above 0.
-    """
-    shape = (batch, *input_shape) if isinstance(input_shape, Sequence) else ()
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(
-            f"batch {batch} and input_shape {input_shape} must be whole numbers above 0, "
-            "input_shape that of one example without the batch, for example (1, 28, 28)"
-        )
-    return shape
-
-
-@contextmanager
-def explained(module: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turn what a forward pass raises into one ValueError that names the cause."""
-    try:
-        yield
-    except Exception as error:
-        name, shape = type(module).__name__, tuple(x.shape)
-        if x.is_meta and (isinstance(error, NotImplementedError) or "meta" in str(error)):
-            raise ValueError(
-                f"the cost of this {name} cannot be counted by shape alone, because its forward pass reads values: "
-                f"{error}. Leave .item(), .numpy() and branches on values out of forward, and make constants buffers"
-            ) from error
-        raise ValueError(
-            f"this {name} failed on an input of shape {shape}, batch first: {error}. Is input_shape right?"
-        ) from error

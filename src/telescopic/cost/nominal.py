@@ -11,9 +11,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from telescopic.cost.counting import dtype_and_device, explained, on_meta, with_batch
+from telescopic.cost.counting import on_meta
+from telescopic.cost.macs import Counter
+from telescopic.inputs import dtype_and_device, explained, with_batch
 from telescopic.layers.causal import CausalConv2d, CausalLinear, prefix
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import narrow, narrow_outputs
@@ -122,10 +123,10 @@ def _narrow(name: str, part: nn.Module, width: int | None, groups: int) -> nn.Mo
 
 
 def _count(part: nn.Module, given: Tensor) -> tuple[int, Tensor]:
-    """Multiply-adds that torch counts, and what the part gives."""
-    with FlopCounterMode(display=False) as flops, explained(part, given):
+    """Multiply-adds, and what the part gives."""
+    with explained(part, given), Counter() as counter:
         out: Tensor = part(given)
-    return flops.get_total_flops() // 2, out
+    return counter.macs, out
 
 
 def _causal(part: nn.Module) -> list[_Causal]:

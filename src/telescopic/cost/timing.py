@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
-from telescopic.cost.counting import dtype_and_device, explained, twin, with_batch
+from telescopic.cost.counting import twin
+from telescopic.inputs import dtype_and_device, explained, with_batch
 
 _ROUNDS = 5
 _MIN_RUNS = 3

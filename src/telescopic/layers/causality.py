@@ -1,5 +1,6 @@
 """Whether the first channel groups of a network depend on the groups behind them: found by running it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from telescopic.layers.causal import prefix
+from telescopic.layers.sized import require_channels_first
 
 _TOLERANCE = 1e-9
 
 
-def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, groups: int) -> None:
-    """Run a network at every width, and refuse it if its first groups depend on others.
+def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, widths: Iterable[int], groups: int) -> None:
+    """Run a network at several widths, and refuse it if its first groups depend on others.
 
     What each module takes and gives, behind the first layer and before the head, must be the first groups of what it
     takes and gives at full width.
@@ -23,6 +25,7 @@ def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, groups: i
         x: a batch of inputs.
         start: path of the first layer, whose output is cut to the first groups.
         head: path of the layer that gives the logits.
+        widths: below the full one, at which to run it.
         groups: number of channel groups.
 
     Raises:
@@ -36,7 +39,7 @@ def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, groups: i
         if not features.isfinite().all():
             what = f"{named(path, parts[path])}: what it {does}, with random weights and inputs"
             raise ValueError(f"{what}, is not finite, which would hide what depends on what: keep it from overflowing")
-    for width in range(1, groups):
+    for width in widths:
         trace = _trace(network, x, start, head, groups, width)
         some = f"the first {width} of {groups} groups of channels"
         for (path, does, got), (other, _, whole) in zip(trace.steps, full.steps, strict=False):
@@ -94,6 +97,7 @@ def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, wi
         trace.inside.pop()
         note(path, "gives", made)
         if path == start:
+            require_channels_first(network.get_submodule(start), made)
             between[0] = True
             return made[:, : prefix(made.shape[1], groups, width)]
         return made

@@ -16,19 +16,28 @@ Head = Callable[[Sequence[int], int], nn.Module]
 _POOLS: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
-def pooled_head(shape: Sequence[int], classes: int, *, width_groups: int = 1) -> nn.Sequential:
+def pooled_head(
+    shape: Sequence[int], classes: int, *, width_groups: int = 1, channels_last: bool = False
+) -> nn.Sequential:
     """The mean of each channel, and a linear layer to the logits; for plain features the linear layer alone.
 
     Args:
-        shape: the features' shape without the batch: channels, and up to three sizes.
+        shape: the features' shape without the batch: channels, and up to three sizes; or those first.
         classes: number of classes.
         width_groups: number of channel groups; with several, the linear layer is a `SharedHead` for every width.
+        channels_last: whether the channels are the last size, as they are in features of tokens. Shapes do not tell.
 
     Raises:
         ValueError: if the features have more than three sizes, or fewer channels than groups.
     """
     if not 1 <= len(shape) <= 1 + len(_POOLS):
         raise ValueError(f"features of shape {tuple(shape)} have no pooled head: give a head of your own for this exit")
+    if channels_last and len(shape) > 1:
+        if width_groups > 1:
+            raise ValueError(f"widths are groups of channels in front, and those of {tuple(shape)} are the last size")
+        # What is an image of one channel for torch, [tokens, channels] for each example, loses its height.
+        flat = [nn.Flatten(1, -2)] if len(shape) > 2 else []
+        return nn.Sequential(*flat, nn.AdaptiveAvgPool2d((1, None)), nn.Flatten(), nn.Linear(shape[-1], classes))
     pool: list[nn.Module] = [_POOLS[len(shape) - 2](1), nn.Flatten()] if len(shape) > 1 else []
     if width_groups > 1:
         pool = [GlobalAvgPool2d()] if len(shape) == 3 else pool

@@ -7,6 +7,8 @@ from torch import nn
 
 from telescopic.layers.causal import filled, narrow_norm, prefix
 
+NARROW = "use the Causal layers and SharedHead of telescopic.layers, or give it a method narrow(width) that returns"
+
 
 def narrow(part: nn.Module, width: int, _done: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
     """What a part computes for the first `width` channel groups, as a module of its own.
@@ -31,10 +33,7 @@ def _narrowed(part: nn.Module, width: int, done: dict[nn.Module, nn.Module]) -> 
         narrowed: nn.Module = own(width)
         return narrowed
     if any(True for _ in part.parameters(recurse=False)) or any(True for _ in part.buffers(recurse=False)):
-        raise ValueError(
-            f"a {type(part).__name__} cannot be made narrower: use the Causal layers and SharedHead of "
-            "telescopic.layers, or give it a method narrow(width) that returns what it is for the first groups"
-        )
+        raise ValueError(f"a {type(part).__name__} cannot be made narrower: {NARROW} what it is for the first groups")
     made = copy.copy(part)
     made._modules = {name: child and narrow(child, width, done) for name, child in part._modules.items()}
     return made

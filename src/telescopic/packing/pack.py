@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,9 @@ from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Dataset, Preprocess
 from telescopic.export import TOLERANCES
 from telescopic.files import replacing_folder
+from telescopic.inputs import first_line
 from telescopic.layers.causal import CausalConv2d, prefix
+from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.packing.card import card
 from telescopic.packing.graphs import Weights, checked_batches, write_graph
@@ -28,6 +31,9 @@ from telescopic.runtime.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest
 from telescopic.subnet import Subnet
 
 Wanted = int | Literal["all"] | Sequence[Subnet] | None
+
+_ALONE = 1e-4
+"""How far neighbours in a batch may move an answer, as a fraction of the largest number: no more than rounding does."""
 
 _LANES = 16
 """Channels that ONNX Runtime's convolutions treat at once: other numbers cost more time than they save."""
@@ -97,8 +103,9 @@ def pack(
         The folder.
 
     Raises:
-        PackError: if the network or its members cannot be packed, an answer differs from torch's, int8 costs a member
-            too much, or there is something else in the folder's place; what was there before is as it was.
+        PackError: if the network or its members cannot be packed, an answer depends on the rest of its batch or differs
+            from torch's, int8 costs a member too much, or there is something else in the folder's place; what was there
+            before is as it was.
     """
     to = Path(to)
     if not 0 <= max_loss <= 1:
@@ -127,6 +134,8 @@ def pack(
         x = _samples(samples, shape)
         images = None if int8 is None else Images.of(int8, shape, preprocess)
         subnets = [member.subnet for member in chosen]
+        for subnet in subnets:
+            require_alone(partial(network, subnet=subnet), network.path(subnet), x, _ALONE)
         made = cut(network, subnets, x[:2], fold_bn=fold_bn)
         checked_batches(made.segments, 2)
         report = progress or (lambda what, done, of: None)
@@ -147,7 +156,7 @@ def pack(
     except PackError:
         raise
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-        raise PackError(f"cannot pack {to}: {error}") from error
+        raise PackError(f"cannot pack {to}: {first_line(error)}") from error
     return to
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.catalogue import Catalogue
-from telescopic.cost.counting import dtype_and_device, with_batch
+from telescopic.inputs import dtype_and_device, with_batch
 from telescopic.nested import Nested
 from telescopic.runtime.refining import Plan, Run
 from telescopic.runtime.rows import Part

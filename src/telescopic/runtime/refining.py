@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from telescopic.cost.macs import Counter
 from telescopic.layers.causal import prefix
 from telescopic.nested import Nested
 from telescopic.runtime.rows import Kept, Part
@@ -113,9 +113,9 @@ class Plan:
         if shape not in self._macs:
             run, counts = Run(self, torch.zeros_like(x[:1]) if len(x) else x.new_zeros((1, *shape))), []
             for _ in self.steps:
-                with torch.no_grad(), FlopCounterMode(display=False) as flops:
+                with torch.no_grad(), Counter() as counter:
                     run.advance()
-                counts.append(flops.get_total_flops() // 2)
+                counts.append(counter.macs)
             self._macs[shape] = tuple(counts)
         return self._macs[shape]
 

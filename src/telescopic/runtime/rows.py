@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, prefix
 from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
+from telescopic.layers.sized import ALONE, NOTHING
 
 Kept = dict[str, Tensor]
 """What later groups need of those before: the input of layers that mix channels, and of conditioned heads; the sum of
@@ -27,12 +28,6 @@ Op = Callable[..., Tensor]
 """`op(kept, *values)`: the new channels of a value from those of others."""
 
 _MIXING = (CausalConv2d, CausalLinear, CausalBatchNorm1d, CausalBatchNorm2d, SharedHead)
-_NOTHING = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, GradientScale}  # in eval mode
-_ALONE: set[type[nn.Module]] = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU}
-_ALONE |= {nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid}
-_ALONE |= {nn.Hardtanh, nn.Threshold, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.MaxPool1d, nn.MaxPool2d}
-_ALONE |= {nn.AvgPool1d, nn.AvgPool2d, nn.LPPool1d, nn.LPPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d}
-_ALONE |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, GlobalAvgPool2d}
 _INNER = (
     "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus dropout "
     "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d"
@@ -229,9 +224,9 @@ def _of_module(module: Any, key: str, span: Span) -> Op | None:
         return _head(module, key, span)
     if type(module) in (nn.Flatten, nn.Unflatten) and _keeps_order(module):
         return lambda kept, x: module(x)
-    if type(module) in _NOTHING:
+    if type(module) in NOTHING:
         return lambda kept, x: x
-    if type(module) not in _ALONE:
+    if type(module) not in ALONE:
         return None
     if getattr(module, "inplace", False):
         module = copy.copy(module)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from telescopic.ambient import plain
-from telescopic.cost.counting import explained, with_batch
+from telescopic.inputs import explained, with_batch
 from telescopic.layers import GradientScale
 from telescopic.nested import Nested
 from telescopic.subnet import Grid, Subnet
@@ -17,7 +17,9 @@ from telescopic.testing.trial import Trial
 from telescopic.wrappers import unwrapped
 
 LAWS: tuple[Callable[[Trial], None], ...] = (
+    laws.sized,
     laws.no_memory,
+    laws.neighbours,
     laws.extraction,
     laws.nesting,
     laws.independence,
@@ -40,15 +42,17 @@ def check_nested(
 ) -> None:
     """Check that a network keeps the laws of nested networks.
 
-    1. No memory: in eval mode an answer depends on the input and the member alone.
-    2. Extraction is exact, and so is each row of `net.all`.
-    3. Nesting: the stages that a member runs are also run by each member that contains it; and of a layer's channels a
+    1. Sized: given the first groups of channels, a stage gives the first groups of what it gives of all.
+    2. No memory: in eval mode an answer depends on the input and the member alone.
+    3. Neighbours: an example's answer does not depend on the other examples of its batch.
+    4. Extraction is exact, and so is each row of `net.all`.
+    5. Nesting: the stages that a member runs are also run by each member that contains it; and of a layer's channels a
        narrower member uses the first.
-    4. Independence: what lies outside a member neither changes its answer nor learns from it.
-    5. The gradient mix is exact.
-    6. Threads: two that share the network in eval mode get the answers of one.
-    7. Cost is true.
-    8. Round trip: a bundle saved and loaded gives the same answers.
+    6. Independence: what lies outside a member neither changes its answer nor learns from it.
+    7. The gradient mix is exact.
+    8. Threads: two that share the network in eval mode get the answers of one.
+    9. Cost is true.
+    10. Round trip: a bundle saved and loaded gives the same answers.
 
     `telescopic.testing.laws` says of each what it means; with several widths they hold of each element of a weight.
     They are checked on a copy, in float64 on the CPU, in which random numbers are added to the weights (zeros would
@@ -60,7 +64,7 @@ def check_nested(
         input_shape: shape of one example, without the batch.
         members: which members to check: so many of them, evenly spread over the grid, or just these. Default: all.
         rebuild: whether a bundle can describe the network. Give False if it holds classes of your own that
-            `register_layer` cannot handle; then a copy of the network without its weights is what law 8 loads into.
+            `register_layer` cannot handle; then a copy of the network without its weights is what law 10 loads into.
         seed: of the random inputs and weights.
 
     Raises:

@@ -15,10 +15,54 @@ from telescopic.architecture import named_tensors
 from telescopic.bundle import BundleError, load, save
 from telescopic.catalogue import measure
 from telescopic.extract import extract
+from telescopic.layers.causal import prefix
+from telescopic.layers.sized import require_channels_first, require_sized
+from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
 from telescopic.testing.elements import origins
-from telescopic.testing.trial import Some, Trial, by_turns, demand, demand_same, gradients, ids, largest, macs
+from telescopic.testing.trial import (
+    TOLERANCE,
+    Some,
+    Trial,
+    by_turns,
+    demand,
+    demand_same,
+    gradients,
+    ids,
+    largest,
+    macs,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def sized(trial: Trial) -> None:
+    """Sized: given the first groups of channels, a stage gives the first groups of what it gives of all.
+
+    Every part is known to do so (see `layers.sized`), and does so with the features that it gets in this network. A
+    network with one width has nothing to keep.
+    """
+    net = trial.net
+    if net.groups == 1:
+        return
+    require_sized(net.parts(), net.groups)
+    widths = sorted({member.width or 1 for member in trial.members})
+    for entry in net.grid.entries:
+        deepest = max((m for m in net.grid if m.entry == entry), key=lambda m: (m.exit or 0, m.width or 0))
+        (_, adapter), *stages, _ = net.path(deepest)
+        features = adapter(trial.x.clone())
+        require_channels_first(adapter, features)
+        for name, stage in stages:
+            whole = stage(features.clone())
+            for width in widths:
+                given, wanted = (f[:, : prefix(f.shape[1], net.groups, width)] for f in (features, whole))
+                some = f"{name}, of the first {width} of {net.groups} channel groups"
+                try:
+                    made = stage(given.clone())
+                except (ValueError, RuntimeError, IndexError) as error:
+                    raise AssertionError(f"{some}: {error}") from error
+                demand_same(made, wanted, f"{some} and of all")
+            features = whole
 
 
 @torch.no_grad()
@@ -42,6 +86,26 @@ def no_memory(trial: Trial) -> None:
         demand_same(trial.answer(member), answers[member], f"{trial.label(member)}, asked before and after net.all")
     for name, tensor in named_tensors(net).items():
         demand(torch.equal(tensor, before[name]), f"{name} has changed")
+
+
+@torch.no_grad()
+def neighbours(trial: Trial) -> None:
+    """Neighbours: an example's answer does not depend on the other examples of its batch.
+
+    It is the same beside others, in another place, and alone; from net(x, member) and from net.all(x). So a server may
+    put strangers into one batch.
+    """
+    net, x = trial.net, trial.x
+    for member in trial.members:
+        name, answer = trial.label(member), trial.answer(member)
+        try:
+            require_alone(partial(net, subnet=member), net.path(member), x, TOLERANCE)
+            alone = trial.answer(member, x[:1])
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise AssertionError(f"{name}: {error}") from error
+        demand_same(alone, answer[:1], f"{name}, for an example alone and in a batch")
+        demand_same(trial.answer(member, x.flip(0)), answer.flip(0), f"{name}, for a batch in another order")
+    demand_same(trial.rows(x[:1]), trial.rows()[:, :1], "net.all, for an example alone and in a batch")
 
 
 @torch.no_grad()

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from telescopic.cost.macs import Counter
 from telescopic.nested import Nested
 from telescopic.subnet import Grid, Subnet
 from telescopic.testing.elements import Share, shares
@@ -107,12 +106,10 @@ def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def macs(module: nn.Module, x: Tensor) -> int:
-    """Multiply-adds by torch's own counter, on real tensors. Sets `requires_grad` of all parameters."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())  # an encoder layer's fast path, for frozen ones, ...
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(x)  # ... and fused attention count as zero
-    return int(counter.get_total_flops()) // 2
+    """Multiply-adds counted while numbers are computed, and not by shape alone."""
+    with torch.no_grad(), Counter() as counter:
+        module(x)
+    return counter.macs
 
 
 def by_turns(net: nn.Module, calls: Sequence[Callable[[], Tensor]]) -> list[Tensor]:

@@ -1,0 +1,82 @@
+"""Whether an answer depends on its example alone: found by asking again, and again in other company."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def require_alone(
+    run: Callable[[Tensor], Any], parts: Sequence[tuple[str, nn.Module]], x: Tensor, tolerance: float
+) -> None:
+    """Refuse a network in eval mode whose answer for an example depends on more than the example.
+
+    A server batches strangers together: what takes a mean over the batch would mix their answers.
+
+    Args:
+        run: asks the network.
+        parts: names and modules that it runs one behind the other, to say which is to blame.
+        x: inputs `[batch, ...]`, two or more.
+        tolerance: largest difference that is allowed, as a fraction of the largest number.
+
+    Raises:
+        ValueError: naming the first part that gives something else when asked again, or beside other neighbours.
+    """
+    first = _features(run, parts, x)
+    again = _features(run, parts, x)
+    beside = _features(run, parts, torch.cat([x[:1], _others(x[1:])]))
+    for (name, one), (_, same), (_, other) in zip(first, again, beside, strict=False):
+        if _apart(one, same) > tolerance:
+            raise ValueError(
+                f"{name} gives something else when it is asked again: it keeps something between calls, or draws "
+                "random numbers in eval mode (F.dropout does unless it is told training=self.training)"
+            )
+        if len(one) == len(x) and (far := _apart(one[:1], other[:1])) > tolerance:
+            raise ValueError(
+                f"{name} mixes the examples of a batch: beside other neighbours it gives for the same example what "
+                f"differs by {far:.2g} of the largest number. In eval mode nothing may be computed over dimension 0, "
+                "and BatchNorm needs running statistics"
+            )
+    answer = first[-1][1]
+    if not answer.ndim or len(answer) != len(x):
+        raise ValueError(f"the answer for {len(x)} examples has shape {tuple(answer.shape)}: it has no batch in front")
+
+
+def _features(
+    run: Callable[[Tensor], Any], parts: Sequence[tuple[str, nn.Module]], x: Tensor
+) -> list[tuple[str, Tensor]]:
+    """What the parts give, in the order in which they end, and the answer."""
+    found: list[tuple[str, Tensor]] = []
+
+    def note(name: str, part: nn.Module, _: Any, made: Any) -> None:
+        if isinstance(made, Tensor) and made.ndim:
+            found.append((f"{name} ({type(part).__name__})", made.clone()))
+
+    hooks = [part.register_forward_hook(partial(note, name)) for name, part in parts]
+    try:
+        answer = run(x.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*found, ("the network", answer)]
+
+
+def _others(x: Tensor) -> Tensor:
+    """Inputs of the same type that are something else: random numbers, or the same ones in another order."""
+    generator = torch.Generator().manual_seed(1)
+    if x.is_floating_point():
+        return 3 * torch.randn(x.shape, generator=generator).to(x) + x.flip(0)
+    return x.flatten()[torch.randperm(x.numel(), generator=generator)].view(x.shape)
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference as a fraction of the largest number; infinity between other shapes."""
+    if one.shape != other.shape:
+        return float("inf")
+    if not one.numel() or torch.equal(one, other):
+        return 0.0
+    one, other = one.double().nan_to_num(), other.double().nan_to_num()  # what is no number may stay none
+    return float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
