@@ -45,7 +45,16 @@ def train(out: Path, config: dict[str, Any]) -> None:
 
     hook = net.stages[0].register_forward_pre_hook(begin)
     history = fit(
-        net, data, recipe, out=out, resume=True, seed=config["seed"], cpu=True, progress=False, checkpoint_seconds=0.05
+        net,
+        data,
+        recipe,
+        out=out,
+        resume=True,
+        seed=config["seed"],
+        precision="fp32",
+        cpu=True,
+        progress=False,
+        checkpoint_seconds=0.05,
     )
     digest = hashlib.sha256()
     files = [load_file(out / name) for name in ("last.safetensors", "best.safetensors")]

@@ -58,6 +58,7 @@ def train(
             "seed": seed,
             "epoch": (history[-1] if options.get("keep") == "last" else history.best()).epoch,
             "epochs": len(history),
+            "precision": history.precision,
             "recipe": recipe.to_dict(),
             "commit": commit(),
         }

@@ -2,10 +2,11 @@
 
 import atexit
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,23 @@ from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
 from telescopic.train.balance import gradient_factors
 from telescopic.train.board import tensorboard
-from telescopic.train.checkpoint import Position
+from telescopic.train.checkpoint import Position, read_facts
 from telescopic.train.denormals import denormals_as_zero
 from telescopic.train.evaluate import count_correct
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
 from telescopic.train.keeper import LAST, Keeper
+from telescopic.train.layout import lay_out_, layout_for
 from telescopic.train.objective import Objective, objective_weights
 from telescopic.train.optimizer import optimizer_for
+from telescopic.train.precision import PRECISIONS, Precision, faster, step_seconds
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
 from telescopic.train.shrinking import Shrinking
 from telescopic.train.statistics import recalibrate_
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CHECK_EVERY = 100  # batches between looks at the loss: a look waits for the device
 
@@ -44,7 +50,7 @@ def fit(
     resume: bool = False,
     seed: int = 0,
     keep: Literal["best", "last"] = "best",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "auto",
     cpu: bool = False,
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
@@ -66,7 +72,8 @@ def fit(
         seed: order of the images, their augmentation, and dropout.
         keep: which weights the network holds at the end: those of the epoch in which the full network was most
             accurate on the validation images, or the last epoch's.
-        precision: fp32, or bf16 by autocast (evaluation stays in fp32).
+        precision: fp32, or bf16 by autocast (evaluation stays in fp32). `auto` goes on as the run began; a new one
+            times a step in each and takes the faster, and says so. The history knows which it was.
         cpu: stay on the CPU even if there is a GPU.
         progress: True shows it, False is silent, None shows it live on a terminal and in few plain lines elsewhere.
         checkpoint_seconds: a checkpoint is written when this long has passed since the last, after each epoch that
@@ -78,13 +85,15 @@ def fit(
 
     Raises:
         ValueError: if recipe and network do not fit, such as one that shrinks a network without filters, or `out`
-            already holds a run and `resume` is False.
+            already holds a run and `resume` is False, or `precision` is none of the three.
         CheckpointError: if the checkpoint to resume from is corrupt or of another run.
         TrainingError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     from accelerate import Accelerator
 
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     out = None if out is None else Path(out)
     if out is not None and (out / LAST).exists() and not resume:
         raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
@@ -95,8 +104,10 @@ def fit(
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if world > 1:
         atexit.register(_leave_group)
-    layout, dtype = _layout(net, device, precision), next(net.parameters()).dtype
-    _lay_out(net, layout)
+    if precision == "auto":
+        precision = _precision(net.to(device), recipe, data, accelerator, out, told=rank == 0 and progress is not False)
+    layout, dtype = layout_for(net, device, precision), next(net.parameters()).dtype
+    lay_out_(net, layout)
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
     factors = gradient_factors(net, objective_weights(net, recipe)) if recipe.balanced else []
     optimizer = optimizer_for(net, recipe, device)
@@ -113,6 +124,7 @@ def fit(
     keeper = Keeper(out, net, optimizer, example, same, facts, writes=rank == 0, seconds=checkpoint_seconds)
     labels = [net.grid.label(member) for member in net.grid]
     history, position = keeper.resume(History(labels, net.grid.index(net.grid.full), filters=tuple(filters(net))))
+    history.precision = precision
 
     def wrapped() -> nn.Module:
         """The network in its present widths, for several processes."""
@@ -232,7 +244,7 @@ def fit(
                 stop()
     if keep == "best":
         keeper.restore_best()
-    _lay_out(net, torch.contiguous_format)
+    lay_out_(net, torch.contiguous_format)
     net.eval()
     return history
 
@@ -243,19 +255,22 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _layout(net: nn.Module, device: torch.device, precision: str) -> torch.memory_format:
-    """How features lie in memory: channels last where that was measured to be faster.
-
-    A joint step of CNSN gains up to 30 % by it in bf16 and loses nothing. In fp32 it gains 20 % with 128 channels, and
-    loses 9 to 21 % with 512 (benchmarks/speed_cnsn.py).
-    """
-    widest = max((m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)), default=0)
-    pays = precision == "bf16" or (device.type == "cpu" and widest <= 128)
-    return torch.channels_last if widest and pays and device.type in ("cpu", "cuda") else torch.contiguous_format
-
-
-def _lay_out(net: nn.Module, layout: torch.memory_format) -> None:
-    net.to(memory_format=layout)  # type: ignore[call-overload] # torch's own stub lacks this form
+def _precision(
+    net: Nested, recipe: Recipe, data: Dataset, accelerator: "Accelerator", out: Path | None, *, told: bool
+) -> Literal["fp32", "bf16"]:
+    """That in which the run in `out` began; of a new one, that in which a step takes less time, the same for all."""
+    if out is not None and (out / LAST).exists():
+        return "bf16" if read_facts(out / LAST).get("precision") == "bf16" else "fp32"
+    batch = slice(math.ceil(min(recipe.batch_size, len(data.train)) / accelerator.num_processes))
+    images, labels = (part[batch].to(accelerator.device) for part in (data.train.images, data.train.labels))
+    times = torch.tensor(step_seconds(net, recipe, images, labels), device=accelerator.device)
+    fp32, bf16 = accelerator.reduce(times, "sum").tolist()  # the sums, which no process has different ones of
+    chosen = faster(fp32, bf16)
+    if told:
+        why = f"a step: {1e3 * fp32:.1f} ms in fp32, {1e3 * bf16:.1f} in bf16"
+        why = why if math.isfinite(bf16) else "bf16 is not faster here"
+        print(f"precision: {chosen} ({why})", file=sys.stderr, flush=True)
+    return chosen
 
 
 def _share(split: Split, rank: int, world: int) -> Split:
