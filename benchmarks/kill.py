@@ -45,7 +45,8 @@ def train(out: Path, seed: int, epochs: int) -> None:
     """Train, or go on."""
     torch.manual_seed(seed)
     net, recipe = tl.papers.nsn.experiment("model0-1-2", epochs=epochs, inputs=64)
-    tl.fit(net, DATA, recipe, out=out, resume=True, seed=seed, cpu=True, progress=False, checkpoint_seconds=0)
+    how: Any = {"precision": "fp32", "cpu": True, "progress": False, "checkpoint_seconds": 0}
+    tl.fit(net, DATA, recipe, out=out, resume=True, seed=seed, **how)
 
 
 def state(out: Path) -> dict[str, Any]:

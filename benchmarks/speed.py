@@ -124,7 +124,7 @@ def main() -> None:
     few = Split(split.images[:5_000], split.labels[:5_000])
     recipe: Recipe = replace(nsn.recipe(2), epochs=3)
     images = Dataset("random", split, few, Split(split.images[:10_000], split.labels[:10_000]), (), "")
-    history = fit(nsn.network(2), images, recipe, progress=False)
+    history = fit(nsn.network(2), images, recipe, precision="fp32", progress=False)
     figures = {
         "ms": {name: round(median(values) * 1e3, 3) for name, values in times.items()},
         "joint / full (FLOP bound 1.51, reach 1.75)": ratio("joint", "full"),

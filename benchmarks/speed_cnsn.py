@@ -26,7 +26,7 @@ from telescopic.nested import Nested
 from telescopic.papers import cnsn
 from telescopic.subnet import Subnet
 from telescopic.train import Objective
-from telescopic.train.loop import _layout
+from telescopic.train.layout import layout_for
 from telescopic.train.objective import parameter_groups
 
 import results
@@ -36,7 +36,7 @@ def training_step(
     net: Nested, batch: int, *, channels_last: bool | None = None, bf16: bool = False
 ) -> Callable[[], None]:
     """One step as the loop does it, in the layout that the loop takes or in the one said."""
-    layout = _layout(net, torch.device("cpu"), "bf16" if bf16 else "fp32")
+    layout = layout_for(net, torch.device("cpu"), "bf16" if bf16 else "fp32")
     if channels_last is not None:
         layout = torch.channels_last if channels_last else torch.contiguous_format
     net.train().to(memory_format=layout)

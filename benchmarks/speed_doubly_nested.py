@@ -23,7 +23,7 @@ from telescopic.nested import Nested
 from telescopic.papers import doubly_nested
 from telescopic.subnet import Subnet
 from telescopic.train import Objective
-from telescopic.train.loop import _layout
+from telescopic.train.layout import layout_for
 from telescopic.train.objective import parameter_groups
 
 import results
@@ -51,7 +51,7 @@ class InTurn(nn.Module):
 def step(name: str, batch: int, precision: str, widths: Sequence[int] = ()) -> Callable[[], None]:
     """One training step as the loop does it."""
     net, recipe = doubly_nested.experiment(name, groups=GROUPS)
-    layout = _layout(net, torch.device("cpu"), precision)
+    layout = layout_for(net, torch.device("cpu"), precision)
     net.train().to(memory_format=layout)
     objective = InTurn(net, widths) if widths else Objective(net, recipe)
     optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=1e-3, momentum=0.9, nesterov=True, fused=True)

@@ -21,7 +21,7 @@ from telescopic.data import Dataset, Split
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.shrink.family import add_filters_to_family, filters
-from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, fit, pairwise
+from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, fit, loop, pairwise
 from telescopic.train.checkpoint import read_facts
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.1, l2=1e-3, mix=pairwise(3), distillation=0.2)
@@ -73,7 +73,7 @@ def each_process(folder: Path) -> None:
     for num in SIZES:
         net = network(rank)  # the first process's weights are everyone's
         called: list[int] = []
-        options: dict[str, Any] = {"keep": "last", "cpu": True, "progress": False}
+        options: dict[str, Any] = {"keep": "last", "precision": "fp32", "cpu": True, "progress": False}
         history = fit(
             net, data(num), RECIPE, out=folder / f"two-{num}", on_epoch=lambda h, c=called: c.append(len(h)), **options
         )
@@ -89,6 +89,11 @@ def each_process(folder: Path) -> None:
     net = network(rank)
     seen["resumed"] = without_times(fit(net, data(53), RECIPE, out=folder / "begun", resume=True, **options))
     save_file(state(net), folder / f"resumed-{rank}.safetensors")
+
+    # What the clocks of the processes say together decides for both: one alone would take bf16.
+    loop.step_seconds = lambda *args: (1.0, 0.5) if rank == 0 else (1.0, 2.0)
+    options["precision"] = "auto"
+    seen["precision"] = fit(network(), data(53), replace(RECIPE, epochs=1), **options).precision
 
     def interrupt(module: nn.Module, args: object, out: object) -> None:
         if isinstance(module, Objective) and rank == 1:
@@ -199,6 +204,10 @@ def test_one_process_goes_on_where_two_ended(folder: Path) -> None:
     assert_alike(without_times(again)[3:], without_times(history)[3:])
     with pytest.raises(CheckpointError, match="trained with seed = 0, not 1"):
         fit(net, data(53), longer, out=folder / "two-53", resume=True, seed=1, cpu=True, progress=False)
+
+
+def test_both_processes_take_the_same_precision(folder: Path) -> None:
+    assert [json.loads((folder / f"{rank}.json").read_text())["precision"] for rank in (0, 1)] == ["fp32", "fp32"]
 
 
 def test_a_signal_to_one_process_stops_both_after_the_epoch(folder: Path) -> None:

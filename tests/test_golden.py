@@ -49,7 +49,7 @@ def losses_of(net: Nested, data: Dataset, recipe: Recipe) -> list[float]:
             losses.append(out[0].item() / len(args[1]))
 
     handle = nn.modules.module.register_module_forward_hook(note)
-    fit(net, data, recipe, cpu=True, progress=False)
+    fit(net, data, recipe, cpu=True, precision="fp32", progress=False)
     handle.remove()
     return losses
 

@@ -24,7 +24,6 @@ from telescopic.networks import mlp
 from telescopic.train import Epoch, History, Objective, Recipe, TrainingError, evaluate, fit
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.interrupt import stop_requests
-from telescopic.train.loop import _layout
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
 RECIPE = Recipe(epochs=4, batch_size=32, learning_rate=0.05)
@@ -107,26 +106,6 @@ def test_the_rate_follows_the_recipe(few: Dataset) -> None:
     history = fit(two, few, replace(RECIPE, epochs=2, milestones=(1,), gamma=1e-30), keep="last", progress=False)
     assert same(weights(one), weights(two))
     assert [epoch.learning_rate for epoch in history] == [0.05, 0.05e-30]
-
-
-@pytest.mark.parametrize(
-    ("channels", "device", "precision", "last"),
-    [
-        (128, "cpu", "fp32", True),
-        (129, "cpu", "fp32", False),
-        (512, "cpu", "bf16", True),
-        (64, "cuda", "fp32", False),
-        (64, "cuda", "bf16", True),
-        (64, "mps", "bf16", False),
-    ],
-)
-def test_channels_stand_last_where_that_was_measured_to_pay(
-    channels: int, device: str, precision: str, last: bool
-) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, channels, 1))
-    layout = torch.channels_last if last else torch.contiguous_format
-    assert _layout(net, torch.device(device), precision) is layout
-    assert _layout(network(), torch.device(device), precision) is torch.contiguous_format
 
 
 def test_the_seed_decides_everything(few: Dataset) -> None:
@@ -235,7 +214,7 @@ def test_progress(few: Dataset, capfd: pytest.CaptureFixture[str], monkeypatch: 
     for progress in (None, True):
         history = fit(network(), few, RECIPE, progress=progress)
         out, err = capfd.readouterr()
-        assert out == "" and [line.split()[1] for line in err.splitlines()] == ["1/4", "4/4"]
+        assert out == "" and [line.split()[1] for line in err.splitlines()] == ["fp32", "1/4", "4/4"]
         assert f"entry=0 {history[-1].test[2]:.2%}" in err
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     history = fit(network(), few, RECIPE)

@@ -99,7 +99,7 @@ def without_times(history: History) -> list[dict[str, Any]]:
 
 
 def run(net: Nested, out: Path, recipe: Recipe = RECIPE, **options: Any) -> History:
-    options = {"resume": True, "keep": "last", "progress": False} | options
+    options = {"resume": True, "keep": "last", "progress": False, "precision": "fp32"} | options
     return fit(net, options.pop("data", data()), recipe, out=out, **options)
 
 

@@ -21,7 +21,7 @@ def nsn(
     data: Annotated[str, typer.Option(help="mnist, as in the paper, or another data set.")] = "mnist",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 600,
     seed: Seed = 0,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     show: Show = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -29,8 +29,9 @@ def nsn(
     from telescopic.papers import nsn
     from telescopic.papers.reproduce import run_nsn
     from telescopic.papers.tables import nsn_tables
+    from telescopic.train.precision import PRECISIONS
 
-    one_of("precision", precision, ("fp32", "bf16"))
+    one_of("precision", precision, PRECISIONS)
     names = tuple(only or nsn.EXPERIMENTS[:5])
     for name in names:
         one_of("--only", name, nsn.EXPERIMENTS)
@@ -51,7 +52,7 @@ def cnsn(
     recipe: Annotated[str, typer.Option(help="The paper's (300 epochs), or short (20, one cycle).")] = "paper",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images. (default: the recipe's)")] = None,
     seed: Seed = 0,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     show: Show = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -59,8 +60,9 @@ def cnsn(
     from telescopic.papers import cnsn
     from telescopic.papers.reproduce import run_cnsn
     from telescopic.papers.tables import cnsn_tables
+    from telescopic.train.precision import PRECISIONS
 
-    one_of("precision", precision, ("fp32", "bf16"))
+    one_of("precision", precision, PRECISIONS)
     one_of("recipe", recipe, ("paper", "short"))
     names = tuple(only or ("joint", "alone-0"))
     for name in names:
@@ -90,7 +92,7 @@ def doubly_nested(
     blocks: Annotated[int, typer.Option(min=1, help="Residual blocks in each part.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     seed: Seed = 0,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     show: Show = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -98,8 +100,9 @@ def doubly_nested(
     from telescopic.papers.doubly_nested import BEST_WAY
     from telescopic.papers.figures import doubly_nested_tables
     from telescopic.papers.reproduce import run_doubly_nested
+    from telescopic.train.precision import PRECISIONS
 
-    one_of("precision", precision, ("fp32", "bf16"))
+    one_of("precision", precision, PRECISIONS)
     sizes = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
     if not only:
         quarters = sorted({groups * k // 4 for k in (1, 2, 3)} - {0}, reverse=True)
@@ -133,7 +136,7 @@ def shrinknets(
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Figure 2: models trained at once.")] = 1,
     seed: Seed = 0,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     show: Show = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -141,9 +144,10 @@ def shrinknets(
     from telescopic.papers import shrinknets
     from telescopic.papers.reproduce import run_shrinknets
     from telescopic.papers.units import figure_1_runs, shrinknets_tables
+    from telescopic.train.precision import PRECISIONS
     from telescopic.widths import figure_1, write_plots
 
-    one_of("precision", precision, ("fp32", "bf16"))
+    one_of("precision", precision, PRECISIONS)
     figures = figure or [1]
     for number in figures:
         one_of("--figure", str(number), ("1", "2"))
@@ -170,7 +174,7 @@ def shrinknets(
             epochs=epochs,
             processes=processes,
             seed=seed,
-            precision=precision,
+            precision="fp32" if precision == "auto" else precision,  # of one search for all hosts, see its option
             show=show,
             data_dir=data_dir,
             out=out,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, one_of, show_table
+from telescopic.cli.shown import DataDir, Seed, interruptible, one_of, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Train random models and compare them (needs telescopic[search]).")
 
@@ -38,7 +38,9 @@ def shrinknet(
         Path | None, typer.Option(help="Folder for the table and the plots. (default: beside the storage)")
     ] = None,
     seed: Seed = 0,
-    precision: Precision = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32 or bf16, of all models: they are compared, whatever host trained them.")
+    ] = "fp32",
     show: Annotated[bool, typer.Option("--show", help="Only show what has been trained so far.")] = False,
     data_dir: DataDir = None,
 ) -> None:

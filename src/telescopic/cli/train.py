@@ -38,7 +38,7 @@ def nsn(
     resume: Resume = False,
     data_dir: DataDir = None,
     validation: Validation = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Train NSN: a multi-layer perceptron that can lose its first layers (Fuengfusin and Tamukoh 2019)."""
     from telescopic import papers
@@ -74,7 +74,7 @@ def cnsn(
     resume: Resume = False,
     data_dir: DataDir = None,
     validation: Validation = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Train CNSN: a VGG-16 that can lose its first convolutions (Fuengfusin and Tamukoh 2021)."""
     from dataclasses import replace
@@ -140,7 +140,7 @@ def doubly_nested(
     resume: Resume = False,
     data_dir: DataDir = None,
     validation: Validation = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Train Doubly Nested: a ResNet that can be cut by depth and by width (Kim et al. 2018)."""
     from telescopic import papers
@@ -189,7 +189,7 @@ def shrinknet(
     resume: Resume = False,
     data_dir: DataDir = None,
     validation: Validation = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
 ) -> None:
     """Train a network that learns its widths and gets faster meanwhile (Leclerc et al., ShrinkNets)."""
     from telescopic import papers
@@ -232,8 +232,9 @@ def _train(
     from telescopic.run import Source
     from telescopic.train import fit
     from telescopic.train.keeper import continued
+    from telescopic.train.precision import PRECISIONS
 
-    one_of("precision", precision, ("fp32", "bf16"))
+    one_of("precision", precision, PRECISIONS)
     with denormals_as_zero():  # from before torch has threads, which take it over
         images = load(data, data_dir=data_dir, validation=validation, seed=seed)
         speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all

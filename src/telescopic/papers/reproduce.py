@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -33,13 +33,14 @@ def run_nsn(
     data: str = "mnist",
     epochs: int = 600,
     seed: int = 0,
-    precision: Literal["fp32", "bf16"] | str = "fp32",
+    precision: str = "auto",
     data_dir: Path | None = None,
     progress: bool | None = None,
 ) -> None:
     """Train experiments of NSN, each into a folder of its name, and write what came out to its `summary.json`.
 
-    An experiment that finished is not trained again; one that was stopped goes on.
+    An experiment that finished is not trained again; one that was stopped goes on. With the precision `auto`, the first
+    one trained into the folder decides for all.
 
     Raises:
         ValueError: if an experiment is unknown.
@@ -75,7 +76,7 @@ def run_cnsn(
     short: bool = False,
     epochs: int | None = None,
     seed: int = 0,
-    precision: Literal["fp32", "bf16"] | str = "fp32",
+    precision: str = "auto",
     data_dir: Path | None = None,
     progress: bool | None = None,
 ) -> None:
@@ -129,7 +130,7 @@ def run_doubly_nested(
     blocks: int = 5,
     epochs: int = 30,
     seed: int = 0,
-    precision: Literal["fp32", "bf16"] | str = "fp32",
+    precision: str = "auto",
     data_dir: Path | None = None,
     progress: bool | None = None,
 ) -> None:
@@ -206,7 +207,7 @@ def run_shrinknets(
     units: int = 10_000,
     epochs: int = 100,
     seed: int = 0,
-    precision: Literal["fp32", "bf16"] | str = "fp32",
+    precision: str = "auto",
     data_dir: Path | None = None,
     progress: bool | None = None,
 ) -> None:
@@ -284,7 +285,7 @@ def _finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     if not (folder / SUMMARY).exists():
         return False
     done = json.loads((folder / SUMMARY).read_text())
-    return all(done.get(key) == value for key, value in wanted.items())
+    return all(done.get(key) == value for key, value in wanted.items() if (key, value) != ("precision", "auto"))
 
 
 def _experiment(
@@ -298,6 +299,9 @@ def _experiment(
     """Train one experiment, or go on with it, and write its summary; nothing is left to do if that is there."""
     if _finished(folder, wanted):
         return
+    if wanted["precision"] == "auto":  # as the others here, for the tables compare what was trained alike
+        others = (run["precision"] for some in runs(folder.parent).values() for run in some if "precision" in run)
+        wanted = wanted | {"precision": next(others, "auto")}
     torch.manual_seed(wanted["seed"])
     net, recipe = build()
     options: dict[str, Any] = {"precision": wanted["precision"], "progress": progress}
@@ -306,6 +310,7 @@ def _experiment(
         history = fit(net, images, recipe, out=folder, resume=True, seed=wanted["seed"], **options)
     summary = {
         **wanted,
+        "precision": history.precision,
         "train_images": len(images.train),
         "epochs": len(history),
         "minutes": round(sum(epoch.seconds for epoch in history) / 60, 1),

@@ -47,12 +47,19 @@ class History(Sequence[Epoch]):
         full: position of the full network among them.
         epochs: what has been seen so far.
         filters: name of each filter, of a network that learns its widths.
+        precision: in which it is trained, fp32 or bf16.
     """
 
     def __init__(
-        self, labels: Sequence[str], full: int, epochs: Sequence[Epoch] = (), filters: Sequence[str] = ()
+        self,
+        labels: Sequence[str],
+        full: int,
+        epochs: Sequence[Epoch] = (),
+        filters: Sequence[str] = (),
+        precision: str = "fp32",
     ) -> None:
         self.labels, self.full, self.epochs, self.filters = tuple(labels), full, list(epochs), tuple(filters)
+        self.precision = precision
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -86,7 +93,8 @@ class History(Sequence[Epoch]):
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         epochs = [asdict(epoch) for epoch in self.epochs]
-        return {"labels": self.labels, "full": self.full, "filters": self.filters, "epochs": epochs}
+        about = {"labels": self.labels, "full": self.full, "filters": self.filters, "precision": self.precision}
+        return {**about, "epochs": epochs}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -94,7 +102,8 @@ class History(Sequence[Epoch]):
         rows: list[dict[str, Any]] = [
             {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in data["epochs"]
         ]
-        return cls(data["labels"], data["full"], [Epoch(**row) for row in rows], data.get("filters", ()))
+        more = {name: data[name] for name in ("filters", "precision") if name in data}  # older ones lack them
+        return cls(data["labels"], data["full"], [Epoch(**row) for row in rows], **more)
 
     def to_csv(self, path: Path) -> None:
         """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each.

@@ -1,7 +1,9 @@
 """The one training loop."""
 
 import atexit
+import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -22,12 +24,14 @@ from telescopic.shrink.family import filters, living
 from telescopic.statistics import recalibrate_
 from telescopic.train.balance import gradient_factors
 from telescopic.train.board import tensorboard
-from telescopic.train.checkpoint import Position
+from telescopic.train.checkpoint import Position, read_facts
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import stop_requests
 from telescopic.train.keeper import LAST, Keeper, fingerprint
+from telescopic.train.layout import lay_out_, layout_for
 from telescopic.train.objective import Objective, objective_weights
 from telescopic.train.optimizer import optimizer_for
+from telescopic.train.precision import PRECISIONS, Precision, faster, step_seconds
 from telescopic.train.progress import reporter
 from telescopic.train.recipe import Recipe
 from telescopic.train.result import Result
@@ -53,7 +57,7 @@ def fit(
     resume: bool = False,
     seed: int = 0,
     keep: Literal["best", "last"] = "best",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "auto",
     cpu: bool = False,
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
@@ -80,7 +84,8 @@ def fit(
         seed: order of the images, their augmentation, and dropout.
         keep: which weights the network holds at the end: those of the epoch in which the full network was most
             accurate on the validation images, or the last epoch's, also where there are no such images.
-        precision: fp32, or bf16 by autocast (evaluation stays in fp32).
+        precision: fp32, or bf16 by autocast (evaluation stays in fp32). `auto` goes on as the run began; a new one
+            times a step in each and takes the faster, and says so. The history knows which it was.
         cpu: stay on the CPU even if there is a GPU.
         progress: True shows it, False is silent, None shows it live on a terminal and in few plain lines elsewhere.
         checkpoint_seconds: a checkpoint is written when this long has passed since the last, after each epoch that
@@ -93,7 +98,8 @@ def fit(
 
     Raises:
         ValueError: if recipe and network do not fit, such as one that shrinks a network without filters; if the
-            network and the images or labels do not; or `out` already holds a run and `resume` is False.
+            network and the images or labels do not; if `precision` is none of the three; or `out` already holds a run
+            and `resume` is False.
         HeldError: if another process is training in `out`.
         WriteError: if a file cannot be written, say on a full disk; what was written before it is whole.
         CheckpointError: if the checkpoint to resume from is corrupt or of another run.
@@ -102,6 +108,8 @@ def fit(
     """
     from accelerate import Accelerator
 
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     folder = None if out is None else Path(out)
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
@@ -132,7 +140,7 @@ def fit(
                 on_epoch=on_epoch,
             )
             if result is not None:
-                result.write(history.best() if keep == "best" else history[-1], len(history))
+                result.write(history.best() if keep == "best" else history[-1], history)
     except WriteError as error:
         if folder is None or not os.path.isfile(folder / LAST):
             raise
@@ -155,7 +163,7 @@ def _train(
     *,
     seed: int,
     keep: Literal["best", "last"],
-    precision: Literal["fp32", "bf16"],
+    precision: Precision,
     progress: bool | None,
     checkpoint_seconds: float,
     on_epoch: Callable[[History], None] | None,
@@ -165,12 +173,14 @@ def _train(
     if world > 1:
         atexit.register(_leave_group)
     least = check_training(net, data, recipe.preprocess, recipe.batch_size, world)
-    layout, dtype = _layout(net, device, precision), next(net.parameters()).dtype
-    _lay_out(net, layout)
+    if precision == "auto":
+        precision = _precision(net.to(device), recipe, data, accelerator, out, told=rank == 0 and progress is not False)
+    layout, dtype = layout_for(net, device, precision), next(net.parameters()).dtype
+    lay_out_(net, layout)
     objective = accelerator.prepare_model(Objective(net, recipe))  # moves the network to the device
     factors = gradient_factors(net, objective_weights(net, recipe)) if recipe.balanced else []
     optimizer = optimizer_for(net, recipe, device)
-    train, held = data.train.to(device), [_share(s, rank, world).to(device) for s in (data.validation, data.test)]
+    train, apart = data.train.to(device), [_share(s, rank, world).to(device) for s in (data.validation, data.test)]
     sizes = batch_sizes(len(train), recipe.batch_size, least)
     num_batches = len(sizes)
     example = recipe.preprocess(train.images[:2]).to(dtype)
@@ -185,6 +195,7 @@ def _train(
     keeper = Keeper(out, net, optimizer, example, same, facts, lost, writes=rank == 0, seconds=checkpoint_seconds)
     labels = [net.grid.label(member) for member in net.grid]
     history, position = keeper.resume(History(labels, net.grid.index(net.grid.full), filters=tuple(filters(net))))
+    history.precision = precision
 
     def wrapped() -> nn.Module:
         """The network in its present widths, for several processes."""
@@ -270,7 +281,7 @@ def _train(
             if net.statistics == "recalibrated":
                 recalibrate_(net, train, recipe.preprocess, augment=recipe.augment, seed=seed)
             accuracy = []
-            for mine, whole in zip(held, (data.validation, data.test), strict=True):
+            for mine, whole in zip(apart, (data.validation, data.test), strict=True):
                 correct = accelerator.reduce(count_correct(net, mine, recipe.preprocess).to(device), "sum")
                 accuracy.append(tuple((correct.cpu().double() / len(whole)).tolist()))
             history.epochs.append(
@@ -304,7 +315,7 @@ def _train(
                 stop()
     if keep == "best":
         keeper.restore_best()
-    _lay_out(net, torch.contiguous_format)
+    lay_out_(net, torch.contiguous_format)
     net.eval()
     return history
 
@@ -315,19 +326,22 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _layout(net: nn.Module, device: torch.device, precision: str) -> torch.memory_format:
-    """How features lie in memory: channels last where that was measured to be faster.
-
-    A joint step of CNSN gains up to 30 % by it in bf16 and loses nothing. In fp32 it gains 20 % with 128 channels, and
-    loses 9 to 21 % with 512 (benchmarks/speed_cnsn.py).
-    """
-    widest = max((m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)), default=0)
-    pays = precision == "bf16" or (device.type == "cpu" and widest <= 128)
-    return torch.channels_last if widest and pays and device.type in ("cpu", "cuda") else torch.contiguous_format
-
-
-def _lay_out(net: nn.Module, layout: torch.memory_format) -> None:
-    net.to(memory_format=layout)  # type: ignore[call-overload] # torch's own stub lacks this form
+def _precision(
+    net: Nested, recipe: Recipe, data: Dataset, accelerator: "Accelerator", out: Path | None, *, told: bool
+) -> Literal["fp32", "bf16"]:
+    """That in which the run in `out` began; of a new one, that in which a step takes less time, the same for all."""
+    if out is not None and (out / LAST).exists():
+        return "bf16" if read_facts(out / LAST).get("precision") == "bf16" else "fp32"
+    batch = slice(math.ceil(min(recipe.batch_size, len(data.train)) / accelerator.num_processes))
+    images, labels = (part[batch].to(accelerator.device) for part in (data.train.images, data.train.labels))
+    times = torch.tensor(step_seconds(net, recipe, images, labels), device=accelerator.device)
+    fp32, bf16 = accelerator.reduce(times, "sum").tolist()  # the sums, which no process has different ones of
+    chosen = faster(fp32, bf16)
+    if told:
+        why = f"a step: {1e3 * fp32:.1f} ms in fp32, {1e3 * bf16:.1f} in bf16"
+        why = why if math.isfinite(bf16) else "bf16 is not faster here"
+        print(f"precision: {chosen} ({why})", file=sys.stderr, flush=True)
+    return chosen
 
 
 def _share(split: Split, rank: int, world: int) -> Split:

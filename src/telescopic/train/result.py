@@ -16,7 +16,7 @@ from telescopic.provenance import commit
 from telescopic.shrink.family import filters, fold_family
 from telescopic.statistics import warn_of_unseen
 from telescopic.train.checkpoint import read_facts
-from telescopic.train.history import Epoch
+from telescopic.train.history import Epoch, History
 from telescopic.train.keeper import LAST, fingerprint
 from telescopic.train.recipe import Recipe
 
@@ -69,18 +69,18 @@ class Result:
                 stacklevel=3,
             )
 
-    def write(self, epoch: Epoch, epochs: int) -> None:
+    def write(self, epoch: Epoch, history: History) -> None:
         """Write both, unless they are there already.
 
         Args:
             epoch: the one whose weights the network has.
-            epochs: how many there were.
+            history: of the run.
 
         Raises:
             WriteError: if a file cannot be written.
             BundleError: if the network cannot be kept, which was not so before it was trained.
         """
-        facts = {**self.facts, "epoch": epoch.epoch, "epochs": epochs}
+        facts = {**self.facts, "epoch": epoch.epoch, "epochs": len(history), "precision": history.precision}
         if self.priced is None or self._stands(facts):
             return
         warn_of_unseen(self.net)

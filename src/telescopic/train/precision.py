@@ -1,0 +1,91 @@
+"""Which precision training is faster in, on this machine."""
+
+import math
+import time
+from statistics import median
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from telescopic.nested import Nested
+from telescopic.train.layout import lay_out_, layout_for
+from telescopic.train.objective import Objective
+from telescopic.train.recipe import Recipe
+
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+ROUNDS, ENOUGH_S = 3, 2.0
+WORTH = 1.2
+"""So many times as fast bf16 has to be: it rounds to 8 bits, and what a clock says differs from time to time."""
+
+
+def step_seconds(net: Nested, recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Seconds of a training step in fp32 and in bf16, without the optimizer's part, which is the same in both.
+
+    Weights, buffers, modes and torch's random state are as before afterwards; gradients are gone, and kernels may lie
+    in another layout.
+
+    Args:
+        net: the network, on the device that it is trained on.
+        recipe: how it is trained.
+        images: a batch of uint8 images, on the same device.
+        labels: their classes.
+
+    Returns:
+        Two medians; infinity for bf16, and nothing is timed, where it is known not to pay: on processors without
+        instructions for it, on devices other than CPU and CUDA, and for weights that are not float32.
+    """
+    first = next(net.parameters())
+    device = first.device
+    if first.dtype != torch.float32 or device.type not in ("cpu", "cuda") or not _has_bf16(device):
+        return 0.0, math.inf
+    modes = [(module, module.training) for module in net.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            net.train()
+            objective, x = Objective(net, recipe).to(device), recipe.preprocess(images)
+            began = time.perf_counter()
+            for round_ in range(1 + ROUNDS):  # the first of them warms up
+                for precision, times in seconds.items():
+                    layout = layout_for(net, device, precision)
+                    lay_out_(net, layout)
+                    given = x.to(first.dtype, memory_format=layout)
+                    objective.zero_grad()
+                    now = _now(device)
+                    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                        loss, _ = objective(given, labels)
+                    (loss / len(labels)).backward()
+                    if round_:
+                        times.append(_now(device) - now)
+                if round_ and time.perf_counter() - began > ENOUGH_S:
+                    break
+    finally:
+        net.zero_grad()
+        for module, training in modes:
+            module.training = training
+        for buffer, was in buffers:
+            buffer.copy_(was)
+    return median(seconds["fp32"]), median(seconds["bf16"])
+
+
+def faster(fp32: float, bf16: float) -> Literal["fp32", "bf16"]:
+    """The precision to take, from the seconds of a step in each."""
+    return "bf16" if WORTH * bf16 < fp32 else "fp32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the processor is not known to lack instructions for bf16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
+    flags = [value for name, value in known.items() if "bf16" in name]
+    return not flags or any(flags)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
