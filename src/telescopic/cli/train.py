@@ -244,7 +244,7 @@ def _train(
         net, recipe = build(images)
         before, recipe = recipe, continued(recipe, folder) if resume else recipe
         if speaks and before != recipe:
-            print(f"{folder} goes on with the milestones it began with: {recipe.milestones}", file=sys.stderr)
+            tell(f"{folder} goes on with the milestones it began with: {recipe.milestones}", file=sys.stderr)
         # What learns its widths is kept as it is after the last epoch, when it is smallest.
         options: dict[str, Any] = {"precision": precision, "keep": "best" if recipe.shrink is None else "last"}
         with interruptible():
