@@ -1,15 +1,16 @@
-"""Claim: whatever happens to a bundle's bytes, loading it succeeds or raises BundleError, quickly and in little memory.
+"""Claim: whatever happens to a file's bytes, reading it succeeds or raises its own error, soon and in little memory.
 
-1 000 mutated files, each loaded whole and as one member; a foreign exception, a load of more than 5 s of processor
-time, or 500 MB more memory at the peak counts as a failure; a crash or a minute's hang ends the program. It writes
-results/fuzz-bundle.json:
+Bundles (each loaded whole and as one member), checkpoints of runs, catalogues and summaries: 2 000 mutated files of
+each kind. A foreign exception, a reading of more than 5 s of processor time, or 500 MB more memory at the peak counts
+as a failure; a crash or a minute's hang ends the program. It writes results/fuzz-bundle.json:
 
-    python benchmarks/fuzz_bundle.py [--cases 1000] [--seed 0]
+    python benchmarks/fuzz_bundle.py [--cases 2000] [--seed 0]
 """
 
 import argparse
 import faulthandler
 import json
+import os
 import random
 import resource
 import sys
@@ -21,17 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
-from telescopic.bundle import BundleError, load, save
-from telescopic.catalogue import measure
+from telescopic.architecture import named_tensors
+from telescopic.bundle import Bundle, BundleError, load, save
+from telescopic.catalogue import Catalogue, CatalogueError, measure
 from telescopic.cost import machine
 from telescopic.data import Preprocess
 from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.networks import mlp
+from telescopic.papers.reproduce import SummaryError, runs
 from telescopic.provenance import commit, versions
 from telescopic.subnet import Subnet
+from telescopic.train import CheckpointError, Epoch, History, Recipe
+from telescopic.train.checkpoint import Position, load_checkpoint, read_history, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SLOW_S = 5.0
@@ -82,11 +88,43 @@ def families(folder: Path) -> list[tuple[bytes, Subnet]]:
     return list(zip((path.read_bytes() for path in bundles), (Subnet(entry=1), Subnet(entry=1), Subnet()), strict=True))
 
 
+def checkpoint(folder: Path) -> bytes:
+    """A whole checkpoint of a run, as `fit` writes it."""
+    net = mlp(16, (8, 8), 3)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net.all(torch.randn(2, 16)).sum().backward()
+    optimizer.step()
+    labels = [net.grid.label(member) for member in net.grid]
+    seen = Epoch(1, 1.0, 100.0, 0.1, 0.5, (0.5,) * 3, (0.9,) * 3, (0.9,) * 3)
+    facts = {"history": History(labels, 2, [seen]).to_dict(), "recipe": Recipe(epochs=2).to_dict(), "seed": 0}
+    save_checkpoint(folder / "last", net, optimizer, Position(2, 3, 1.5, [0.5] * 4), facts)
+    return (folder / "last").read_bytes()
+
+
+def summary() -> bytes:
+    """What an experiment leaves."""
+    facts = {"experiment": "nsn", "seed": 0, "minutes": 1.5, "protocols": {"last": {"epoch": 2, "test": [0.9] * 3}}}
+    return json.dumps(facts | {"recipe": Recipe(epochs=2).to_dict()}).encode()
+
+
 def mutate(bundle: bytes, chance: random.Random) -> bytes:
     """One of the accidents and attacks that may befall a file."""
     length = int.from_bytes(bundle[:8], "little")
     ways = (_flip, _truncate, _extend, _lie_about_length, _edit_header, _edit_document, _edit_document, _edit_document)
     return chance.choice(ways)(bundle, 8 + length, chance)
+
+
+def mutate_json(document: bytes, chance: random.Random) -> bytes:
+    """The same of a file that is JSON."""
+    if chance.random() < 0.3:
+        ways = (_flip, _truncate, _extend)
+        return chance.choice(ways)(document, len(document) // 2, chance)
+    value = [json.loads(document)]
+    for _ in range(chance.randint(1, 3)):
+        _edit(value, chance)
+        if not value or len(_text(value)) > 100_000:
+            break
+    return _text(value[0] if value else None).encode("utf-8", "surrogatepass")
 
 
 def _flip(bundle: bytes, start: int, chance: random.Random) -> bytes:
@@ -114,6 +152,8 @@ def _lie_about_length(bundle: bytes, start: int, chance: random.Random) -> bytes
 def _edit_header(bundle: bytes, start: int, chance: random.Random) -> bytes:
     """Change what safetensors says about a tensor, or the metadata's form."""
     header = json.loads(bundle[8:start])
+    if chance.random() < 0.5:  # as from a version that wrote none
+        del header["__metadata__"]["checksums"]
     _edit(header, chance)
     return _packed(header, bundle[start:])
 
@@ -122,6 +162,7 @@ def _edit_document(bundle: bytes, start: int, chance: random.Random) -> bytes:
     """Change one to three values of what telescopic says about the network."""
     header = json.loads(bundle[8:start])
     document = json.loads(header["__metadata__"]["telescopic"])
+    del header["__metadata__"]["checksums"]  # or every change would be damage
     for _ in range(chance.randint(1, 3)):
         _edit(document, chance)
         if len(text := _text(document)) > 100_000:  # repeating what is repeated would take all memory here
@@ -171,15 +212,42 @@ def _text(value: Any) -> str:
 
 
 def outcome(path: Path, subnet: Subnet | None) -> tuple[str, float]:
-    """What loading a file comes to ("loaded", "BundleError", or what should not have happened), and after how long."""
+    """What loading a bundle comes to ("loaded", "BundleError", or what should not have been), and after how long."""
+    return _tried(lambda: load(path, subnet), BundleError)
+
+
+def resumed(path: Path) -> None:
+    """Read a checkpoint as `fit` does. If it is refused, nothing may have been changed; else training goes on."""
+    net = mlp(16, (8, 8), 3)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    before = {name: tensor.clone() for name, tensor in named_tensors(net).items()}
+    read_history(path)
+    try:
+        load_checkpoint(path, net, optimizer)
+    except CheckpointError:
+        assert all(torch.equal(tensor, before[name]) for name, tensor in named_tensors(net).items())
+        raise
+    net.all(torch.randn(2, 16)).sum().backward()
+    optimizer.step()
+
+
+def listed(path: Path) -> None:
+    """Read a catalogue, and show it."""
+    table = Catalogue.from_json(path)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        Console(file=nowhere).print(table.table())
+    table.choose()
+
+
+def _tried(read: Callable[[], object], error: type[Exception]) -> tuple[str, float]:
     start = time.process_time()  # not the clock on the wall, which others on this machine slow down
     try:
-        load(path, subnet)
+        read()
         result = "loaded"
-    except BundleError:
-        result = "BundleError"
-    except Exception as error:
-        result = f"{type(error).__name__}: {error}"[:200]
+    except error as refused:
+        result = error.__name__ if str(refused).isprintable() else f"unprintable: {refused!r:.100}"
+    except Exception as foreign:
+        result = f"{type(foreign).__name__}: {foreign}"[:200]
     seconds = time.process_time() - start
     return (result if seconds < SLOW_S else f"{result} after {seconds:.1f} s"), seconds
 
@@ -187,38 +255,54 @@ def outcome(path: Path, subnet: Subnet | None) -> tuple[str, float]:
 def main() -> int:
     """Run the benchmark; the exit status tells whether the claim holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     config = vars(parser.parse_args())
     chance = random.Random(config["seed"])
-    counts: Counter[str] = Counter()
+    loads: dict[str, Counter[str]] = {}
     failures: list[str] = []
     slowest = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        bundles = families(Path(folder))
-        path = Path(folder) / "mutated.safetensors"
-        for bundle, subnet in bundles:  # what is whole must load, and takes the memory that loading takes
-            path.write_bytes(bundle)
-            assert outcome(path, None)[0] == outcome(path, subnet)[0] == "loaded"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundles = families(folder)
+        table = Bundle.open(folder / "mlp").catalogue
+        assert table is not None
+        table.to_json(folder / "table")
+        runs_in = folder / "runs" / "one"
+        runs_in.mkdir(parents=True)
+        path = runs_in / "summary.json"
+        kinds: dict[str, tuple[list[bytes], Callable[[bytes, random.Random], bytes], Callable[[int], Any], Any]] = {
+            "bundle": ([b for b, _ in bundles], mutate, lambda _: load(path), BundleError),
+            "member": ([b for b, _ in bundles], mutate, lambda which: load(path, bundles[which][1]), BundleError),
+            "checkpoint": ([checkpoint(folder)], mutate, lambda _: resumed(path), CheckpointError),
+            "catalogue": ([(folder / "table").read_bytes()], mutate_json, lambda _: listed(path), CatalogueError),
+            "summary": ([summary()], mutate_json, lambda _: runs(folder / "runs"), SummaryError),
+        }
+        for originals, _, read, _ in kinds.values():  # what is whole must load, and takes the memory that it takes
+            for which, whole in enumerate(originals):
+                path.write_bytes(whole)
+                read(which)
         before = _peak_mb()
-        for case in range(config["cases"]):
-            bundle, subnet = chance.choice(bundles)
-            path.write_bytes(mutate(bundle, chance))
-            for wanted in (None, subnet):
+        for kind, (originals, change, read, error) in kinds.items():
+            counts = loads.setdefault(kind, Counter())
+            for case in range(config["cases"]):
+                which = chance.randrange(len(originals))
+                path.write_bytes(change(originals[which], chance))
                 faulthandler.dump_traceback_later(60, exit=True)
-                result, seconds = outcome(path, wanted)
+                result, seconds = _tried(lambda read=read, which=which: read(which), error)
                 faulthandler.cancel_dump_traceback_later()
                 slowest = max(slowest, seconds)
-                counts[result if result in ("loaded", "BundleError") else "failure"] += 1
-                if result not in ("loaded", "BundleError"):
-                    failures.append(f"case {case}, {wanted or 'whole'}: {result}")
+                well = result in ("loaded", error.__name__)
+                counts[result if well else "failure"] += 1
+                if not well:
+                    failures.append(f"{kind}, case {case}: {result}")
         growth = _peak_mb() - before
     if growth > MUCH_MB:
         failures.append(f"the peak of memory grew by {growth:.0f} MB")
     report = {
         "claim": __doc__.splitlines()[0].removeprefix("Claim: "),
         "config": config,
-        "loads": dict(counts),
+        "loads": {kind: dict(counts) for kind, counts in loads.items()},
         "slowest_processor_s": round(slowest, 3),
         "peak_memory_growth_mb": round(growth, 1),
         "failures": failures,

@@ -116,8 +116,9 @@ def _speed() -> str:
         rows.append(["killed with -9 and resumed: identical weights", f"{kill['figures']['identical']} runs"])
     fuzz = _read("fuzz-bundle")
     if fuzz is not None:
-        loads = ", ".join(f"{number} {what}" for what, number in fuzz["loads"].items())
-        rows.append([f"{fuzz['config']['cases']} mutated bundles, loads: {loads}", f"{len(fuzz['failures'])} failures"])
+        read = ", ".join(f"{kind} {counts.get('loaded', 0)}" for kind, counts in fuzz["loads"].items())
+        what = f"{fuzz['config']['cases']} mutated files of each kind; read all the same: {read}; all others refused"
+        rows.append([what, f"{len(fuzz['failures'])} failures"])
     where = "" if speed is None else f" ({speed['machine']})"
     return f"\nEach by the program of its name in `benchmarks/`{where}:\n\n" + _table(("what", "measured"), rows)
 

@@ -1,13 +1,15 @@
 """Puts a finished run's bundle into the package, as a family that `telescopic.load` knows by name, with a card.
 
-python benchmarks/ship.py runs/nsn-mnist nsn-mnist
+    python benchmarks/ship.py runs/nsn-mnist nsn-mnist
+
+Without a run, it writes the family again as this version writes bundles: the same tensors and facts.
 """
 
 import hashlib
 import sys
 from pathlib import Path
 
-from telescopic.bundle import Bundle
+from telescopic.bundle import Bundle, save
 from telescopic.quantities import human
 from telescopic.run import Source
 
@@ -48,11 +50,15 @@ def card(name: str, bundle: Bundle) -> str:
 
 def main() -> None:
     """Copy the bundle and write the card."""
-    folder, name = sys.argv[1:]
-    source = Source.open(folder)
+    *folder, name = sys.argv[1:]
     target = MODELS / f"{name}.safetensors"
-    MODELS.mkdir(exist_ok=True)
-    target.write_bytes(source.bundle.path.read_bytes())
+    if folder:
+        MODELS.mkdir(exist_ok=True)
+        target.write_bytes(Source.open(folder[0]).bundle.path.read_bytes())
+    else:
+        bundle = Bundle.open(target)
+        kept = {key: getattr(bundle, key) for key in ("preprocess", "classes", "input_shape", "provenance")}
+        save(bundle.network(), target, bundle.catalogue, **kept)
     (MODELS / f"{name}.md").write_text(card(name, Bundle.open(target)), encoding="utf-8")
     print(target, target.stat().st_size, "bytes")
 

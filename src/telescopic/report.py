@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
+from html import escape as escape_html
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -15,6 +15,7 @@ from string import Template
 from torch import nn
 
 from telescopic.catalogue import Catalogue
+from telescopic.documents import printable
 from telescopic.files import make_folder, replacing
 from telescopic.heatmaps import HEAT, NAMES, heatmaps
 from telescopic.nested import Nested
@@ -120,6 +121,11 @@ def summary(catalogue: Catalogue) -> str:
             worst, best = (human(pick(accuracies), "%") for pick in (min, max))
             return f"{sizes}: {costs}, {best if worst == best else f'{worst} to {best}'} of the {images} images right."
     return f"{sizes}: {costs}."
+
+
+def escape(text: str) -> str:
+    """Text as it stands in the page, which may have come from a file of anyone."""
+    return escape_html(printable(text))
 
 
 def _prose(text: str) -> str:

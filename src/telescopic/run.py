@@ -13,7 +13,7 @@ from telescopic.catalogue import Catalogue, measure_latency
 from telescopic.data import DataError, Dataset, Preprocess
 from telescopic.nested import Nested
 from telescopic.train import History
-from telescopic.train.checkpoint import read_facts
+from telescopic.train.checkpoint import read_history
 from telescopic.train.keeper import LAST, fingerprint
 from telescopic.train.result import CATALOGUE, MODEL, unfinished
 
@@ -86,7 +86,7 @@ class Source:
         """What training has seen, if the run's folder is there."""
         if self.folder is None or not (self.folder / LAST).exists():
             return None
-        return History.from_dict(read_facts(self.folder / LAST)["history"])
+        return read_history(self.folder / LAST)
 
     def samples(self, number: int = 64, data_dir: str | None = None) -> tuple[Tensor, str]:
         """Images uint8 `[number, channels, height, width]` to compare exported files on, and what they are.

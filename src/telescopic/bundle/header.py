@@ -1,16 +1,8 @@
 """What a bundle says about itself, read from a file that may come from anyone: nothing is taken for granted."""
 
-import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import FileIO
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from telescopic import documents
 from telescopic.architecture import MAX_PARTS
 from telescopic.catalogue import Catalogue
 from telescopic.data import Preprocess
@@ -18,65 +10,20 @@ from telescopic.subnet import Grid
 
 FORMAT = 1
 FIELDS = ("format", "grid", "architecture", "catalogue", "preprocess", "classes", "input_shape", "provenance")
-MAX_HEADER = 8 * 2**20
-"""Longest header read, in bytes. Ten thousand tensors take two million."""
 
 
 class BundleError(ValueError):
     """A file that is no whole bundle, or a network that cannot be kept in one."""
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[FileIO]:
-    """Open a file; what can go wrong with its contents becomes a BundleError that names it."""
-    try:
-        with FileIO(path) as file:
-            if sys.platform == "linux":  # or the kernel reads ahead: up to everything, for a member of an eighth
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            yield file
-    except (ValueError, SafetensorError, OSError) as error:
-        raise BundleError(f"{path}: {error}") from error
-
-
-def read_header(file: FileIO) -> tuple[Any, dict[str, Any], int]:
-    """The header of a safetensors file: metadata; tensors, by name with dtype, shape and place; where these begin."""
-    length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
-    if length > min(size - 8, MAX_HEADER):
-        raise BundleError(
-            f"its header would take {length} bytes, but the file has {size}, and a header at most {MAX_HEADER}: "
-            "it is no bundle, or not a whole one"
-        )
-    header = _json(file.read(length))
-    with safe_open(file.name, framework="pt"):
-        pass  # safetensors has checked its form, and that the tensors fill the file, each in the size of its shape
-    return header.pop("__metadata__", None), header, 8 + length
-
-
-def _json(text: bytes) -> Any:
-    """Read JSON strictly: no name twice in an object, no NaN."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("an object has two values of one name")
-        return found
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"there is the number {constant}")
-
-    try:
-        return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("its header is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"its header cannot be read: {error}") from error
-
-
-def read_facts(metadata: Any) -> dict[str, Any]:
-    """The fields of a `Bundle` from a file's metadata, of which nothing is taken for granted."""
-    if not isinstance(metadata, dict) or not isinstance(text := metadata.get("telescopic"), str):
+def read_facts(document: str | None) -> dict[str, Any]:
+    """The fields of a `Bundle` from what its file says, of which nothing is taken for granted."""
+    if document is None:
         raise BundleError("it is a safetensors file but no bundle, for it says nothing about a network")
-    facts = _json(text.encode())
+    try:
+        facts = documents.parse(document.encode())
+    except ValueError as error:
+        raise BundleError(f"its header cannot be read: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise BundleError(f"its format is {found!r:.50}, but this version of telescopic reads format {FORMAT} only")

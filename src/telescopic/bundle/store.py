@@ -4,17 +4,15 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.architecture import build, describe, named_tensors
-from telescopic.bundle.header import FORMAT, BundleError, read_facts, read_header, reading
+from telescopic.bundle.header import FORMAT, BundleError, read_facts
 from telescopic.catalogue import Catalogue
 from telescopic.data import Preprocess
 from telescopic.extract import joined
@@ -22,14 +20,11 @@ from telescopic.files import make_folder, replacing
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 from telescopic.subnet import Grid, Subnet
+from telescopic.tensorfile import DTYPES, Place, TensorFile, opened, write
 from telescopic.wrappers import unwrapped
 
 MODELS = Path(__file__).parents[1] / "models"
 """Where the trained families are that come with the package."""
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
-_DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -67,9 +62,8 @@ class Bundle:
             BundleError: if there is no such file or family, or the file is damaged or of an unknown version.
         """
         path = _find(path_or_name)
-        with reading(path) as file:
-            metadata, _, _ = read_header(file)
-            return cls(path, **read_facts(metadata))
+        with opened(path, BundleError) as file:
+            return cls(path, **read_facts(file.document))
 
     @plain()
     def network(self, into: nn.Module | None = None) -> nn.Module:
@@ -81,10 +75,9 @@ class Bundle:
         Raises:
             BundleError: if the file is damaged, or does not fit the architecture or `into`.
         """
-        with reading(self.path) as file:
-            _, stored, start = read_header(file)
-            net = self._fitting(stored, into)
-            return _filled(net, [stored[name] for name in named_tensors(net)], file, start)
+        with opened(self.path, BundleError) as file:
+            net = self._fitting(file.places, into)
+            return _filled(net, list(named_tensors(net)), file)
 
     @plain()
     def member(self, subnet: Subnet | None, into: nn.Module | None = None) -> nn.Module:
@@ -97,20 +90,22 @@ class Bundle:
         Raises:
             BundleError: if there is no such member, or the file is damaged, or does not fit the architecture or `into`.
         """
-        with reading(self.path) as file:
+        with opened(self.path, BundleError) as file:
             subnet = self.grid.resolve(subnet)
-            _, stored, start = read_header(file)
-            net = self._fitting(stored, into)
+            net = self._fitting(file.places, into)
             if not isinstance(net, Nested):
-                return _filled(net, [stored[name] for name in named_tensors(net)], file, start)
+                return _filled(net, list(named_tensors(net)), file)
             name = {id(tensor): name for name, tensor in named_tensors(net).items()}
             parts = nn.ModuleList(module for _, module in net.path(subnet))
-            specs = [stored[name[id(tensor)]] for tensor in named_tensors(parts).values()]
-            filled = _filled(parts if into is None else copy.deepcopy(parts), specs, file, start)
+            names = [name[id(tensor)] for tensor in named_tensors(parts).values()]
+            filled = _filled(parts if into is None else copy.deepcopy(parts), names, file)
             assert isinstance(filled, nn.ModuleList)
-            return joined(list(filled), subnet.width or 1, net.groups).eval()
+            try:
+                return joined(list(filled), subnet.width or 1, net.groups).eval()
+            except Exception as error:  # layers that a file has put together may raise anything when they are cut
+                raise BundleError(f"{subnet} cannot be taken out of it: {error}") from error
 
-    def _fitting(self, stored: dict[str, Any], into: nn.Module | None) -> nn.Module:
+    def _fitting(self, stored: Mapping[str, Place], into: nn.Module | None) -> nn.Module:
         """A network that the file's tensors fit, judging by the header alone."""
         if into is None and self.architecture is None:
             raise BundleError("it was saved without architecture: build the network yourself and load `into=` it")
@@ -122,15 +117,17 @@ class Bundle:
             where = "file" if different[0] in stored else "network"
             raise BundleError(f"{different[0]!r:.200} is only in the {where}")
         for name, tensor in tensors.items():
-            shape, dtype = stored[name]["shape"], _DTYPES.get(stored[name]["dtype"])
-            if shape != list(tensor.shape):
+            place = stored[name]
+            dtype = DTYPES.get(place.dtype)
+            if place.shape != tuple(tensor.shape):
                 raise BundleError(
-                    f"{name!r:.200} has shape {shape!s:.200}, but {list(tensor.shape)!s:.200} in the network"
+                    f"{name!r:.200} has shape {list(place.shape)!s:.200}, but {list(tensor.shape)!s:.200} in the "
+                    "network"
                 )
             # What is built is float32; the file may hold what `.double()` or `.bfloat16()` made of it.
             either = into is None and tensor.is_floating_point() and dtype is not None and dtype.is_floating_point
             if dtype != tensor.dtype and not either:
-                raise BundleError(f"{name!r:.200} is {stored[name]['dtype']!r:.20}, but {tensor.dtype} in the network")
+                raise BundleError(f"{name!r:.200} is {place.dtype!r:.20}, but {tensor.dtype} in the network")
         return net
 
 
@@ -180,16 +177,13 @@ def save(
             "input_shape": None if input_shape is None else list(input_shape),
             "provenance": {"versions": versions(), **(provenance or {})},
         }
-        metadata = {"telescopic": json.dumps(document, allow_nan=False, separators=(",", ":"))}
-        read_facts(metadata)  # what could not be read again must not be written
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(net).items()}
-        if unknown := [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES.values()]:
-            raise ValueError(f"{unknown[0]} is {tensors[unknown[0]].dtype}")
+        text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+        read_facts(text)  # what could not be read again must not be written
         make_folder(path.parent)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata)
-            with reading(temporary) as file:
-                read_header(file)
+            write(temporary, named_tensors(net), text)
+            with opened(temporary, BundleError):
+                pass
     except (ValueError, TypeError, RuntimeError) as error:
         raise BundleError(f"cannot save {path}: {error}") from error
     return path
@@ -217,20 +211,12 @@ def load(path_or_name: str | Path, subnet: Subnet | None = None, *, into: nn.Mod
     return bundle.network(into) if subnet is None else bundle.member(subnet, into)
 
 
-def _filled(module: nn.Module, specs: Sequence[dict[str, Any]], file: FileIO, start: int) -> nn.Module:
-    """Read a module's tensors; `specs` says in their order what the file has for each, counting from `start`."""
+def _filled(module: nn.Module, names: Sequence[str], file: TensorFile) -> nn.Module:
+    """Read a module's tensors; `names` says in their order what the file calls each."""
     read: dict[int, Tensor] = {}
     with torch.no_grad():
-        for tensor, spec in zip(named_tensors(module).values(), specs, strict=True):
-            stored = torch.empty(tensor.shape, dtype=_DTYPES[spec["dtype"]])
-            first, last = spec["data_offsets"]
-            if last - first != stored.nbytes or file.seek(start + first) != start + first:
-                raise BundleError("it changed while it was read")
-            rest = stored.reshape(-1).view(torch.uint8).numpy().data
-            while rest:  # one call reads at most 2 GB
-                if not (number := file.readinto(rest)):
-                    raise BundleError("it became shorter while it was read")
-                rest = rest[number:]
+        for tensor, name in zip(named_tensors(module).values(), names, strict=True):
+            stored = file.read(name)
             if not tensor.is_meta:
                 tensor.copy_(stored)
             else:

@@ -2,6 +2,15 @@
 
 from telescopic.catalogue.choosing import BudgetError, Choice, Member
 from telescopic.catalogue.measuring import measure, measure_latency
-from telescopic.catalogue.table import Catalogue, CostName
+from telescopic.catalogue.table import Catalogue, CatalogueError, CostName
 
-__all__ = ["BudgetError", "Catalogue", "Choice", "CostName", "Member", "measure", "measure_latency"]
+__all__ = [
+    "BudgetError",
+    "Catalogue",
+    "CatalogueError",
+    "Choice",
+    "CostName",
+    "Member",
+    "measure",
+    "measure_latency",
+]

@@ -47,7 +47,8 @@ class Member:
         named = str(self.subnet)
         if named.count("=") < 3 or not isinstance(self.label, str):
             raise ValueError(f"a catalogue's member has entry, exit, width and a label, not {named} and {self.label!r}")
-        if not set(str(Subnet.parse(self.label)).split(",")) <= {*named.split(","), "full"}:
+        said = str(Subnet.parse(self.label))
+        if said != self.label or not set(said.split(",")) <= {*named.split(","), "full"}:
             raise ValueError(f"label {self.label!r} does not name {named}")
         for name in ("macs", "params", "bytes", "peak_activation", "largest_feature_map"):
             value = getattr(self, name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import torch
 
+from telescopic import documents
 from telescopic.catalogue.choosing import Budget, Choice, Member, choose
 from telescopic.cost.timing import machine
 from telescopic.files import replacing
@@ -34,6 +35,10 @@ _COLUMNS = {
     "latency_ms": ("latency\nms", "ms"),
     "latency_p95_ms": ("p95\nms", "ms"),
 }
+
+
+class CatalogueError(ValueError):
+    """A file that holds no catalogue."""
 
 
 @dataclass(frozen=True)
@@ -236,12 +241,12 @@ class Catalogue(Sequence[Member]):
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: if the file holds no catalogue.
+            CatalogueError: if the file holds no catalogue.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} holds no catalogue: {error}") from error
+            return cls.from_dict(documents.read(Path(path)))
+        except ValueError as error:
+            raise CatalogueError(f"{path} holds no catalogue: {documents.printable(str(error))}") from error
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line a member, in plain numbers: fractions, bytes, milliseconds; empty where not measured."""

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from telescopic.cli import anytime, data, engine, families, reproduce, search, serve, train
+from telescopic.cli.shown import tell
 
 # Everything heavy is imported inside the commands, so that --help answers at once.
 
@@ -34,7 +35,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except RuntimeError as error:
         from telescopic.export import ExportError
@@ -42,5 +43,5 @@ def main() -> None:
 
         if not isinstance(error, ExportError | TrainingError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table
+from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,9 +70,9 @@ def anytime(
             )
     finally:
         torch.set_num_threads(before)
-    print("path: " + " → ".join(net.grid.label(member) for member in path))
+    tell("path: " + " → ".join(net.grid.label(member) for member in path))
     show_table(_table(trials, f"{min(number, len(split))} {images} images, batch 1, {threads} threads"))
-    print("in time: classified rightly and in time; late: answers too late; at all: classified rightly, late or not")
+    tell("in time: classified rightly and in time; late: answers too late; at all: classified rightly, late or not")
 
 
 def _images(found: "Source", images: str, data: str | None, data_dir: Path | None) -> "Split":

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir
+from telescopic.cli.shown import DataDir, tell
 
 app = typer.Typer(no_args_is_help=True, help="Get data sets, and see what there is.")
 
@@ -18,7 +18,7 @@ def get(
     from telescopic import data
 
     fetched = data.fetch(name, data_dir=data_dir)
-    print(f"{name}: {fetched.source}" + (f"\nin {fetched.folder}" if fetched.folder else ""))
+    tell(f"{name}: {fetched.source}" + (f"\nin {fetched.folder}" if fetched.folder else ""))
 
 
 @app.command("list")
@@ -26,4 +26,4 @@ def names() -> None:
     """List the data sets known by name. Your own: an .npz of images and labels, or a folder of images by class."""
     from telescopic import data
 
-    print("\n".join(data.names()))
+    tell("\n".join(data.names()))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table
+from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,11 +71,11 @@ def pack(
     engine = Engine(to, cache=False)
     size = sum(file.stat().st_size for file in to.iterdir())
     gives = "the network's answers, almost" if int8 else "the network's answers"
-    print(f"{to}: {len(engine.members)} members, {size:,} bytes, each gives {gives}")
+    tell(f"{to}: {len(engine.members)} members, {size:,} bytes, each gives {gives}")
     if int8:
         show_table(_losses(engine))
     if engine.left_out:
-        print(f"left out: {', '.join(engine.left_out)}; {next(iter(engine.left_out.values()))}")
+        tell(f"left out: {', '.join(engine.left_out)}; {next(iter(engine.left_out.values()))}")
 
 
 def bench(
@@ -103,9 +103,9 @@ def bench(
     for number in batches:
         show_table(_table(engine, number, tries))
     best = engine.timings.best_threads()
-    print(f"{engine.runs_on}; {best} of {cpus} processors serve best, and are used from now on")
+    tell(f"{engine.runs_on}; {best} of {cpus} processors serve best, and are used from now on")
     if before is not None and after is not None:
-        print(f"memory of all members together: {(after - before) / 1e6:.1f} MB, feature maps of batch 1 included")
+        tell(f"memory of all members together: {(after - before) / 1e6:.1f} MB, feature maps of batch 1 included")
 
 
 def _losses(engine: "Engine") -> "Table":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, one_of, show_choice, show_table
+from telescopic.cli.shown import DataDir, Import, one_of, show_choice, show_table, tell
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +46,7 @@ def catalogue(
     show_table(table.table())
     if to is not None:
         (table.to_csv if to.suffix == ".csv" else table.to_json)(to)
-        print(f"written to {to}")
+        tell(f"written to {to}")
 
 
 def choose(
@@ -65,7 +65,7 @@ def choose(
     found = Source.open(source)
     choice = _choice(found, max_macs, max_params, max_bytes, max_peak_activation, max_latency_ms, min_accuracy)
     show_choice(choice)
-    print(f"\nTake it out:  telescopic extract {source} --subnet {choice.subnet} --to member.onnx")
+    tell(f"\nTake it out:  telescopic extract {source} --subnet {choice.subnet} --to member.onnx")
 
 
 def extract(
@@ -122,7 +122,7 @@ def extract(
         classes=found.bundle.classes,
         card=card,
     )
-    print(f"{path}: {path.stat().st_size:,} bytes, {same} on {len(images)} {what}")
+    tell(f"{path}: {path.stat().st_size:,} bytes, {same} on {len(images)} {what}")
 
 
 def report(
@@ -144,7 +144,7 @@ def report(
         source=source,
         facts=found.facts(),
     )
-    print(page)
+    tell(page)
 
 
 def _choice(found: "Source", macs: str | None, params: str | None, size: str | None, activation: str | None,

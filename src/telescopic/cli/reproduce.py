@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, numbers, one_of, show_table
+from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, numbers, one_of, show_table, tell
 
 app = typer.Typer(no_args_is_help=True, help="Repeat a paper's experiments and print its tables beside ours.")
 
@@ -160,7 +160,7 @@ def shrinknets(
         for table in shrinknets_tables(out):
             show_table(table)
         for path in write_plots(out, [plot for group in figure_1_runs(out) for plot in figure_1(group)]):
-            print(path)
+            tell(path)
     if 2 in figures:
         from telescopic.cli.search import run_search
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, Seed, interruptible, one_of, show_table
+from telescopic.cli.shown import DataDir, Seed, interruptible, one_of, show_table, tell
 
 app = typer.Typer(no_args_is_help=True, help="Train random models and compare them (needs telescopic[search]).")
 
@@ -97,15 +97,15 @@ def run_search(
         study = search.known_study(storage, search.study_name(data, network, kind, long, precision))
         found += [] if study is None else search.models(study, kind)
     if not found:
-        print(f"{storage} has no models of {network} on {name} trained for {long} epochs in {precision}")
+        tell(f"{storage} has no models of {network} on {name} trained for {long} epochs in {precision}")
         return
     show_table(search.results(found, name, network))
     folder = out or (Path("runs") if "://" in storage else Path(storage).parent)
     table = folder / f"models-{network}-{name}.csv"
     search.write_csv(table, found)
     for path in [table, *write_plots(folder, search.plots(found, name, network))]:
-        print(path)
+        tell(path)
 
 
 def _tell(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    tell(sentence, file=sys.stderr, flush=True)

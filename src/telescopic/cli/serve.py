@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import Backend
+from telescopic.cli.shown import Backend, tell
 
 
 def serve(
@@ -54,7 +54,7 @@ def serve(
             )
         shown = f"[{host}]" if ":" in host else host
         port = taken.getsockname()[1]
-        print(
+        tell(
             f"{len(engine.members)} members on http://{shown}:{port}, answers due in {slo_ms:g} ms; stop with Ctrl-C",
             flush=True,
         )

@@ -6,9 +6,11 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
+
+from telescopic.documents import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,11 +57,19 @@ Backend = Annotated[str, typer.Option(help="What runs the graphs: onnxruntime, o
 Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto: what a step is faster in.")]
 
 
-def show_table(table: "Table") -> None:
-    """Print a table as wide as the terminal allows."""
-    from rich.console import Console
+def tell(*texts: object, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print, harmlessly: a terminal obeys control characters, and names in files of anyone may hold some."""
+    print(*(printable(str(text)) for text in texts), file=file, flush=flush)
 
-    Console().print(table)
+
+def show_table(table: "Table") -> None:
+    """Print a table as wide as the terminal allows; what its cells hold is text, brackets and all."""
+    from rich.console import Console
+    from rich.segment import Segment, Segments
+
+    console = Console(markup=False, emoji=False)
+    segments = console.render(table)
+    console.print(Segments(s if s.control else Segment(printable(s.text), s.style) for s in segments), end="")
 
 
 def show_choice(choice: "Choice") -> None:
@@ -67,7 +77,7 @@ def show_choice(choice: "Choice") -> None:
     from telescopic.quantities import human
 
     accuracy = "" if choice.accuracy is None else f", {human(choice.accuracy, '%')} on validation images"
-    print(f"{choice.label}: {human(choice.macs)} MACs, {human(choice.params)} parameters{accuracy}\n{choice.why}")
+    tell(f"{choice.label}: {human(choice.macs)} MACs, {human(choice.params)} parameters{accuracy}\n{choice.why}")
 
 
 def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -98,5 +108,5 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        print(error if error.args else "stopped", file=sys.stderr)
+        tell(error if error.args else "stopped", file=sys.stderr)
         raise typer.Exit(130) from error

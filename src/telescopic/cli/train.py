@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, numbers, one_of, show_table
+from telescopic.cli.shown import DataDir, Precision, Seed, interruptible, numbers, one_of, show_table, tell
 
 if TYPE_CHECKING:
     from telescopic.catalogue import Catalogue
@@ -239,13 +239,13 @@ def _train(
         images = load(data, data_dir=data_dir, validation=validation, seed=seed)
         speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
         if speaks:
-            print(f"{data}: {len(images.train):,} training images, from {images.source}", file=sys.stderr)
+            tell(f"{data}: {len(images.train):,} training images, from {images.source}", file=sys.stderr)
         folder = out or Path("runs") / f"{method}-{Path(data).stem}"
         torch.manual_seed(seed)
         net, recipe = build(images)
         before, recipe = recipe, continued(recipe, folder) if resume else recipe
         if speaks and before != recipe:
-            print(f"{folder} goes on with the milestones it began with: {recipe.milestones}", file=sys.stderr)
+            tell(f"{folder} goes on with the milestones it began with: {recipe.milestones}", file=sys.stderr)
         # What learns its widths is kept as it is after the last epoch, when it is smallest.
         options: dict[str, Any] = {"precision": precision, "keep": "best" if recipe.shrink is None else "last"}
         with interruptible():
@@ -254,12 +254,12 @@ def _train(
         table = Source.open(str(folder)).catalogue()
         _show(table, folder)
         if method == "shrinknet":
-            print(f"\n{_left(folder)}")
+            tell(f"\n{_left(folder)}")
         if method == "cnsn" and len(table) > 1:
-            print(f"\n{_storage(folder, table)}")
+            tell(f"\n{_storage(folder, table)}")
         # Something that a member fits, also where the smallest is not much smaller than the largest.
         some = human(max(0.6 * table[-1].macs, 1.1 * table[0].macs)).replace(" ", "")
-        print(f"\nNext:  telescopic choose {folder} --max-macs {some}    telescopic report {folder}")
+        tell(f"\nNext:  telescopic choose {folder} --max-macs {some}    telescopic report {folder}")
 
 
 def _show(table: "Catalogue", folder: Path) -> None:
@@ -268,7 +268,7 @@ def _show(table: "Catalogue", folder: Path) -> None:
         return show_table(table.table())
     front = table.front()
     show_table(table.table(front))
-    print(
+    tell(
         f"\nThese {len(front)} of {len(table)} members are more accurate on validation images than all that need no "
         f"more MACs.\nAll of them:  telescopic catalogue {folder}"
     )

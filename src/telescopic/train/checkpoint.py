@@ -1,21 +1,26 @@
 """How a run survives: everything needed to go on, bit for bit, in one file without pickles."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from telescopic import documents
 from telescopic.architecture import named_tensors
 from telescopic.files import replacing
 from telescopic.layers.filter import Filter
 from telescopic.shrink.shapes import reshape_
+from telescopic.tensorfile import DTYPES, TensorFile, opened, write
+from telescopic.train.history import History
 
 FORMAT = 1
+MAX_BYTES, MAX_VALUES = 100_000_000, 10_000_000
+"""Of a header, which has the history of many members over many epochs. Safetensors itself reads no longer ones."""
 
 
 class CheckpointError(ValueError):
@@ -36,18 +41,28 @@ class Position:
     sums: list[float] = field(default_factory=list)
     compacting: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse what no run can have reached."""
+        for name, least in (("epoch", 1), ("batch", 0)):
+            if type(value := getattr(self, name)) is not int or not least <= value < 2**63:
+                raise ValueError(f"its {name} is {value!r:.50}")
+        numbers = self.sums if isinstance(self.sums, list) else [None]
+        for number in (self.seconds, self.compacting, *numbers):
+            if type(number) not in (int, float) or not abs(number) < 2**63:  # nor NaN
+                raise ValueError(f"it has {number!r:.50} for seconds or a sum")
+
 
 def save_checkpoint(
     path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position, facts: dict[str, Any]
 ) -> None:
     """Write weights, the optimizer's state, the position and facts to one file, atomically."""
-    stored = {f"net/{name}": tensor.detach().contiguous() for name, tensor in named_tensors(net).items()}
+    stored = {f"net/{name}": tensor for name, tensor in named_tensors(net).items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
-            stored |= {f"optimizer/{index}/{k}": v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+            stored |= {f"optimizer/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     meta = {"format": FORMAT, "position": vars(position), **facts}
     with replacing(path) as temporary:
-        save_file(stored, temporary, metadata={"telescopic": json.dumps(meta)})
+        write(temporary, stored, json.dumps(meta))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -56,18 +71,45 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing, truncated, corrupt or of another format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["telescopic"])
-        if meta["format"] != FORMAT:
-            raise CheckpointError(f"{path} has checkpoint format {meta['format']}; this version reads {FORMAT}")
-        return dict(meta, position=Position(**meta["position"]))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}: put it back, or start a new run") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is not a whole checkpoint ({error}); delete it to start the run anew") from error
+    with _opened(path) as file:
+        return _facts(file)
+
+
+def read_history(path: Path) -> History:
+    """What a run had seen when its last state was saved.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or holds no history, as that of the best weights.
+    """
+    with _opened(path) as file:
+        return History.from_dict(_facts(file).get("history"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TensorFile]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}: put it back, or start a new run")
+    with opened(path, CheckpointError, most_bytes=MAX_BYTES, most_values=MAX_VALUES) as file:
+        yield file
+
+
+def _facts(file: TensorFile) -> dict[str, Any]:
+    if file.document is None:
+        raise ValueError("it is a safetensors file but no checkpoint, for it says nothing about a run")
+    # A member without images to be tried on has the accuracy NaN.
+    meta = documents.parse(file.document.encode(), most_values=MAX_VALUES, finite=False)
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise ValueError(f"it has checkpoint format {found!r:.50}; this version reads {FORMAT}")
+    position = meta.get("position")
+    if not isinstance(position, dict) or not position.keys() <= vars(Position()).keys():
+        raise ValueError("it is no checkpoint of a run, for it does not say where that was")
+    recipe = meta.get("recipe", {})
+    if not isinstance(recipe, dict) or not isinstance(milestones := recipe.get("milestones", []), list):
+        raise ValueError("its recipe cannot be read")
+    if any(type(number) is not int for number in (recipe.get("epochs", 1), *milestones)):
+        raise ValueError("its recipe has epochs or milestones that are no whole numbers")
+    return dict(meta, position=Position(**position))
 
 
 def load_checkpoint(
@@ -84,26 +126,40 @@ def load_checkpoint(
     Raises:
         CheckpointError: if the file cannot be read or is of another network; nothing has been changed then.
     """
-    read_facts(path)
-    with safe_open(path, framework="pt") as file:
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    own = named_tensors(net)
-    shapes = {name[4:]: tuple(t.shape) for name, t in stored.items() if name.startswith("net/")}
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    learned = example is not None and any(isinstance(part, Filter) for part in net.modules())
-    if shapes != expected and not (learned and shapes.keys() == expected.keys()):
-        differing = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
-        # Version 0.1.0 had a filter beside its layer, both within what stood in the layer's place.
-        old = any(name.endswith(".1.theta") and name in differing for name in shapes)
-        why = "; its filters have the names of version 0.1.0, which can go on with it" if old else ""
-        raise CheckpointError(f"{path} is of another network: {', '.join(differing[:3])} differ in name or shape{why}")
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in stored.items():
-        if not name.startswith("net/"):
+    with _opened(path) as file:
+        _facts(file)
+        own = named_tensors(net)
+        shapes = {name[4:]: place.shape for name, place in file.places.items() if name.startswith("net/")}
+        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        learned = example is not None and any(isinstance(part, Filter) for part in net.modules())
+        wrong = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
+        if wrong and not (learned and shapes.keys() == expected.keys()):
+            # Version 0.1.0 had a filter beside its layer, both within what stood in the layer's place.
+            old = any(name.endswith(".1.theta") and name in wrong for name in shapes)
+            why = "; its filters have the names of version 0.1.0, which can go on with it" if old else ""
+            raise ValueError(f"it is of another network: {', '.join(wrong[:3])} differ in name or shape{why}")
+        if wrong := sorted(n for n, t in own.items() if DTYPES.get(file.places[f"net/{n}"].dtype) != t.dtype):
+            raise ValueError(f"it is of another network: {', '.join(wrong[:3])} differ in type")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]] if optimizer is not None else []
+        names = {id(tensor): name for name, tensor in own.items()}
+        places: list[tuple[int, str, str]] = []
+        for name, place in file.places.items():
+            if name.startswith("net/"):
+                continue
             kind, index, key = [*name.split("/"), "", ""][:3]
-            if kind != "optimizer" or not index.isdecimal():
-                raise CheckpointError(f"{path} is not a checkpoint: it has a tensor {name!r}")
-            state.setdefault(int(index), {})[key] = tensor
+            if kind != "optimizer" or not index.isdecimal() or not index.isascii():
+                raise ValueError(f"it has a tensor {name!r:.200}, which is no checkpoint's")
+            if optimizer is None:
+                continue
+            # What an optimizer remembers is one number for a parameter, such as the step, or one for each weight.
+            known = [shapes[names[id(p)]] for p in parameters[int(index) : int(index) + 1] if id(p) in names]
+            if not known or place.shape not in ((), *known):
+                raise ValueError(f"its {name!r:.200} of shape {list(place.shape)!s:.200} belongs to no parameter")
+            places.append((int(index), key, name))
+        stored = {name: file.read(f"net/{name}") for name in own}
+        state: dict[int, dict[str, Tensor]] = {}
+        for number, key, name in places:
+            state.setdefault(number, {})[key] = file.read(name)
     if example is not None and shapes != expected:
         try:
             reshape_(net, shapes, example)
@@ -111,11 +167,10 @@ def load_checkpoint(
             raise CheckpointError(f"{path} is of another network: {error}") from error
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(stored[f"net/{name}"])
+            tensor.copy_(stored[name])
     if optimizer is not None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, held in state.items():
             for key, tensor in held.items():  # in the layout of the parameter, which the fused optimizers rely on
-                if index < len(parameters) and tensor.shape == parameters[index].shape:
+                if tensor.shape == parameters[index].shape:
                     held[key] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -97,13 +97,22 @@ class History(Sequence[Epoch]):
         return {**about, "epochs": epochs}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The history that `to_dict` described."""
-        rows: list[dict[str, Any]] = [
-            {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in data["epochs"]
-        ]
-        more = {name: data[name] for name in ("filters", "precision") if name in data}  # older ones lack them
-        return cls(data["labels"], data["full"], [Epoch(**row) for row in rows], **more)
+    def from_dict(cls, data: object) -> Self:
+        """The history that `to_dict` described. The data may come from anyone: everything is checked.
+
+        Raises:
+            ValueError: if the data are anything else.
+        """
+        if not isinstance(data, Mapping) or not {"labels", "full", "epochs"} <= data.keys():
+            raise ValueError("a history is a mapping with labels, full and epochs")
+        labels, filters = (_many(data.get(name, []), (str,), f"{name} of a history") for name in ("labels", "filters"))
+        full, rows = data["full"], data["epochs"]
+        if type(full) is not int or not 0 <= full < len(labels) or not isinstance(rows, list):
+            raise ValueError(f"the full network is one of {len(labels)} members of a history, not {full!r:.50}")
+        precision = data.get("precision", "fp32")  # older ones do not say
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"the precision of a history is fp32 or bf16, not {precision!r:.50}")
+        return cls(labels, full, [_epoch(row, len(labels), len(filters)) for row in rows], filters, precision)
 
     def to_csv(self, path: Path) -> None:
         """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each.
@@ -121,3 +130,29 @@ class History(Sequence[Epoch]):
                 values = [*(getattr(epoch, p) for p in plain[1:]), *members]
                 values += [epoch.compacting, *epoch.widths] if self.filters else []
                 out.writerow([epoch.epoch, *(f"{value:.6g}" for value in values)])
+
+
+def _epoch(row: object, members: int, filters: int) -> Epoch:
+    if not isinstance(row, Mapping) or not set(row) <= {f.name for f in fields(Epoch)}:
+        raise ValueError("an epoch of a history has something unknown")
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        kinds = (int,) if name in ("epoch", "widths") else (int, float)
+        many = name in ("losses", "validation", "test", "widths")
+        found = _many(value if many else [value], kinds, f"{name} of an epoch")
+        if many and len(found) != (filters if name == "widths" else members):
+            raise ValueError(f"{name} of an epoch has {len(found)} values for {members} members, {filters} filters")
+        values[name] = found if many else found[0]
+    try:
+        return Epoch(**values)
+    except TypeError as error:
+        raise ValueError(f"an epoch of a history lacks something: {error}") from error
+
+
+def _many(value: object, kinds: tuple[type, ...], what: str) -> tuple[Any, ...]:
+    # A whole number may be longer than any other: no float could take it up.
+    if not isinstance(value, list | tuple) or any(
+        type(item) not in kinds or (type(item) is int and abs(item) >= 2**63) for item in value
+    ):
+        raise ValueError(f"{what} cannot be {value!r:.50}")
+    return tuple(value)

@@ -16,7 +16,14 @@ from telescopic.data import Dataset
 from telescopic.files import WriteError, make_folder, sweep
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
-from telescopic.train.checkpoint import CheckpointError, Position, load_checkpoint, read_facts, save_checkpoint
+from telescopic.train.checkpoint import (
+    CheckpointError,
+    Position,
+    load_checkpoint,
+    read_facts,
+    read_history,
+    save_checkpoint,
+)
 from telescopic.train.history import History
 from telescopic.train.recipe import Recipe
 
@@ -67,7 +74,7 @@ class Keeper:
         """
         if self.out is None or not (self.out / LAST).exists():
             return history, Position()
-        history, position = self._left_off(self.out / LAST)
+        history, position = self._left_off(self.out / LAST, history)
         # A kill may have come between writing the last state and the copy of it that is the best one.
         just_best = len(history) > 0 and position.batch == 0 and history.best() is history[-1]
         if len(history) > 0 and not just_best:
@@ -128,14 +135,17 @@ class Keeper:
     def _copy(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in named_tensors(self.net).items()}
 
-    def _left_off(self, path: Path) -> tuple[History, Position]:
+    def _left_off(self, path: Path, expected: History) -> tuple[History, Position]:
         """Where a run stopped. It may go on for longer or shorter, but its past must be that of the recipe given."""
         found = read_facts(path)
-        try:
-            history = History.from_dict(found["history"])
-            theirs = {**found["recipe"], **found}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is no run to go on with: is it a copy of {BEST}?") from error
+        if "history" not in found or "recipe" not in found:
+            raise CheckpointError(f"{path} is no run to go on with: is it a copy of {BEST}?")
+        history = read_history(path)
+        if (history.labels, history.full, history.filters) != (expected.labels, expected.full, expected.filters):
+            raise CheckpointError(
+                f"{path} is of another network: it has the members {', '.join(history.labels)!s:.200}"
+            )
+        theirs = {**found["recipe"], **found}
         position = found["position"]
         begun = position.epoch - (position.batch == 0)
         for name, value in {**self.same["recipe"], **self.same}.items():

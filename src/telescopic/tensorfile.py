@@ -1,0 +1,178 @@
+"""Tensors in one safetensors file with a document about them; both have checksums, verified when they are read.
+
+The checksums are kept beside the document, in the file's metadata. They protect from damage, not from malice: whoever
+changes a file on purpose changes them too. A file without them, as telescopic 0.1.0 wrote, is read unverified.
+"""
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from telescopic import documents
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_DOCUMENT, _CHECKSUMS = "telescopic", "checksums"
+_WORDS = 509  # a prime, so that not even whole pages that changed places have their words in the same columns
+_ROW = 8 * _WORDS
+_PIECE = 256 * _ROW  # bytes, about a million: it is summed up while the processor still has it at hand
+
+
+class Place(NamedTuple):
+    """Where a tensor is, and what: its bytes are from `first` to `last`, counted from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+class TensorFile:
+    """A file that is open for reading.
+
+    Attributes:
+        document: what it says of its tensors; None if that is not for us.
+        places: where its tensors are, by name.
+    """
+
+    def __init__(self, file: FileIO, most_bytes: int, most_values: int) -> None:
+        """Read the header. Nothing in it is taken for granted."""
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if length > min(size - 8, most_bytes):
+            raise ValueError(
+                f"its header would take {length} bytes, but the file has {size}, and a header at most {most_bytes}: "
+                "it is not a whole file, or none of ours"
+            )
+        self._file, self._start = file, 8 + length
+        header = _parsed(file.read(length), most_values)
+        with safe_open(file.name, framework="pt"):
+            pass  # safetensors has checked its form, and that the tensors fill the file, each in the size of its shape
+        metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.places = {n: Place(s["dtype"], tuple(s["shape"]), *s["data_offsets"]) for n, s in header.items()}
+        self.document = metadata.get(_DOCUMENT)
+        self._checksums: dict[str, Any] | None = None
+        if _CHECKSUMS in metadata:
+            sums = _parsed(metadata[_CHECKSUMS].encode(), most_values)
+            if not isinstance(sums, dict) or not isinstance(sums.get("tensors"), dict):
+                raise ValueError("its checksums cannot be read")
+            if self.document is None or sums.get("document") != zlib.crc32(self.document.encode()):
+                raise ValueError("it is damaged: what it says of its tensors has another checksum than when written")
+            self._checksums = sums["tensors"]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, from its own bytes alone.
+
+        Raises:
+            ValueError: if its checksum is another than when it was written, or the file changes meanwhile.
+        """
+        place = self.places[name]
+        if place.dtype not in DTYPES:
+            raise ValueError(f"{name!r:.200} is {place.dtype!r:.20}")
+        tensor = torch.empty(place.shape, dtype=DTYPES[place.dtype])
+        if place.last - place.first != tensor.nbytes or self._file.seek(self._start + place.first) < place.first:
+            raise ValueError("it changed while it was read")
+        found = _begun(tensor)
+        for piece in _pieces(tensor):
+            rest = piece
+            while rest:
+                if not (number := self._file.readinto(rest)):
+                    raise ValueError("it became shorter while it was read")
+                rest = rest[number:]
+            if self._checksums is not None:
+                found = _checksum(piece, found)
+        if self._checksums is not None and self._checksums.get(name) != found:
+            raise ValueError(f"it is damaged: {name!r:.200} has another checksum than when it was written")
+        return tensor
+
+
+@contextmanager
+def opened(
+    path: Path,
+    error: type[ValueError],
+    *,
+    most_bytes: int = documents.MAX_BYTES,
+    most_values: int = documents.MAX_VALUES,
+) -> Iterator[TensorFile]:
+    """Open a file; what can go wrong with its contents becomes one kind of error that names it.
+
+    Args:
+        path: the file.
+        error: the kind.
+        most_bytes: longest header that is read.
+        most_values: most values in it.
+    """
+    try:
+        with FileIO(path) as file:
+            if sys.platform == "linux":  # or the kernel reads ahead: up to everything, for a member of an eighth
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            yield TensorFile(file, most_bytes, most_values)
+    except (ValueError, SafetensorError, OSError, RecursionError) as reason:
+        raise error(f"{path}: {documents.printable(str(reason))}") from reason
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], document: str) -> None:
+    """Write tensors and what is to be said of them. Whole or not at all is the caller's part (`files.replacing`).
+
+    Raises:
+        ValueError: if a tensor is of a type that the format does not know.
+    """
+    kept = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"{name} is {tensor.dtype}")
+        plain = tensor.detach().cpu().contiguous()
+        # What is a part of something larger is copied, for the format refuses tensors that share memory.
+        kept[name] = plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
+    sums: dict[str, int] = {}
+    for name, tensor in kept.items():
+        sums[name] = _begun(tensor)
+        for piece in _pieces(tensor):
+            sums[name] = _checksum(piece, sums[name])
+    checksums = {"document": zlib.crc32(document.encode()), "tensors": sums}
+    save_file(kept, path, {_DOCUMENT: document, _CHECKSUMS: json.dumps(checksums, separators=(",", ":"))})
+
+
+def _begun(tensor: Tensor) -> int:
+    """Where a tensor's checksum begins: with what it is, for its bytes alone could be something else."""
+    return zlib.crc32(f"{_NAMES[tensor.dtype]}{list(tensor.shape)}".encode())
+
+
+def _pieces(tensor: Tensor) -> Iterator[memoryview]:
+    content = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return (content[first : first + _PIECE] for first in range(0, len(content), _PIECE))
+
+
+def _checksum(piece: memoryview, before: int) -> int:
+    """CRC-32 of a table's column sums, and of the bytes that fill no row; `before` is that of the pieces before.
+
+    The table has 509 unsigned words of 8 bytes in a row. Damage within 4,072 bytes changes some sum for certain; more
+    of it escapes the CRC with a chance of one in 2³², or if words of one column cancel each other out, such as two that
+    have changed places. CRC-32 of all bytes has no such gap, but takes ten times as long, which makes loading a
+    hundred megabytes a third to a half slower instead of a tenth (benchmarks/loading.py).
+    """
+    rows = len(piece) // _ROW
+    if rows:
+        sums = np.frombuffer(piece, "<u8", rows * _WORDS).reshape(rows, _WORDS).sum(0, dtype="<u8")
+        before = zlib.crc32(sums.tobytes(), before)
+    return zlib.crc32(piece[rows * _ROW :], before)
+
+
+def _parsed(text: bytes, most_values: int) -> Any:
+    try:
+        return documents.parse(text, most_values=most_values)
+    except ValueError as error:
+        raise ValueError(f"its header cannot be read: {error}") from error
