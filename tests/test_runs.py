@@ -270,6 +270,16 @@ def test_a_folder_that_another_run_has_made_anew_is_left_to_it(tmp_path: Path) -
     others[0].__exit__(None, None, None)
 
 
+def test_two_exports_to_one_file_do_not_mix_it_with_the_others_card(tmp_path: Path) -> None:
+    path, member = tmp_path / "member.safetensors", tl.extract(layers().eval())
+    with held(tmp_path / ".member.safetensors.lock", path):
+        with pytest.raises(tl.ExportError, match=rf"member.safetensors is being written by process {os.getpid()} on"):
+            tl.export(member, path, torch.rand(2, 36))
+        assert not path.exists()
+    tl.export(member, path, torch.rand(2, 36))
+    assert names(tmp_path) == ["member.safetensors", "member.safetensors.json"]
+
+
 # What cannot be written
 
 

@@ -19,7 +19,7 @@ from telescopic.ambient import plain
 from telescopic.architecture import named_tensors
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
-from telescopic.files import make_folder, replacing
+from telescopic.files import held, make_folder, replacing
 from telescopic.inputs import fault_of, first_line
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
@@ -113,7 +113,8 @@ def export(
             if classes and len(classes) != logits.shape[-1]:
                 raise ValueError(f"there are {len(classes)} classes, but {logits.shape[-1]} logits")
             make_folder(path.parent)
-            with replacing(path) as file:
+            # Two at once could leave the file of one with the card of the other.
+            with held(path.with_name(f".{path.name}.lock"), path), replacing(path) as file:
                 with quiet():
                     order = _Order(network, deployed, example[:2], preprocess, tuple(classes), card)
                     written = _WRITERS[path.suffix](order, file)
