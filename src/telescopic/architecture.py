@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from telescopic.documents import printable
 from telescopic.layers import (
@@ -186,9 +187,13 @@ def _describe(value: Any, names: dict[int, str]) -> Any:
             )
         if layer is None or layer.cls is not cls:
             raise ValueError(
-                f"{name} is a {cls.__qualname__}, a class that cannot be rebuilt from a file: call telescopic."
-                f"register_layer({cls.__qualname__}) here and in the program that loads the file, or save with "
+                f"{name} is a {cls.__qualname__}, a class that cannot be rebuilt from a file: {_first(cls)}save with "
                 "architecture=False and load `into=` a network that you build yourself"
+            )
+        if len(value._forward_hooks) + len(value._forward_pre_hooks) > (attached(value) is not None):
+            raise ValueError(
+                f"{name} ({cls.__name__}) has hooks, which a file cannot keep, and which may change what it gives: "
+                "remove them first, or save with architecture=False and load `into=` a network that has them"
             )
         if tensors := [key for key, held in vars(value).items() if isinstance(held, Tensor)]:
             raise ValueError(f"{name} holds the tensor {tensors[0]} as a plain attribute: make it a buffer")
@@ -206,6 +211,17 @@ def _describe(value: Any, names: dict[int, str]) -> Any:
         return value
     raise ValueError(f"the argument {value!r} cannot be kept: only finite numbers, text, booleans, None, modules and "
                      "lists of these can")  # fmt: skip
+
+
+def _first(cls: type[nn.Module]) -> str:
+    """What to try first with an unknown class."""
+    if issubclass(cls, LazyModuleMixin):
+        return "call the network on an input once, or "
+    if cls.__module__ == "torch.nn.utils.parametrize":
+        return "make its weight an ordinary one with torch.nn.utils.parametrize.remove_parametrizations, or "
+    if "<locals>" in cls.__qualname__ or _name(cls) in _LAYERS:
+        return ""
+    return f"call telescopic.register_layer({cls.__qualname__}) here and in the program that loads the file, or "
 
 
 class _Builder:

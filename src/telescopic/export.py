@@ -1,6 +1,5 @@
 """How a member leaves for another runtime: one file, tried out before it takes its place, and a card about it."""
 
-import copy
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ from telescopic.inputs import fault_of, first_line
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.provenance import versions
+from telescopic.wrappers import copied
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference from torch's logits that passes, as a fraction of the largest logit; 0.02 for shorter types."""
@@ -103,7 +103,7 @@ def export(
     if taken := sorted(card.keys() & set(_OURS)):
         raise ExportError(f"the card's {', '.join(taken)} is written by export itself: give it another name")
     folded = preprocess is not None and path.suffix != ".safetensors"
-    network = copy.deepcopy(module).cpu().eval()
+    network = copied(module).cpu().eval()
     deployed = _Preprocessed(network, preprocess) if preprocess else network
     example, samples = (_several(batch) for batch in (example, example if samples is None else samples))
     try:

@@ -1,6 +1,5 @@
 """How a member is taken out: as an ordinary module of its own, with no import of ours needed to run it."""
 
-import copy
 from collections.abc import Sequence
 
 from torch import nn
@@ -10,7 +9,7 @@ from telescopic.ambient import plain
 from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 
 @plain()
@@ -41,7 +40,7 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
     taken = joined([module for _, module in net.path(member)], member.width or 1, net.groups)
     if fold_bn:
         return nn.Sequential(*_flat(folding.fold_bn(taken))).eval()
-    return copy.deepcopy(taken).eval()
+    return copied(taken).eval()
 
 
 def joined(path: Sequence[nn.Module], width: int, groups: int) -> nn.Sequential:

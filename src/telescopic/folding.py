@@ -1,6 +1,5 @@
 """How BatchNorm is folded into the convolution before it, which then gives the same answers alone."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from telescopic.ambient import plain
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -37,7 +36,7 @@ def fold_bn(module: Module) -> Module:
     Raises:
         ValueError: if a part with convolutions or BatchNorms cannot be run on symbols, or not without the BatchNorms.
     """
-    module = copy.deepcopy(unwrapped(module)).eval()
+    module = copied(unwrapped(module)).eval()
     pairs = list(_pairs(module))
     for conv, norm in pairs:
         _fold(conv, norm)

@@ -1,5 +1,6 @@
 """What a network is given: examples as one tensor, batch first; and what to say when it does not take them."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -103,10 +104,11 @@ def explained(module: nn.Module, x: Tensor) -> Iterator[None]:
     except Exception as error:
         name = type(module).__name__
         if isinstance(x, Tensor) and x.is_meta and (isinstance(error, NotImplementedError) or "meta" in str(error)):
+            reads = "meta tensor" in str(error)
             raise ValueError(
-                f"the cost of this {name} cannot be counted by shape alone, because its forward pass reads values: "
-                f"{first_line(error)}. Leave .item(), .numpy() and branches on values out of forward, and make "
-                "constants buffers"
+                f"this {name} cannot be run by shape alone{', because its forward pass reads values' * reads}: "
+                + first_line(error)
+                + ". Leave .item(), .numpy() and branches on values out of forward, and make constants buffers" * reads
             ) from error
         fault = fault_of(x, module, added=True)
         shape = f" of shape {tuple(x.shape)}, batch first" if isinstance(x, Tensor) else ""
@@ -117,4 +119,5 @@ def explained(module: nn.Module, x: Tensor) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """What an error says, without the pages that torch may add to it."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -1,6 +1,5 @@
 """What a nested network is: stages, the places where the input may enter, the places where a prediction is read."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,6 +13,7 @@ from telescopic.layers.causal import prefix
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.sized import require_channels_first, require_sized
 from telescopic.subnet import Grid, Subnet
+from telescopic.wrappers import copied
 
 Statistics = Literal["shared", "per-entry", "recalibrated"]
 """Policy for running statistics, see `Nested`."""
@@ -333,7 +333,7 @@ def rebuilt(net: Nested, *, stages: Iterable[nn.Module] | None = None, statistic
 
 def twin(part: nn.Module) -> nn.Module:
     """The same part with buffers of its own, which have seen nothing yet: the parameters are the very same objects."""
-    made = copy.deepcopy(part, {id(parameter): parameter for parameter in part.parameters()})
+    made = copied(part, {id(parameter): parameter for parameter in part.parameters()})
     for name, buffer in made.named_buffers():
         if name.rpartition(".")[2] == "num_batches_tracked":
             buffer.zero_()

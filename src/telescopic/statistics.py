@@ -1,6 +1,5 @@
 """The statistics that BatchNorm uses in eval mode: computed anew from images, and looked at before they are used."""
 
-import copy
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +13,7 @@ from telescopic.ambient import plain
 from telescopic.data import Augment, Preprocess, Split, batches
 from telescopic.fits import in_eval_mode, tried
 from telescopic.nested import Nested, rebuilt
+from telescopic.wrappers import copied
 
 
 @plain()
@@ -48,7 +48,7 @@ def recalibrate(
         ValueError: if the split is empty, a number is below 1, the network does not take the images, or a BatchNorm
             needs more of them in a batch.
     """
-    made = copy.deepcopy(net)
+    made = copied(net)
     if isinstance(made, Nested) and made.statistics == "shared" and len(made.grid.entries) > 1:
         made = rebuilt(made, statistics="recalibrated").train(net.training)
     options: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "seed": seed}

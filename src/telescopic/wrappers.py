@@ -1,9 +1,14 @@
-"""What torch wraps around a network to run it: what `torch.compile` returns is looked into, others are refused."""
+"""What torch wraps around a network to run it, and hangs on modules; and how a module is copied with that on it.
 
-from typing import TypeVar
+What `torch.compile` returns is looked into, other wrappers are refused.
+"""
+
+import copy
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,3 +33,26 @@ def unwrapped(module: Module) -> Module:
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ValueError(f"a {name} has the network inside: give its .module, and wrap that anew if it is changed")
     return module
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether hooks are called with what a module reads or gives, and may change it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:
+    """A copy of a module, also if it holds what it has computed.
+
+    torch refuses to copy tensors with a history, such as features kept from the last pass, or the weight that pruning
+    and the older weight norm compute anew at each call. The copy gets their values.
+
+    Args:
+        module: what to copy.
+        memo: id of an object → what stands for it in the copy; as `copy.deepcopy` takes it, and fills it.
+    """
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for held in tree_leaves(list(vars(part).values())):
+            if isinstance(held, Tensor) and held.grad_fn is not None:
+                memo.setdefault(id(held), held.detach().clone())
+    return copy.deepcopy(module, memo)

@@ -1,6 +1,5 @@
 """Saving a network to one file, and loading all of it or one member."""
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from telescopic.nested import Nested
 from telescopic.provenance import versions
 from telescopic.subnet import Grid, Subnet
 from telescopic.tensorfile import DTYPES, Place, TensorFile, opened, write
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 MODELS = Path(__file__).parents[1] / "models"
 """Where the trained families are that come with the package."""
@@ -98,7 +97,7 @@ class Bundle:
             name = {id(tensor): name for name, tensor in named_tensors(net).items()}
             parts = nn.ModuleList(module for _, module in net.path(subnet))
             names = [name[id(tensor)] for tensor in named_tensors(parts).values()]
-            filled = _filled(parts if into is None else copy.deepcopy(parts), names, file)
+            filled = _filled(parts if into is None else copied(parts), names, file)
             assert isinstance(filled, nn.ModuleList)
             try:
                 return joined(list(filled), subnet.width or 1, net.groups).eval()

@@ -1,6 +1,5 @@
 """What a plain module costs, counted by shape alone on the meta device."""
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from telescopic.ambient import plain
 from telescopic.cost.macs import Counter
 from telescopic.inputs import dtype_and_device, explained, with_batch
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -173,7 +172,7 @@ def twin(module: Module, replace: Callable[[Tensor], Tensor]) -> Module:
     """A copy in eval mode whose tensors are `replace` of the module's own, which are not copied themselves."""
     tensors = [*module.parameters(), *module.buffers()]
     tensors += [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(module, {id(tensor): replace(tensor) for tensor in tensors}).eval()
+    return copied(module, {id(tensor): replace(tensor) for tensor in tensors}).eval()
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from telescopic.layers.causal import filled, narrow_norm, prefix
+from telescopic.wrappers import hooked
 
 NARROW = "use the Causal layers and SharedHead of telescopic.layers, or give it a method narrow(width) that returns"
 
@@ -39,12 +40,8 @@ def _narrowed(part: nn.Module, width: int, done: dict[nn.Module, nn.Module]) -> 
     return made
 
 
-def _hooked(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks)
-
-
 def _refuse_hooks(part: nn.Module) -> None:
-    if _hooked(part):
+    if hooked(part):
         raise ValueError(
             f"a {type(part).__name__} with hooks, as filters are, cannot be made narrower: what is narrow would not "
             "have them. Fold filters with telescopic.shrink.fold_family, and remove others"
@@ -65,7 +62,7 @@ def narrow_outputs(part: nn.Module, width: int, groups: int) -> nn.Module:
     if last is None:
         raise ValueError(
             "the adapter of a network with several widths ends in a convolution or a linear layer, with norms and "
-            f"activations behind it; this one has none: {part}"
+            f"activations behind it; this {type(part).__name__} has none, or has hooks"
         )
     return nn.Sequential(*layers[:last], *(_first_rows(layer, width, groups) for layer in layers[last:]))
 
@@ -78,7 +75,7 @@ def last_mixing(layers: Sequence[nn.Module]) -> int | None:
 
 def flat(part: nn.Module) -> list[nn.Module]:
     """The layers of a part, with those of `nn.Sequential`s in it that have no hooks laid out in a row."""
-    plain = type(part) is nn.Sequential and not _hooked(part)
+    plain = type(part) is nn.Sequential and not hooked(part)
     return [leaf for child in part for leaf in flat(child)] if plain else [part]  # type: ignore[attr-defined]
 
 

@@ -6,7 +6,6 @@ so by `narrow` or `new_groups`, or is tried. A class with a forward of its own a
 made for them; whether it keeps to it only running it in its network tells, as `causal_`, `nest` and `check_nested` do.
 """
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from telescopic.layers.causal import prefix
 from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
 from telescopic.layers.narrowing import NARROW, flat, last_mixing
+from telescopic.wrappers import copied
 
 NOTHING: set[type[nn.Module]] = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout}
 """They let features through in eval mode."""
@@ -89,7 +89,7 @@ def _of_adapter(part: nn.Module, groups: int) -> str | None:
     if last is None or (isinstance(layers[last], nn.Conv2d) and layers[last].groups != 1):
         return (
             "the adapter of a network with several widths ends in a convolution or a linear layer, with norms and "
-            f"activations behind it; this one has none: {part}"
+            f"activations behind it; this {type(part).__name__} has none, or has hooks"
         )
     behind = [layer for layer in layers[last + 1 :] if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d)]
     return next((why for layer in behind if (why := _of_stage(layer, groups))), None)
@@ -144,7 +144,7 @@ _MANY = 144  # channels in a group: what puts channels into pixels, or takes the
 @torch.no_grad()
 def _by_trying(part: nn.Module, groups: int) -> str | None:
     """Why a module without tensors does not give the first groups of the first groups, by features of some shapes."""
-    part, tried = copy.deepcopy(part).eval(), False
+    part, tried = copied(part).eval(), False
     generator = torch.Generator().manual_seed(0)
     for sizes in ((), (4,), (4, 4)):
         x = torch.randn((2, _MANY * groups, *sizes), generator=generator, dtype=torch.float64)

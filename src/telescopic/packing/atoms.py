@@ -1,6 +1,5 @@
 """What members run, in the smallest pieces that matter: parts of the network, or spans of channel groups of them."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +12,7 @@ from telescopic.nested import Nested
 from telescopic.runtime.manifest import INPUT
 from telescopic.runtime.rows import Kept, Part
 from telescopic.subnet import Subnet
+from telescopic.wrappers import copied
 
 Span = tuple[int, int]
 """Groups known before, and after."""
@@ -208,7 +208,7 @@ def _rows(adapter: nn.Module, have: int, width: int, groups: int) -> nn.Module:
 
 def _behind(layer: nn.Module, start: int) -> nn.Module:
     """A layer without its first channels of output."""
-    made = copy.deepcopy(layer)
+    made = copied(layer)
     for store in (made._parameters, made._buffers):
         for name, tensor in store.items():
             if tensor is not None and tensor.ndim:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, prefix
 from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
 from telescopic.layers.sized import ALONE, NOTHING
+from telescopic.wrappers import hooked
 
 Kept = dict[str, Tensor]
 """What later groups need of those before: the input of layers that mix channels, and of conditioned heads; the sum of
@@ -208,7 +209,7 @@ def _out_of_place(node: fx.Node) -> tuple[list[Any], dict[str, Any], bool]:
 
 def _of_module(module: Any, key: str, span: Span) -> Op | None:
     """A layer as a function of the new channels of its input; None if it is not known, or has hooks, as filters are."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if hooked(module):
         return None
     if hasattr(module, "new_groups"):
         return lambda kept, x: module.new_groups(x, span.have, span.width)

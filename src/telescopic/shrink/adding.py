@@ -1,6 +1,5 @@
 """Filters are put into a network of anyone's."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -17,7 +16,7 @@ from telescopic.shrink.example import Inputs, Run, examples, unchanged
 from telescopic.shrink.folding import fold
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.watch import Watch
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -58,7 +57,7 @@ def add_filters(
     if any(isinstance(part, Filter) for part in model.modules()):
         raise ValueError("the network has filters already")
     inputs = examples(model, example)
-    made = copy.deepcopy(model)
+    made = copied(model)
     places, tokens = _places(made, inputs)
     chosen = [(path, place) for path, place in places.items() if where is None or where(path)]
     if not chosen:
@@ -98,7 +97,7 @@ def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]
     tokens: set[str] = set()
     for path, _, out in watch.made:
         layer = model.get_submodule(path)
-        ids = watch.known[id(out)][1].ids if isinstance(layer, nn.Linear | _ConvNd) else None
+        ids = watch.known[id(out)][1].ids if isinstance(layer, nn.Linear | _ConvNd) and not out.is_complex() else None
         if ids is not None and not outer[ids].any():
             (user,) = users if len(users := watch.users.get(id(out), [])) == 1 else [path]
             norm = isinstance(model.get_submodule(user), _NORMS) and (user, id(out)) in reads
@@ -120,14 +119,14 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) 
         ValueError: if one of the filters does nothing, or cannot remove any channel, whatever is dead, or the network
             does something else then.
     """
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     for training in (True, False):
         for path in _idle(trial, inputs, training):
             raise ValueError(
                 f"a filter behind {paths[path]} would do nothing in {'training' if training else 'eval'} mode: the "
                 "layer is not called then, though a function may use its weights. Leave it out with where="
             )
-    fold(trial)
+    fold(trial, inputs)  # what fx generates forgets attributes when it is copied
     filters = {path: part for path, part in trial.named_modules() if isinstance(part, Filter)}
     _kill({part: torch.ones_like(part.alive) for part in filters.values()})
     channels = watched(trial, inputs, absorb=absorb)
@@ -143,7 +142,7 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) 
             if channel not in alive | dead:
                 (alive if len(alive) <= len(dead) else dead).add(channel)
     gone = torch.tensor(sorted(dead), dtype=torch.long)
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     _kill({trial.get_submodule(path): torch.isin(label[channels.theta(path)], gone) for path in channels.filters})
     *_, found = remove_(trial, (), inputs, watched(trial, inputs, absorb=absorb))
     for path, why in found.items():

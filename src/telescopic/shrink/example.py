@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telescopic.shrink.failing import first_line, where
+from telescopic.inputs import first_line
+from telescopic.shrink.failing import where
 
 Inputs = Sequence[Tensor] | Callable[[nn.Module], Any]
 """What a network is run on: one batch or several, or a function of the network, which calls what matters of it."""

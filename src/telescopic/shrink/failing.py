@@ -9,17 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from telescopic.inputs import first_line
+
 _SHAPING = {"view", "reshape", "unflatten", "expand", "resize"}
 
 
 class Surprise(ValueError):
     """A network does something else without its dead channels; says what."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the pages that torch may add to it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def where(model: nn.Module, error: BaseException) -> str:

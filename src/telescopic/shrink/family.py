@@ -1,6 +1,5 @@
 """Filters in a nested network, whose channels go on every member's path or on none."""
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ from telescopic.layers.filter import Filter
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.adding import add_filters
 from telescopic.shrink.folding import fold
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 
 class Every(nn.Module):
@@ -53,7 +52,7 @@ def add_filters_to_family(
         ValueError: see `add_filters`.
     """
     net = unwrapped(net)
-    shared = Every(rebuilt(copy.deepcopy(net), statistics="shared").train(net.training))
+    shared = Every(rebuilt(copied(net), statistics="shared").train(net.training))
     chosen = None if where is None else (lambda path: where(path.removeprefix("net.")))
     made = add_filters(shared, example, where=chosen, absorb=absorb).net
     return made if net.statistics == "shared" else rebuilt(made, statistics=net.statistics).train(net.training)

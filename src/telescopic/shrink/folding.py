@@ -1,6 +1,5 @@
 """Filters become part of the weights in front of them, and what is left is an ordinary network."""
 
-import copy
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from telescopic.shrink.compact import answers, prove
 from telescopic.shrink.example import Inputs, examples, unchanged
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.watch import Watch
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,7 +37,7 @@ def fold(model: Module, example: Tensor | Inputs | None = None) -> Module:
     """
     model = unwrapped(model)
     inputs = examples(model, example)
-    made = copy.deepcopy(model)
+    made = copied(model)
     watch = Watch(made, Channels(), FUNCTIONS, LAYERS, absorb=False, price=False)
     with unchanged(made, training=False):
         watch.run(inputs)

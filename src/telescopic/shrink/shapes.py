@@ -1,6 +1,5 @@
 """A network is given the widths that another one of its kind has learned, before it gets that one's tensors."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ from telescopic.nested import Nested
 from telescopic.shrink.family import Every
 from telescopic.shrink.log import named_tensors, put_, resize_
 from telescopic.shrink.sizes import following, written
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 
 @torch.no_grad()
@@ -64,7 +63,7 @@ def _without_memory(model: nn.Module) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, made)
+    return copied(model, made)
 
 
 def _run(model: nn.Module, example: Tensor) -> torch.Size:

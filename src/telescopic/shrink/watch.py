@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from telescopic.ambient import on_cpu
+from telescopic.inputs import first_line
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.channels import INPUT, OUTPUT, Channels
 from telescopic.shrink.example import Inputs
-from telescopic.shrink.failing import first_line
 from telescopic.shrink.flow import FREE, Flow, alive, constant, spread
 
 Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]

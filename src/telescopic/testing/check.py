@@ -1,6 +1,5 @@
 """How all laws are checked on a network that is left as it is."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from telescopic.nested import Nested
 from telescopic.subnet import Grid, Subnet
 from telescopic.testing import laws
 from telescopic.testing.trial import Trial
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import copied, unwrapped
 
 LAWS: tuple[Callable[[Trial], None], ...] = (
     laws.sized,
@@ -79,7 +78,7 @@ def check_nested(
         trial = Trial(_lived_in(net, x), chosen, x, rebuild)
         for law in LAWS:
             try:
-                law(replace(trial, net=copy.deepcopy(trial.net)))
+                law(replace(trial, net=copied(trial.net)))
             except (AssertionError, ValueError) as error:
                 if isinstance(error, ValueError) and net.groups == 1:
                     raise
@@ -105,7 +104,7 @@ def _chosen(grid: Grid, members: int | Iterable[Subnet] | None) -> tuple[Subnet,
 @torch.no_grad()
 def _lived_in(net: Nested, x: Tensor) -> Nested:
     """A copy in which nothing is zero, or the same for all entries, only because the network is new."""
-    lived = copy.deepcopy(net).to("cpu", torch.float64)
+    lived = copied(net).to("cpu", torch.float64)
     for parameter in lived.parameters():
         if parameter.is_floating_point():
             parameter.add_(0.01 * torch.randn_like(parameter))

@@ -1,6 +1,5 @@
 """Which elements of its parameters a member of several widths uses: by definition, and by what is taken out."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.layers import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead
+from telescopic.wrappers import copied
 
 _CAUSAL = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead)
 
@@ -77,7 +77,7 @@ def _round(
     net: nn.Module, take: Callable[[nn.Module], nn.Module], chosen: Sequence[bool]
 ) -> list[tuple[Tensor, Tensor]]:
     """Places and derivatives of the parameters chosen, while the others stay as they are."""
-    copies = [copy.deepcopy(net) for _ in range(3)]
+    copies = [copied(net) for _ in range(3)]
     count = 1
     for number, one, zero, is_chosen in zip(*(made.parameters() for made in copies), chosen, strict=True):
         if is_chosen:

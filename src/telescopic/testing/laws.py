@@ -1,6 +1,5 @@
 """The laws, each a function that raises AssertionError if it is broken; its docstring's first sentence is the law."""
 
-import copy
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from telescopic.testing.trial import (
     largest,
     macs,
 )  # fmt: skip
+from telescopic.wrappers import copied
 
 
 @torch.no_grad()
@@ -348,7 +348,7 @@ def round_trip(trial: Trial) -> None:
         """What to load into: nothing of the network's weights is left in it."""
         if trial.rebuild:
             return None
-        into = copy.deepcopy(net)
+        into = copied(net)
         for tensor in named_tensors(into).values():
             tensor.zero_()
         return into
