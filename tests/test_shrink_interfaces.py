@@ -199,6 +199,11 @@ def test_filters_in_a_description() -> None:
         text["children"][1][1]["filter"] = wrong
         with pytest.raises(ValueError, match="filter"):
             build(text)
+    endless = text["children"][1][1]
+    for _ in range(300):
+        endless = {"class": "Linear", "in_features": 1, "out_features": 1, "filter": endless}
+    with pytest.raises(ValueError, match="levels"):
+        build(endless)
     with pytest.raises(ValueError, match=r"0\.1\.0"):
         build({"class": "layers.Filtered", "parts": []})
 
