@@ -21,7 +21,7 @@ from telescopic.cost import cost
 from telescopic.data import Augment, Dataset, Preprocess, Split, batches, load
 from telescopic.extract import extract
 from telescopic.layers import Filter
-from telescopic.layers.filter import TokenFilter, attached
+from telescopic.layers.filter import TokenFilter, attached, detach_
 from telescopic.nested import Nested
 from telescopic.networks import lenet, mlp
 from telescopic.papers import cnsn, shrinknets
@@ -346,6 +346,16 @@ def test_without_an_example_a_checkpoint_of_other_widths_is_refused(tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"is of another network: .* differ in name or shape"):
         load_checkpoint(tmp_path / "x", net)
     assert sizes(net) == [30]
+
+
+def test_a_checkpoint_of_0_1_0_is_refused_with_the_reason(tmp_path: Path) -> None:
+    old: Any = one_layer()
+    part = old.stages[0][1].filter
+    detach_(old.stages[0][1])
+    old.stages[0][1] = nn.Sequential(old.stages[0][1], part)  # as its filters stood
+    save_checkpoint(tmp_path / "x", old, None, Position(), {})
+    with pytest.raises(CheckpointError, match=r"filters have the names of version 0\.1\.0"):
+        load_checkpoint(tmp_path / "x", one_layer())
 
 
 def changed(**shapes: tuple[int, ...]) -> Callable[[dict[str, Tensor]], None]:

@@ -28,6 +28,7 @@ from telescopic.layers import (
 )
 from telescopic.layers.filter import Filter, TokenFilter, attach_, attached
 from telescopic.nested import Nested
+from telescopic.stock import STOCK
 from telescopic.tensorfile import DTYPES
 from telescopic.wrappers import is_compiled
 
@@ -259,7 +260,7 @@ class _Builder:
         except Exception as error:  # a constructor may raise anything at arguments that make no sense
             raise ValueError(f"{shown}: {name} refuses the arguments given: {_short(str(error))}") from error
         if behind is not None:
-            part = self.module(behind, f"{where}.filter" if where else "filter", depth + 1)
+            part = self.value(behind, f"{where}.filter" if where else "filter", depth)
             if not isinstance(part, Filter) or hasattr(built, "filter"):
                 raise ValueError(f"{shown}: {name} has something else than a filter behind it, or 'filter' of its own")
             attach_(built, part)
@@ -352,42 +353,6 @@ def _children(module: nn.Module, _: str) -> Any:
     return list(module._modules.items())
 
 
-_CHANNELS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-_CONV = (*_CHANNELS, "groups", "bias", "padding_mode")
-_BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats", "bias")
-_AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-_MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
-_STOCK: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
-    ((nn.Linear,), ("in_features", "out_features", "bias")),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONV),
-    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), (*_CONV, "output_padding")),
-    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _BATCH_NORM),
-    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _BATCH_NORM),
-    ((nn.GroupNorm,), ("num_groups", "num_channels", "eps", "affine", "bias")),
-    ((nn.LayerNorm,), ("normalized_shape", "eps", "elementwise_affine", "bias")),
-    ((nn.RMSNorm,), ("normalized_shape", "eps", "elementwise_affine")),
-    ((nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid), ("inplace",)),
-    ((nn.Identity, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softsign), ()),
-    ((nn.LeakyReLU,), ("negative_slope", "inplace")),
-    ((nn.ELU, nn.CELU), ("alpha", "inplace")),
-    ((nn.Hardtanh,), ("min_val", "max_val", "inplace")),
-    ((nn.PReLU,), ("num_parameters", "init")),
-    ((nn.GELU,), ("approximate",)),
-    ((nn.Softplus,), ("beta", "threshold")),
-    ((nn.Softmax, nn.LogSoftmax, nn.GLU), ("dim",)),
-    ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), ("p", "inplace")),
-    ((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _MAX_POOL),
-    ((nn.AvgPool1d,), _AVG_POOL),
-    ((nn.AvgPool2d, nn.AvgPool3d), (*_AVG_POOL, "divisor_override")),
-    ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), ("output_size",)),
-    ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), ("output_size", "return_indices")),
-    ((nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad2d, nn.ReplicationPad2d), ("padding",)),
-    ((nn.Upsample,), ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")),
-    ((nn.PixelShuffle,), ("upscale_factor",)),
-    ((nn.Flatten,), ("start_dim", "end_dim")),
-    ((nn.Unflatten,), ("dim", "unflattened_size")),
-)
-
 _LAYERS: dict[str, _Layer] = {
     # All arguments of Nested, so that an option it gains is kept too.
     "Nested": _Layer(Nested, {n: p.default for n, p in inspect.signature(Nested).parameters.items()}, _part, _nested),
@@ -405,7 +370,7 @@ _LAYERS: dict[str, _Layer] = {
         for cls in (Filter, TokenFilter)
     },
 }
-for _classes, _arguments in _STOCK:
+for _classes, _arguments in STOCK:
     for _cls in _classes:
         # Older versions of torch lack an argument here and there, such as BatchNorm's bias.
         _kept = [name for name in _arguments if name in inspect.signature(_cls).parameters]

@@ -100,7 +100,7 @@ def attached(layer: nn.Module) -> Filter | None:
     return part if isinstance(part, Filter) and part.handle is not None else None
 
 
-def _filtered(layer: nn.Module, _: Any, out: Tensor) -> Tensor:
-    # A function of the layer that is called: copies of it, and replicas, have filters of their own.
-    made: Tensor = layer.get_submodule("filter")(out)
+def _filtered(layer: Any, _: Any, out: Tensor) -> Tensor:
+    # A function of the layer that is called: a copy of it has a filter of its own.
+    made: Tensor = layer.filter(out)
     return made

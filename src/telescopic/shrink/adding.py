@@ -113,7 +113,7 @@ def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]
 
 
 def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) -> None:
-    """Fold a copy, and remove channels from others.
+    """Remove channels from copies, and fold one.
 
     Raises:
         ValueError: if one of the filters does nothing, or cannot remove any channel, whatever is dead, or the network
@@ -126,7 +126,6 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) 
                 f"a filter behind {paths[path]} would do nothing in {'training' if training else 'eval'} mode: the "
                 "layer is not called then, though a function may use its weights. Leave it out with where="
             )
-    fold(trial, inputs)  # what fx generates forgets attributes when it is copied
     filters = {path: part for path, part in trial.named_modules() if isinstance(part, Filter)}
     _kill({part: torch.ones_like(part.alive) for part in filters.values()})
     channels = watched(trial, inputs, absorb=absorb)
@@ -147,6 +146,7 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) 
     *_, found = remove_(trial, (), inputs, watched(trial, inputs, absorb=absorb))
     for path, why in found.items():
         _refuse(paths[path], why)
+    fold(model, inputs)  # what fx generates forgets attributes when it is copied
 
 
 @torch.no_grad()
