@@ -1,10 +1,8 @@
 """What a network is, as plain data: a module tree written as JSON values, without code, and built again from them."""
 
-import ast
 import inspect
 import math
 import sys
-import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from telescopic.classes import drops
 from telescopic.documents import printable
 from telescopic.layers import (
     CausalBatchNorm1d,
@@ -69,7 +68,7 @@ def register_layer(cls: type[nn.Module], arguments: Iterable[str] | None = None)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise ValueError(f"register a class of modules, not {cls!r:.80}")
     layer = _layer(cls, arguments)
-    if arguments is None and (dropped := [name for name in layer.defaults if _drops(cls, name)]):
+    if arguments is None and (dropped := [name for name in layer.defaults if drops(cls, name)]):
         raise ValueError(
             f"{cls.__name__} does not keep its argument {dropped[0]!r}: give it an attribute of that name, so that it "
             "can be written; or name the arguments to keep, if the constructor can do without this one"
@@ -95,33 +94,6 @@ def _layer(cls: type[nn.Module], arguments: Iterable[str] | None) -> _Layer:
         if name not in names and needed:
             raise ValueError(f"{cls.__name__} cannot be built without its argument {name!r}: keep it too")
     return _Layer(cls, {name: parameters[name].default for name in names}, _argument, cls)
-
-
-def _drops(cls: type[nn.Module], argument: str) -> bool:
-    """Whether a class can be seen, from its own text, to keep no attribute of an argument's name.
-
-    False where that cannot be known: the text is not at hand, or `self` is handed to something that might set it.
-    """
-    if hasattr(cls, argument) or (hasattr(cls, "__getattr__") and cls.__getattr__ is not nn.Module.__getattr__):
-        return False
-    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
-        if argument in getattr(base, "__annotations__", {}):
-            return False
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            return False
-        plain = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            if ast.unparse(call.func).endswith((".__init__", "super")):  # that of a base, which is looked at too
-                plain |= {id(given) for given in call.args}
-        for node in ast.walk(tree):
-            stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr == argument
-            named = isinstance(node, ast.Constant) and node.value == argument  # register_buffer("size", ...)
-            handed = isinstance(node, ast.Name) and node.id == "self" and id(node) not in plain
-            if stored or named or handed or (isinstance(node, ast.Attribute) and node.attr == "__dict__"):
-                return False
-    return True
 
 
 def describe(module: nn.Module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from telescopic.data import load
+from telescopic.documents import printable
 from telescopic.search.study import open_study, search, study_name
 
 
@@ -54,9 +55,9 @@ def _work(storage: str, options: dict[str, Any]) -> None:
     """What one process does."""
     torch.set_num_threads(1)
     try:
-        search(storage, told=lambda sentence: print(sentence, file=sys.stderr, flush=True), **options)
+        search(storage, told=lambda sentence: print(printable(sentence), file=sys.stderr, flush=True), **options)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(1)
