@@ -64,11 +64,12 @@ def test_sums_of_int8_products_do_not_overflow(tmp_path: Path, backend: str) -> 
     ).eval()
     for parameter in net.parameters():
         nn.init.constant_(parameter, 1 / 16 if parameter.ndim > 1 else 0.0)
-    x = torch.ones(8, 16, 2, 2) * torch.linspace(0, 1, 8).view(8, 1, 1, 1)
+    net.exits["0"][1].weight.data *= torch.tensor([[1.0], [0.5], [0.25]])
+    x = 0.8 + 0.2 * torch.rand(64, 16, 2, 2, generator=torch.manual_seed(0))
     to = tl.pack(net, tmp_path / "int8", members="all", input_shape=(16, 2, 2), int8=x)
     found = tl.Engine(to, cache=False, backend=backend).run(x.numpy()).logits
-    np.testing.assert_allclose(found, net(x).detach().numpy(), atol=0.04)  # of at most 4
-    assert found[-1].min() > 3.9
+    np.testing.assert_allclose(found, net(x).detach().numpy(), atol=0.04)
+    assert found.max() > 3.5
 
 
 def test_what_was_measured_with_one_is_not_said_of_the_other(packed: Callable[[str], Path], tmp_path: Path) -> None:

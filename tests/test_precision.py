@@ -11,7 +11,7 @@ from torch import nn
 from telescopic.data import Dataset, Split
 from telescopic.nested import Nested
 from telescopic.papers.reproduce import run_nsn, summaries
-from telescopic.run import Source, train
+from telescopic.run import Source
 from telescopic.train import CheckpointError, Recipe, fit
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.precision import step_seconds
@@ -122,7 +122,7 @@ def test_another_word_is_refused(tmp_path: Path) -> None:
 
 def test_what_was_trained_says_in_which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     timed(monkeypatch, 1.0, 0.5)
-    train(network(), data(), RECIPE, tmp_path, method="own", seed=0, progress=False)
+    fit(network(), data(), RECIPE, out=tmp_path, progress=False)
     source = Source.open(str(tmp_path))
     history = source.history()
     assert source.bundle.provenance["precision"] == "bf16" and history is not None and history.precision == "bf16"
