@@ -12,23 +12,37 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo test clean
+.PHONY: help demo test test-avx2 test-sse41 clean
 
 help:
 	@echo 'make demo   train, choose, extract and export a network on real data that needs no download (under 2 minutes)'
 	@echo 'make test   run every check: ruff, mypy, pytest'
+	@echo 'make test-avx2, make test-sse41   run the tests of training, data and documentation as on an older processor'
 	@echo 'make clean  remove what make and the tools left behind; runs/ and downloaded data stay'
 	@echo 'The first use makes a virtual environment in .venv, with the versions in constraints.txt.'
 
 demo: $(READY)
 	.venv/bin/python examples/demo.py
 
-# One thread: the tests' networks are tiny, and on a busy machine torch's threads wait for each other many times longer.
+# A process for each core, and one thread in each: the tests' networks are tiny, and on a busy machine torch's threads wait
+# for each other many times longer. A file's tests stay together, for what they share is made once.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs -n auto --dist loadfile
+
 test: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs
+	$(PYTEST)
+
+# The tests of what older processors have got wrong; all of them: make test-avx2 TESTS=tests
+TESTS ?= $(addprefix tests/test_,$(addsuffix .py,channels_last data data_batches data_readers data_sources distributed \
+	docs golden loop objective precision resume shrink shrink_distributed statistics))
+
+test-avx2: $(READY)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(TESTS)
+
+test-sse41: $(READY)
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default $(PYTEST) $(TESTS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

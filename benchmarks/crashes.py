@@ -200,7 +200,7 @@ def guard(folder: Path) -> Path:
 def instructions(environment: dict[str, str]) -> str:
     """Which instruction set oneDNN and torch then really use."""
     code = (
-        "import torch; torch.nn.Conv2d(8, 8, 1)(torch.ones(1, 8, 4, 4)); print(torch.backends.cpu.get_cpu_capability())"
+        "import torch; torch.nn.Conv2d(8, 8, 1)(torch.ones(2, 8, 4, 4)); print(torch.backends.cpu.get_cpu_capability())"
     )
     environment = os.environ | environment | {"ONEDNN_VERBOSE": "1"}
     lines = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import telescopic as tl
@@ -51,6 +52,24 @@ def test_openvino_runs_int8(int8: Path, tmp_path: Path, kept: bool) -> None:
     for member in one.members:
         mine, theirs = (each.run(images(8), subnet=member.subnet).logits for each in (other, one))
         assert np.sqrt(np.mean((mine - theirs) ** 2)) < 0.05 * np.sqrt(np.mean(theirs**2))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_sums_of_int8_products_do_not_overflow(tmp_path: Path, backend: str) -> None:
+    """Of 16 products of the largest numbers there are: in pairs in 16 bits, as without VNNI, they would be halved."""
+    net = tl.Nested(
+        [nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU())],
+        {0: nn.Identity()},
+        {0: nn.Sequential(nn.Flatten(), nn.Linear(64, 3))},
+    ).eval()
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 1 / 16 if parameter.ndim > 1 else 0.0)
+    net.exits["0"][1].weight.data *= torch.tensor([[1.0], [0.5], [0.25]])
+    x = 0.8 + 0.2 * torch.rand(64, 16, 2, 2, generator=torch.manual_seed(0))
+    to = tl.pack(net, tmp_path / "int8", members="all", input_shape=(16, 2, 2), int8=x)
+    found = tl.Engine(to, cache=False, backend=backend).run(x.numpy()).logits
+    np.testing.assert_allclose(found, net(x).detach().numpy(), atol=0.04)
+    assert found.max() > 3.5
 
 
 def test_what_was_measured_with_one_is_not_said_of_the_other(packed: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
-"""The benchmark of ShrinkNets measures what it says, on a few images."""
+"""Benchmarks measure what they say, rehearsed on little: that of ShrinkNets, and that of crashing layers."""
 
 import argparse
+import importlib
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -90,3 +94,53 @@ def test_a_pruned_network_keeps_to_the_price(script: Any) -> None:
     train, args = script.Phase(data, preprocess, 0), argparse.Namespace(seconds=8.0)
     pruned, seconds = script.pruned(net, train, args, preprocess(data.train.images[:2]), macs)
     assert 0.7 * macs < cost(pruned, (1, 28, 28)).macs <= macs and seconds > 0
+
+
+BROKEN = """
+import ctypes, os, sys
+from torch import nn
+import crashes
+
+class Crashing(nn.Identity):
+    def forward(self, x):
+        os.abort()
+
+class Wrong(nn.Identity):
+    def forward(self, x):
+        return x * (1 + 1e-3 * (x.dtype != crashes.torch.float64))
+
+class Greedy(nn.Identity):
+    def forward(self, x):
+        y = x + 0
+        ctypes.memset(y.data_ptr() + y.nbytes + 8, 0, 4)
+        return y
+
+for kind in (Crashing, Wrong, Greedy):
+    setattr(nn, kind.__name__, kind)
+names = ("PReLU", "Crashing", "Wrong", "Greedy", "PReLU")
+some = [crashes.Case(name, {}, 4, 2, "channels_last", 1, "fp32") for name in names]
+print("\\n".join(crashes.outcomes(some)))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="the guard is built with cc, for Linux"
+)
+def test_crashing_and_wrong_layers_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    crashes = importlib.import_module("crashes")
+    environment = {"LD_PRELOAD": str(crashes.guard(tmp_path)), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", BROKEN]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "right",
+        "crashed: SIGABRT",
+        "wrong: output by 0.1 %",
+        "crashed: wrote past the end of a buffer",
+        "right",
+    ]
+    told = crashes.examined({}, [3], ["PReLU", "Linear"])
+    assert told == {"cases": 24, "of them in the loop's layout": {}, "crashed": {}, "wrong": {}, "refused": {}}
+    assert "SSE4" in crashes.instructions(crashes.PROCESSORS["SSE41"])
+    for name in ("crashes", "results"):
+        sys.modules.pop(name, None)

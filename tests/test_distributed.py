@@ -3,6 +3,7 @@
 As a program (`torchrun --nproc-per-node 2 tests/test_distributed.py FOLDER`) it is what each process runs.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -69,6 +70,8 @@ def without_times(history: History) -> list[dict[str, Any]]:
 def each_process(folder: Path) -> None:
     """Train on each size; go on with a run that one process left within an epoch; stop after one got a signal."""
     rank = int(os.environ["RANK"])
+    # Called last of all, when the group is left.
+    atexit.register(lambda: (folder / f"threads-{rank}").write_text("\n".join(threads())))
     seen: dict[str, Any] = {}
     for num in SIZES:
         net = network(rank)  # the first process's weights are everyone's
@@ -109,6 +112,11 @@ def each_process(folder: Path) -> None:
     except KeyboardInterrupt as stopped:
         seen["stopped"] = str(stopped)
     (folder / f"{rank}.json").write_text(json.dumps(seen))
+
+
+def threads() -> list[str]:
+    """Names of the threads of this process, where the system tells."""
+    return [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +212,14 @@ def test_one_process_goes_on_where_two_ended(folder: Path) -> None:
     assert_alike(without_times(again)[3:], without_times(history)[3:])
     with pytest.raises(CheckpointError, match="trained with seed = 0, not 1"):
         fit(net, data(53), longer, out=folder / "two-53", resume=True, seed=1, cpu=True, progress=False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not name threads")
+def test_no_thread_is_left_to_run_into_the_end_of_the_interpreter(folder: Path) -> None:
+    """One that lets go of a tensor then aborts the process ("terminate called without an active exception")."""
+    for rank in (0, 1):
+        names = (folder / f"threads-{rank}").read_text().split()
+        assert names and not [name for name in names if "gloo" in name]
 
 
 def test_both_processes_take_the_same_precision(folder: Path) -> None:

@@ -10,7 +10,9 @@ from torch import nn
 
 from telescopic.data import Dataset, Split
 from telescopic.nested import Nested
-from telescopic.train import Recipe, fit
+from telescopic.papers.reproduce import run_nsn, summaries
+from telescopic.run import Source
+from telescopic.train import CheckpointError, Recipe, fit
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.precision import step_seconds
 
@@ -116,3 +118,26 @@ def test_another_word_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision is one of auto, fp32, bf16, not 'fp8'"):
         fit(network(), data(), RECIPE, out=tmp_path / "run", precision="fp8")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_trained_says_in_which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed(monkeypatch, 1.0, 0.5)
+    fit(network(), data(), RECIPE, out=tmp_path, progress=False)
+    source = Source.open(str(tmp_path))
+    history = source.history()
+    assert source.bundle.provenance["precision"] == "bf16" and history is not None and history.precision == "bf16"
+
+
+def test_experiments_that_are_compared_are_trained_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first one decides; one that has finished in another precision than is named is not taken for it."""
+    options: dict[str, Any] = {"data": "digits", "epochs": 1, "progress": False}
+    timed(monkeypatch, 1.0, 0.5)
+    run_nsn(tmp_path, ["model0-1-2"], **options)
+    monkeypatch.setattr("telescopic.train.loop.step_seconds", lambda *args: pytest.fail("timed again"))
+    run_nsn(tmp_path, ["model0-1-2", "model0-1"], **options)
+    assert {name: found["precision"] for name, found in summaries(tmp_path).items()} == {
+        "model0-1-2": "bf16",
+        "model0-1": "bf16",
+    }
+    with pytest.raises(CheckpointError, match="trained with precision = bf16, not fp32"):
+        run_nsn(tmp_path, ["model0-1"], precision="fp32", **options)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed.nn  # before there is a group, which it would hold for ever, and with it threads
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy

@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import atexit
+import gc
 import math
 import os
 import sys
@@ -106,6 +107,9 @@ def fit(
         TrainingError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
+    # Imported by torch after the group of processes is made, its functions hold that in their defaults for ever: gloo's
+    # threads are then still there when the interpreter is taken down, which ends the process with an abort at times.
+    import torch.distributed.nn
     from accelerate import Accelerator
 
     if precision not in PRECISIONS:
@@ -322,6 +326,7 @@ def _train(
 
 def _leave_group() -> None:
     """At a process's end: torch warns of those that do without."""
+    gc.collect()  # wrappers hold it, in circles
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
