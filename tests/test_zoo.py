@@ -35,7 +35,7 @@ FOUND = {
     "checkpointed": {"nest": "right", "causal_": "right", "shrink": "right"},
     "drop path": {"nest": "right", "shrink": "right"},
     "experts": {"cost": "right", "shrink": "argmax"},
-    "branches on values": {"shrink": "right", "cost": "reads values"},
+    "branches on values": {"shrink": "b.weight, b.bias", "cost": "reads values"},
 }
 
 
