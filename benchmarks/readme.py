@@ -113,7 +113,8 @@ def _speed() -> str:
             )
     kill = _read("kill")
     if kill is not None:
-        rows.append(["killed with -9 and resumed: identical weights", f"{kill['figures']['identical']} runs"])
+        told = kill["figures"]["identical, nothing left over"]
+        rows.append(["killed with -9 and resumed: identical weights, nothing left over", told])
     fuzz = _read("fuzz-bundle")
     if fuzz is not None:
         read = ", ".join(f"{kind} {counts.get('loaded', 0)}" for kind, counts in fuzz["loads"].items())

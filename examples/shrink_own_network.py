@@ -71,7 +71,7 @@ def train(net: nn.Module, penalty: float = 0.0) -> None:
         if penalty:
             log = tl.shrink.compact_(net, optimizer)  # new: the same network and optimizer, smaller
             text += f", and {log.seconds:.2f} s to remove {sum(log.removed.values())} channels; left: "
-            text += ", ".join(f"{path.removesuffix('.1')} {number}" for path, number in log.left.items())
+            text += ", ".join(f"{path.removesuffix('.filter')} {number}" for path, number in log.left.items())
         print(text)
 
 

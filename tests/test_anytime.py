@@ -650,7 +650,7 @@ def test_deadlines_are_tried_image_by_image(deep: tl.Nested) -> None:
     labels[::8] = (labels[::8] + 1) % 4
     table = tl.measure(deep, input_shape=(3, 8, 8))
     times = {"machine": "here", "device": "cpu", "threads": 1, "batch": 1}
-    timed = tuple(replace(m, latency_ms=10.0 * (i + 1), latency_p95_ms=50.0) for i, m in enumerate(table))
+    timed = tuple(replace(m, latency_ms=5.0 * (i + 1), latency_p95_ms=10.0 * (i + 1)) for i, m in enumerate(table))
     table = replace(table, members=timed, **times)  # type: ignore[arg-type]
     split = tl.data.Split(images, labels)
     shown: list[tuple[int, int]] = []

@@ -146,7 +146,7 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
     for part, n in (("train", 50), ("t10k", 10)):
         contents[f"{part}-images-idx3-ubyte"] = struct.pack(">4I", 0x803, n, 4, 4) + rng.bytes(n * 16)
         contents[f"{part}-labels-idx1-ubyte"] = struct.pack(">2I", 0x801, n) + bytes(k % 10 for k in range(n))
-    facts = {f: sources.File(sources.hashlib.md5(c).hexdigest(), len(c)) for f, c in contents.items()}
+    facts = {f: sources.File(sources.hashlib.sha256(c).hexdigest(), len(c)) for f, c in contents.items()}
     monkeypatch.setitem(sources.FILES, "mnist", facts)
 
     def write(folder: Path, suffix: str = "") -> None:
