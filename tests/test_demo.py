@@ -64,5 +64,5 @@ def test_ones_own_network_shrinks_in_ones_own_loop(tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_the_results_that_are_here() -> None:
-    check = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], check=False)
-    assert check.returncode == 0, "README.md is out of date: run python benchmarks/readme.py"
+    check = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "results_page.py"), "--check"], check=False)
+    assert check.returncode == 0, "the pages are out of date: run python benchmarks/results_page.py"

@@ -1,6 +1,6 @@
-"""Writes the tables of results between the markers in README.md, from what lies in results/.
+"""Writes docs/results.md, and the short table in README.md, from what lies in results/.
 
-python benchmarks/readme.py [--check]
+python benchmarks/results_page.py [--check]
 """
 
 import json
@@ -20,13 +20,18 @@ from telescopic.search import read_csv
 from telescopic.search import results as search_results
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- results: python benchmarks/readme.py -->\n", "<!-- end of results -->\n"
+BEGIN, END = "<!-- results: python benchmarks/results_page.py -->\n", "<!-- end of results -->\n"
+HEAD = """# Results
+
+What was measured, with scale, seeds and machine; `python benchmarks/results_page.py` writes this page from `results/`.
+Rows that lose stay. Nothing here was run at the papers' full size but NSN's tables and ShrinkNets' Figure 1.
+"""
 
 
 def tables() -> str:
     """All tables as Markdown."""
     found = summaries(ROOT / "results" / "nsn")
-    text = "### NSN on MNIST and Fashion-MNIST\n\n"
+    text = "## NSN on MNIST and Fashion-MNIST\n\n"
     text += "Test accuracy; *validation* is the honest choice of the epoch, *best test* the paper's:\n\n"
     rows = []
     for row in nsn.ROWS:
@@ -51,7 +56,7 @@ def tables() -> str:
     for name in ("cnsn", "cnsn-small"):
         if (ROOT / "results" / name).is_dir():
             some = [t for t in cnsn_tables(ROOT / "results" / name) if "last epoch" not in str(t.title)]
-            text += "\n### CNSN on CIFAR-10\n" + "".join(map(_markdown, some))
+            text += "\n## CNSN on CIFAR-10\n" + "".join(map(_markdown, some))
     for name, about in (
         ("doubly-nested-30", "Doubly Nested Network on CIFAR-10, 30 epochs"),
         ("doubly-nested", "The same, 8 epochs"),
@@ -60,15 +65,15 @@ def tables() -> str:
         if (ROOT / "results" / name).is_dir():
             tables = doubly_nested_tables(ROOT / "results" / name)
             some = [t for t in tables if not _left_out(str(t.title), name)]
-            text += f"\n### {about}\n" + "".join(map(_markdown, some))
+            text += f"\n## {about}\n" + "".join(map(_markdown, some))
     if (ROOT / "results" / "shrinknets").is_dir():
-        text += "\n### ShrinkNets\n" + "".join(map(_markdown, shrinknets_tables(ROOT / "results" / "shrinknets")))
+        text += "\n## ShrinkNets\n" + "".join(map(_markdown, shrinknets_tables(ROOT / "results" / "shrinknets")))
     for path in sorted((ROOT / "results" / "shrinknets-search").glob("models-*.csv"), key=lambda path: path.stem[::-1]):
         _, network, data = path.stem.split("-", 2)
         table = search_results(read_csv(path), data, network)
         table.title = f"Figure 2, models drawn at random: {table.title}"
         text += _markdown(table)
-    text += "\n### Speed and survival\n" + _speed()
+    text += "\n## Speed and survival\n" + _speed()
     return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
 
 
@@ -159,16 +164,34 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def short() -> str:
+    """One row for each paper: what its members reach, beside the same networks trained alone."""
+    rows = []
+    for paper, name, family, alone, what in (
+        ("NSN, MNIST", "nsn", "model0-1-2", ("ref-model2",), "full member"),
+        ("CNSN, CIFAR-10", "cnsn-small", "joint", ("alone-0",), "full member"),
+        ("Doubly Nested, CIFAR-10", "doubly-nested-30", "balanced-edges-conditioned", ("alone",), "full member"),
+    ):
+        found = summaries(ROOT / "results" / name)
+        ours, theirs = found.get(family), found.get(alone[0])
+        if ours is None or theirs is None:
+            continue
+        scores = [run["protocols"]["validation"]["test"][-1] for run in (ours, theirs)]
+        minutes = "–" if ours.get("minutes") is None else f"{ours['minutes']:.0f}"
+        rows.append([f"{paper}: {what}", *(f"{100 * score:.1f}" for score in scores), _how(ours), minutes])
+    return _table(("members trained together", "test, %", "trained alone, %", "how", "minutes"), rows)
+
+
 def main() -> int:
-    """Write the README, or only say whether it is up to date."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
+    """Write both pages, or only say whether they are up to date."""
+    readme, page = ROOT / "README.md", ROOT / "docs" / "results.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    fresh = f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    fresh = {readme: f"{before}{BEGIN}\n{short()}\n{END}{after}", page: f"{HEAD}\n{tables()}"}
     if "--check" in sys.argv:
-        return int(fresh != text)
-    readme.write_text(fresh, encoding="utf-8")
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in fresh.items()))
+    for path, text in fresh.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 
