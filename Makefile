@@ -12,12 +12,13 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo test test-avx2 test-sse41 clean
+.PHONY: help demo test test-avx2 test-sse41 docs clean
 
 help:
 	@echo 'make demo   train, choose, extract and export a network on real data that needs no download (under 2 minutes)'
 	@echo 'make test   run every check: ruff, mypy, pytest'
 	@echo 'make test-avx2, make test-sse41   run the tests of training, data and documentation as on an older processor'
+	@echo 'make docs   build the documentation as a site, in build/site'
 	@echo 'make clean  remove what make and the tools left behind; runs/ and downloaded data stay'
 	@echo 'The first use makes a virtual environment in .venv, with the versions in constraints.txt.'
 
@@ -43,6 +44,13 @@ test-avx2: $(READY)
 
 test-sse41: $(READY)
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default $(PYTEST) $(TESTS)
+
+# In an environment of its own, for MkDocs and its plugins are of no use to anything else here.
+docs:
+	@[ -e build/docs/bin/mkdocs ] || '$(PYTHON)' -m venv build/docs
+	build/docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs==1.6.1 mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -11,6 +11,7 @@ import pytest
 import typer
 import typer.main
 
+import telescopic
 from telescopic import architecture, cli
 
 ROOT = Path(__file__).parents[1]
@@ -86,3 +87,9 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_api_page_names_all_that_is_public() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    paths = re.findall(r"^::: telescopic\.([\w.]+)$", page, re.MULTILINE)
+    assert {path.rpartition(".")[2] for path in paths} >= set(telescopic.__all__) - {"__version__"}
