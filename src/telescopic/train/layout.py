@@ -13,7 +13,8 @@ def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.me
     128 channels, and loses 9 to 21 % with 512 (benchmarks/speed_cnsn.py); likewise with AVX2 alone.
 
     On the CPU it is safe with channels in eights, as oneDNN's kernels take them. With fewer than 8, those for AVX2
-    write past the end of a buffer in the backward pass of strided 1 × 1 convolutions (benchmarks/crashes.py).
+    write past the end of a buffer in the backward pass of strided 1 × 1 convolutions: with one thread it crashes, with
+    two the gradient is wrong at times (benchmarks/crashes.py).
     """
     kernels = [p.shape for p in net.parameters() if p.ndim > 3]
     if not kernels or any(len(kernel) > 4 for kernel in kernels):  # there is another such layout for 3-d convolutions
