@@ -68,6 +68,31 @@ def test_timing_leaves_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(p.grad is None for p in net.parameters())
 
 
+class Centred(nn.Module):
+    """Exchanges its buffer in training instead of writing to it."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().float().mean((0, 2, 3))
+        return x - self.mean[:, None, None]
+
+
+def test_timing_leaves_buffers_that_are_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    capable(monkeypatch, CAPABLE)
+    net, centred = network(), Centred()
+    net.stages.insert(1, centred)
+    buffer = centred.mean
+    net = Nested(net.stages, {0: nn.Identity()}, {1: net.exits["0"]})
+    tried(net)
+    assert centred.mean is buffer and not buffer.any()
+
+
 def test_what_is_known_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     capable(monkeypatch, INCAPABLE)
     assert tried(network()) == ((0.0, math.inf), 0)

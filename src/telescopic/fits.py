@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Dataset, Preprocess, Split
 from telescopic.denormals import denormals_as_zero
+from telescopic.inputs import first_line
 from telescopic.nested import Nested
 
 
@@ -107,10 +108,9 @@ def tried(net: nn.Module, split: Split, preprocess: Preprocess) -> tuple[Tensor,
         with in_eval_mode(net):
             return (net.all(x) if isinstance(net, Nested) else net(x)), least
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         shape = [*split.images.shape[1:]]
         raise ValueError(
-            f"the network does not take these images [channels, height, width] {shape}: {reason}"
+            f"the network does not take these images [channels, height, width] {shape}: {first_line(error)}"
         ) from error
     finally:
         for hook in hooks:

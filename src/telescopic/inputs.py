@@ -104,11 +104,12 @@ def explained(module: nn.Module, x: Tensor) -> Iterator[None]:
     except Exception as error:
         name = type(module).__name__
         if isinstance(x, Tensor) and x.is_meta and (isinstance(error, NotImplementedError) or "meta" in str(error)):
-            reads = "meta tensor" in str(error)
+            if "fake impl" in str(error) or "Could not run" in str(error):  # an operation that nobody wrote for shapes
+                raise ValueError(f"this {name} cannot be run by shape alone: {first_line(error)}") from error
             raise ValueError(
-                f"this {name} cannot be run by shape alone{', because its forward pass reads values' * reads}: "
-                + first_line(error)
-                + ". Leave .item(), .numpy() and branches on values out of forward, and make constants buffers" * reads
+                f"the cost of this {name} cannot be counted by shape alone, because its forward pass reads values: "
+                f"{first_line(error)}. Leave .item(), .numpy() and branches on values out of forward, and make "
+                "constants buffers"
             ) from error
         fault = fault_of(x, module, added=True)
         shape = f" of shape {tuple(x.shape)}, batch first" if isinstance(x, Tensor) else ""

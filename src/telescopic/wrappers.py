@@ -48,11 +48,14 @@ def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:
 
     Args:
         module: what to copy.
-        memo: id of an object → what stands for it in the copy; as `copy.deepcopy` takes it, and fills it.
+        memo: id of an object → what stands for it in the copy, as for `copy.deepcopy`.
     """
     memo = {} if memo is None else memo
-    for part in module.modules():
-        for held in tree_leaves(list(vars(part).values())):
-            if isinstance(held, Tensor) and held.grad_fn is not None:
-                memo.setdefault(id(held), held.detach().clone())
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, dict(memo))
+    except RuntimeError:  # looked for only now, for it takes longer than many a copy
+        held = tree_leaves([list(vars(part).values()) for part in module.modules()])
+        computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and t.grad_fn is not None}
+        if not computed:
+            raise
+        return copy.deepcopy(module, {**computed, **memo})

@@ -48,6 +48,15 @@ def _refuse_hooks(part: nn.Module) -> None:
         )
 
 
+def no_end(part: nn.Module) -> str:
+    """Why the outputs of an adapter cannot be made fewer."""
+    kind = f"{type(part).__name__}{' with hooks, which are in the way' if hooked(part) else ''}"
+    return (
+        "the adapter of a network with several widths ends in a convolution or a linear layer, with norms and "
+        f"activations behind it; this one has none: {kind}"
+    )
+
+
 def narrow_outputs(part: nn.Module, width: int, groups: int) -> nn.Module:
     """A part that gives the first `width` of `groups` channel groups only, from all of its input.
 
@@ -60,10 +69,7 @@ def narrow_outputs(part: nn.Module, width: int, groups: int) -> nn.Module:
     layers = flat(part)
     last = last_mixing(layers)
     if last is None:
-        raise ValueError(
-            "the adapter of a network with several widths ends in a convolution or a linear layer, with norms and "
-            f"activations behind it; this {type(part).__name__} has none, or has hooks"
-        )
+        raise ValueError(no_end(part))
     return nn.Sequential(*layers[:last], *(_first_rows(layer, width, groups) for layer in layers[last:]))
 
 

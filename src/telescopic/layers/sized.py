@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from telescopic.layers.causal import prefix
 from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
-from telescopic.layers.narrowing import NARROW, flat, last_mixing
+from telescopic.layers.narrowing import NARROW, flat, last_mixing, no_end
 from telescopic.wrappers import copied
 
 NOTHING: set[type[nn.Module]] = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout}
@@ -87,10 +87,7 @@ def _of_adapter(part: nn.Module, groups: int) -> str | None:
     layers = flat(part)
     last = last_mixing(layers)
     if last is None or (isinstance(layers[last], nn.Conv2d) and layers[last].groups != 1):
-        return (
-            "the adapter of a network with several widths ends in a convolution or a linear layer, with norms and "
-            f"activations behind it; this {type(part).__name__} has none, or has hooks"
-        )
+        return no_end(part)
     behind = [layer for layer in layers[last + 1 :] if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d)]
     return next((why for layer in behind if (why := _of_stage(layer, groups))), None)
 

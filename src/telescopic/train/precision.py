@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from telescopic.nested import Nested
+from telescopic.shrink.example import unchanged
 from telescopic.train.layout import lay_out_, layout_for
 from telescopic.train.objective import Objective
 from telescopic.train.recipe import Recipe
@@ -40,12 +41,9 @@ def step_seconds(net: Nested, recipe: Recipe, images: Tensor, labels: Tensor) ->
     device = first.device
     if first.dtype != torch.float32 or device.type not in ("cpu", "cuda") or not _has_bf16(device):
         return 0.0, math.inf
-    modes = [(module, module.training) for module in net.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            net.train()
+        with unchanged(net, training=True):
             objective, x = Objective(net, recipe).to(device), recipe.preprocess(images)
             began = time.perf_counter()
             for round_ in range(1 + ROUNDS):  # the first of them warms up
@@ -64,10 +62,6 @@ def step_seconds(net: Nested, recipe: Recipe, images: Tensor, labels: Tensor) ->
                     break
     finally:
         net.zero_grad()
-        for module, training in modes:
-            module.training = training
-        for buffer, was in buffers:
-            buffer.copy_(was)
     return median(seconds["fp32"]), median(seconds["bf16"])
 
 
