@@ -192,7 +192,7 @@ def _first(cls: type[nn.Module]) -> str:
         return "call the network on an input once, or "
     if cls.__module__ == "torch.nn.utils.parametrize":
         return "make its weight an ordinary one with torch.nn.utils.parametrize.remove_parametrizations, or "
-    if "<locals>" in cls.__qualname__ or _name(cls) in _LAYERS:
+    if issubclass(cls, torch.fx.GraphModule) or _name(cls) in _LAYERS:  # made anew each time, or its name is taken
         return ""
     return f"call telescopic.register_layer({cls.__qualname__}) here and in the program that loads the file, or "
 
