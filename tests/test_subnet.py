@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telescopic import Grid, Subnet
+from telescopic import Coordinates, Grid, Subnet
 
 COORDINATES = st.none() | st.integers(-3, 30)
 SUBNETS = st.builds(Subnet, entry=COORDINATES, exit=COORDINATES, width=COORDINATES)
@@ -181,3 +181,17 @@ def test_a_label_has_the_coordinates_that_vary() -> None:
 def test_grids_that_are_none(grid: tuple[tuple[int, ...], ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Grid(*grid)
+
+
+def test_coordinates_are_a_subnet_that_leaves_nothing_open() -> None:
+    grid = Grid([0, 1], [2, 3], [1, 2])
+    asked = Subnet(entry=1, exit=3, width=2)
+    found = grid.resolve(asked)
+    assert type(found) is Coordinates and all(type(member) is Coordinates for member in (grid.full, *grid))
+    assert found == asked and hash(found) == hash(asked) and asked in grid and found != Subnet(entry=1, exit=3)
+    assert Coordinates.parse(str(found)) == Coordinates.of(asked) == found and found.stages == 3
+    for open_, left in ((Subnet(entry=1), "exit, width"), (Subnet(entry=1, exit=3), "width")):
+        with pytest.raises(ValueError, match=left):
+            Coordinates.of(open_)
+    with pytest.raises(ValueError, match="width"):
+        Coordinates.parse("entry=1,exit=3")

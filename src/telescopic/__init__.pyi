@@ -1,7 +1,7 @@
 # The whole interface, in reading order.
 
 # What a sub-network is, and the network that contains them all
-from .subnet import Subnet as Subnet, Grid as Grid
+from .subnet import Subnet as Subnet, Coordinates as Coordinates, Grid as Grid
 from .nested import Nested as Nested
 from .nest import nest as nest
 from .causal import causal_ as causal_

@@ -37,7 +37,7 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
     """
     net = unwrapped(net)
     member = net.grid.resolve(subnet)
-    taken = joined([module for _, module in net.path(member)], member.width or 1, net.groups)
+    taken = joined([module for _, module in net.path(member)], member.width, net.groups)
     if fold_bn:
         return nn.Sequential(*_flat(folding.fold_bn(taken))).eval()
     return copied(taken).eval()

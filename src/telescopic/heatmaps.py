@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import count, pairwise
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
 from telescopic.plots import INK, MUTED, PAGE, SIZE, Colour, Plot, blend, canvas, log_ticks, rendered, tick
 from telescopic.quantities import human
-from telescopic.subnet import Grid, Subnet
+from telescopic.subnet import Coordinates, Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def heatmap(
     values: Sequence[float],
     *,
     unit: str = "",
-    marked: Collection[Subnet] = (),
+    marked: Collection[Coordinates] = (),
     caption: str = "",
 ) -> Plot:
     """A map of one quantity: widths to the right, exits upwards; each entry has its own block of rows.
@@ -92,7 +92,7 @@ def heatmap(
     size = (72 * SIZE[0], height + _TOP + _BOTTOM)
     place = (_LEFT / size[0], _BOTTOM / size[1], wide / size[0], height / size[1])
     columns = {width: float(column) for column, width in enumerate(grid.widths)}
-    spots = [(columns[cast(int, member.width)], rows[member.entry, member.exit]) for member in grid]
+    spots = [(columns[member.width], rows[member.entry, member.exit]) for member in grid]
     rings = [spot for member, spot in zip(grid, spots, strict=True) if member in marked]
     with canvas((size[0] / 72, size[1] / 72), place) as (figure, axes):
         axes.set(xlim=(-0.5, len(grid.widths) - 0.5), ylim=(-0.5, tall - 0.5))
@@ -157,7 +157,7 @@ def _draw_scale(bar: "Axes", scale: _Scale, unit: str) -> None:
 def _rows(grid: Grid) -> tuple[dict[tuple[int | None, int | None], float], list[tuple[int, float]], float]:
     """The row of each entry and exit from the bottom, each entry with the row of its heading, and how tall all are."""
     if len(grid.exits) == 1:  # entries need no blocks of one row
-        entries = sorted({cast(int, member.entry) for member in grid}, reverse=True)
+        entries = sorted({member.entry for member in grid}, reverse=True)
         return {(entry, grid.exits[0]): float(row) for row, entry in enumerate(entries)}, [], len(entries)
     rows: dict[tuple[int | None, int | None], float] = {}
     headings: list[tuple[int, float]] = []
@@ -190,7 +190,7 @@ def _number(axes: "Axes", grid: Grid, rows: dict[tuple[int | None, int | None], 
 def _rank(grid: Grid, depth: int, number: int | None) -> int:
     """Where a coordinate stands among its kind, counted from the full network's."""
     values = grid.exits[::-1] if depth else grid.entries
-    return values.index(cast(int, number))
+    return values.index(number)
 
 
 def _apart(spots: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

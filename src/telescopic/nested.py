@@ -12,7 +12,7 @@ from telescopic.inputs import raise_fault
 from telescopic.layers.causal import prefix
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.sized import require_channels_first, require_sized
-from telescopic.subnet import Grid, Subnet
+from telescopic.subnet import Coordinates, Grid, Subnet
 from telescopic.wrappers import copied
 
 Statistics = Literal["shared", "per-entry", "recalibrated"]
@@ -187,7 +187,6 @@ class Nested(nn.Module):
         per entry, a stage is one part (one set of parameters) but a module for each entry.
         """
         member = self.grid.resolve(subnet)
-        assert member.entry is not None and member.exit is not None
         path = [(f"entries.{member.entry}", self.entries[str(member.entry)])]
         for i, stage in list(enumerate(self.stages))[member.entry : member.exit + 1]:
             path.append((f"stages.{i}", self._seen_by(member, str(i), stage)))
@@ -202,7 +201,7 @@ class Nested(nn.Module):
                 owners[name] = min(first, owners.get(name, first))
         return owners
 
-    def _seen_by(self, member: Subnet, name: str, part: nn.Module) -> nn.Module:
+    def _seen_by(self, member: Coordinates, name: str, part: nn.Module) -> nn.Module:
         if self.statistics == "shared":
             return part
         key = f"{member.entry}-{name}"
@@ -233,10 +232,10 @@ class Nested(nn.Module):
         for m, member in enumerate(self.grid):
             members, widths = found.setdefault((member.entry, member.exit), ([], []))
             members.append(m)
-            widths.append((member.width or 1) - 1)
+            widths.append(member.width - 1)
         return found.values()
 
-    def _narrow_run(self, name: str, part: nn.Module, x: Tensor, member: Subnet) -> Tensor:
+    def _narrow_run(self, name: str, part: nn.Module, x: Tensor, member: Coordinates) -> Tensor:
         """Run a stage or head on the groups that a member has; an error says what it must be able to do."""
         try:
             out: Tensor = part(x)
@@ -246,13 +245,13 @@ class Nested(nn.Module):
             raise _not_causal(name, member.width, self.groups, x, error) from error
         return out
 
-    def _narrowed(self, adapter: nn.Module, x: Tensor, member: Subnet) -> Tensor:
+    def _narrowed(self, adapter: nn.Module, x: Tensor, member: Coordinates) -> Tensor:
         """The channel groups that a member uses of what its adapter gives."""
         if self.groups > 1:
             require_channels_first(adapter, x)
         if member.width == self.groups:
             return x
-        return x[:, : prefix(x.shape[1], self.groups, member.width or 0)]
+        return x[:, : prefix(x.shape[1], self.groups, member.width)]
 
     def _drop(self, x: Tensor, step: int) -> Tensor:
         """Dropout behind the stage that a member runs as number `step` (from 0) of its own path."""

@@ -239,7 +239,6 @@ def _picture(net: Nested, catalogue: Catalogue) -> str:
             x = gaps[place] + 11 if y < 50 else gaps[place + 1] + gap - 10
             parts.append(_text(x, y, str(place), "middle") + f'<path class="wire arrow" d="M{x} {arrow}"/>')
     for (label, also, member), colour, y in zip(rows, ramp(len(rows)), range(126, height, 40), strict=True):
-        assert member.entry is not None and member.exit is not None and member.width is not None
         start, end = gaps[member.entry] + 11, gaps[member.exit + 1] + gap - 10
         parts.append(f'<g style="--c:var({colour.variable})">{_text(0, y - 2, label, "start", "name")}')
         parts.append(f'{_text(0, y + 13, also)}<path class="run" d="M{start} {y}H{end}"/>')
@@ -264,7 +263,6 @@ def _chart(spans: Grid) -> str:
     parts += [_text(left + side * (x + 0.5), 15, str(place), "middle") for x, place in enumerate(spans.exits)]
     parts += [_text(left - 8, 46 + side * y, str(place), "end") for y, place in enumerate(spans.entries)]
     for span in spans:
-        assert span.entry is not None and span.exit is not None
         num = span.exit - span.entry + 1
         x, y = left + side * spans.exits.index(span.exit), 32 + side * spans.entries.index(span.entry)
         shade = 0.12 + 0.88 * num / max(1, spans.exits[-1] - spans.entries[0] + 1)

@@ -1,15 +1,16 @@
 """What a sub-network is: a value with three coordinates, and the grid of all of them. No torch."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self, overload
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Subnet:
-    """One member of a nested network: where the input enters, where the prediction is read, how wide it is.
+    """What is asked for: where the input enters, where the prediction is read, how wide the network is.
 
-    Every part is optional: `None` stands for the full network's value and is filled in by `Grid.resolve`.
+    Every part is optional: `None` stands for the full network's value and is filled in by `Grid.resolve`, which gives
+    `Coordinates`. Both are equal if they say the same.
 
     Attributes:
         entry: index of the first stage that runs.
@@ -27,6 +28,12 @@ class Subnet:
         for name, value in self._given():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{name} of a sub-network is a whole number or None, not {value!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, Subnet) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
 
     def __str__(self) -> str:
         """The coordinates that are given, as `parse` reads them: `entry=1,exit=3`."""
@@ -47,12 +54,52 @@ class Subnet:
             parts[name] = int(value)
         return cls(**parts)
 
+    def _values(self) -> tuple[int | None, int | None, int | None]:
+        return self.entry, self.exit, self.width
+
     def _given(self) -> list[tuple[str, int]]:
-        return [(f.name, value) for f in fields(self) if (value := getattr(self, f.name)) is not None]
+        return [(n, v) for n, v in zip(("entry", "exit", "width"), self._values(), strict=True) if v is not None]
 
 
-class Grid(Sequence[Subnet]):
-    """All members of a nested network, smallest first; each with all three coordinates given.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Coordinates(Subnet):
+    """Which member of a grid: a `Subnet` that leaves nothing open."""
+
+    entry: int
+    exit: int
+    width: int
+
+    @classmethod
+    def of(cls, subnet: Subnet) -> Self:
+        """The same, if nothing in it is open.
+
+        Raises:
+            ValueError: if something is.
+        """
+        if isinstance(subnet, cls):
+            return subnet
+        given = dict(subnet._given())
+        if missing := [name for name in ("entry", "exit", "width") if name not in given]:
+            raise ValueError(f"sub-network {subnet} leaves {', '.join(missing)} open")
+        return cls(**given)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `entry=0,exit=3,width=1`.
+
+        Raises:
+            ValueError: if the text has another form, or leaves something open.
+        """
+        return cls.of(Subnet.parse(text))
+
+    @property
+    def stages(self) -> int:
+        """Number of stages that it runs."""
+        return self.exit - self.entry + 1
+
+
+class Grid(Sequence[Coordinates]):
+    """All members of a nested network, smallest first.
 
     The order is by number of stages run, then width, then exit. It never puts a member before one it contains,
     so it is the order of cost wherever a total one exists.
@@ -76,7 +123,7 @@ class Grid(Sequence[Subnet]):
                 f"entries start at 0, exits at -1, widths at 1; these are {self.entries}, {self.exits}, {self.widths}"
             )
         members = [
-            Subnet(entry=entry, exit=exit_, width=width)
+            Coordinates(entry=entry, exit=exit_, width=width)
             for entry in self.entries
             for exit_ in self.exits
             for width in self.widths
@@ -84,24 +131,24 @@ class Grid(Sequence[Subnet]):
         ]
         if not members:
             raise ValueError(f"no member: every entry {self.entries} lies behind every exit {self.exits}")
-        self._members = tuple(sorted(members, key=_order))
-        self._index = {member: i for i, member in enumerate(self._members)}
-        self.full = Subnet(entry=self.entries[0], exit=self.exits[-1], width=self.widths[-1])
+        self._members = tuple(sorted(members, key=lambda m: (m.stages, m.width, m.exit)))
+        self._index: dict[Subnet, int] = {member: i for i, member in enumerate(self._members)}
+        self.full = Coordinates(entry=self.entries[0], exit=self.exits[-1], width=self.widths[-1])
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def __iter__(self) -> Iterator[Subnet]:
+    def __iter__(self) -> Iterator[Coordinates]:
         return iter(self._members)
 
     def __contains__(self, subnet: object) -> bool:
         return subnet in self._index
 
     @overload
-    def __getitem__(self, index: int) -> Subnet: ...
+    def __getitem__(self, index: int) -> Coordinates: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[Subnet, ...]: ...
-    def __getitem__(self, index: int | slice) -> Subnet | tuple[Subnet, ...]:
+    def __getitem__(self, index: slice) -> tuple[Coordinates, ...]: ...
+    def __getitem__(self, index: int | slice) -> Coordinates | tuple[Coordinates, ...]:
         return self._members[index]
 
     def __eq__(self, other: object) -> bool:
@@ -113,7 +160,7 @@ class Grid(Sequence[Subnet]):
     def __repr__(self) -> str:
         return f"Grid(entries={self.entries}, exits={self.exits}, widths={self.widths})"
 
-    def resolve(self, subnet: Subnet | None = None) -> Subnet:
+    def resolve(self, subnet: Subnet | None = None) -> Coordinates:
         """The member that `subnet` names, with the full network's value for each part left open.
 
         Raises:
@@ -126,7 +173,7 @@ class Grid(Sequence[Subnet]):
         entry = self.full.entry if subnet.entry is None else subnet.entry
         exit_ = self.full.exit if subnet.exit is None else subnet.exit
         width = self.full.width if subnet.width is None else subnet.width
-        complete = Subnet(entry=entry, exit=exit_, width=width)
+        complete = Coordinates(entry=entry, exit=exit_, width=width)
         if complete in self._index:
             return complete
         nearest = min(self._members, key=lambda member: _distance(member, complete))
@@ -144,8 +191,8 @@ class Grid(Sequence[Subnet]):
 
     def contains(self, large: Subnet | None, small: Subnet | None) -> bool:
         """Whether everything `small` runs between its adapter and its head also belongs to `large`."""
-        (e, x, w), (f, y, v) = _coordinates(self.resolve(large)), _coordinates(self.resolve(small))
-        return e <= f and y <= x and v <= w
+        large, small = self.resolve(large), self.resolve(small)
+        return large.entry <= small.entry and small.exit <= large.exit and small.width <= large.width
 
     def label(self, subnet: Subnet | None) -> str:
         """Short name: only the coordinates that differ between members, e.g. `entry=1`; `full` if there is but one."""
@@ -155,15 +202,5 @@ class Grid(Sequence[Subnet]):
         return ",".join(parts) or "full"
 
 
-def _coordinates(member: Subnet) -> tuple[int, int, int]:
-    assert member.entry is not None and member.exit is not None and member.width is not None
-    return member.entry, member.exit, member.width
-
-
-def _order(member: Subnet) -> tuple[int, int, int]:
-    entry, exit_, width = _coordinates(member)
-    return exit_ - entry + 1, width, exit_
-
-
-def _distance(one: Subnet, other: Subnet) -> int:
-    return sum(abs(a - b) for a, b in zip(_coordinates(one), _coordinates(other), strict=True))
+def _distance(one: Coordinates, other: Coordinates) -> int:
+    return abs(one.entry - other.entry) + abs(one.exit - other.exit) + abs(one.width - other.width)

@@ -18,7 +18,7 @@ from telescopic.extract import joined
 from telescopic.files import make_folder, replacing
 from telescopic.nested import Nested
 from telescopic.provenance import versions
-from telescopic.subnet import Grid, Subnet
+from telescopic.subnet import Coordinates, Grid, Subnet
 from telescopic.tensorfile import DTYPES, Place, TensorFile, opened, write
 from telescopic.wrappers import copied, unwrapped
 
@@ -100,7 +100,7 @@ class Bundle:
             filled = _filled(parts if into is None else copied(parts), names, file)
             assert isinstance(filled, nn.ModuleList)
             try:
-                return joined(list(filled), subnet.width or 1, net.groups).eval()
+                return joined(list(filled), subnet.width, net.groups).eval()
             except Exception as error:  # layers that a file has put together may raise anything when they are cut
                 raise BundleError(f"{subnet} cannot be taken out of it: {error}") from error
 
@@ -246,6 +246,5 @@ def _grid_of(net: nn.Module, catalogue: Catalogue | None) -> Grid:
     """A plain module has one member: the one that its catalogue lists, if there is one."""
     if isinstance(net, Nested):
         return net.grid
-    member = catalogue[0].subnet if catalogue else Subnet(entry=0, exit=0, width=1)
-    assert member.entry is not None and member.exit is not None and member.width is not None
+    member = catalogue[0].subnet if catalogue else Coordinates(entry=0, exit=0, width=1)
     return Grid([member.entry], [member.exit], [member.width])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 
 from telescopic.quantities import human
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates, Subnet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Member:
         ValueError: if a value is of the wrong type or outside its range.
     """
 
-    subnet: Subnet
+    subnet: Coordinates
     label: str
     accuracy: float | None = None
     test_accuracy: float | None = None
@@ -44,9 +44,10 @@ class Member:
 
     def __post_init__(self) -> None:
         """Refuse impossible values: they may have come from a file."""
+        object.__setattr__(self, "subnet", Coordinates.of(self.subnet))
         named = str(self.subnet)
-        if named.count("=") < 3 or not isinstance(self.label, str):
-            raise ValueError(f"a catalogue's member has entry, exit, width and a label, not {named} and {self.label!r}")
+        if not isinstance(self.label, str):
+            raise ValueError(f"a catalogue's member has a label, not {self.label!r}")
         said = str(Subnet.parse(self.label))
         if said != self.label or not set(said.split(",")) <= {*named.split(","), "full"}:
             raise ValueError(f"label {self.label!r} does not name {named}")

@@ -15,7 +15,7 @@ from telescopic.cost.timing import machine
 from telescopic.files import replacing
 from telescopic.nested import Statistics
 from telescopic.quantities import human
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates, Subnet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -226,7 +226,7 @@ class Catalogue(Sequence[Member]):
         members = []
         for row in data["members"]:
             row = dict(_exactly(row, (*_COORDINATES, *names), "a member of a catalogue"))
-            subnet = Subnet(**{name: row.pop(name) for name in _COORDINATES})
+            subnet = Coordinates.of(Subnet(**{name: row.pop(name) for name in _COORDINATES}))
             members.append(Member(subnet=subnet, **row))
         conditions = {name: data[name] for name in CONDITIONS}
         return cls(tuple(members), tuple(data["input_shape"]), **conditions, statistics=data["statistics"])

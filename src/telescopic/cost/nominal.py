@@ -110,7 +110,6 @@ def _of_members(net: Nested, prices: dict[str, list[int]]) -> list[int]:
     """The sum over the parts of each member, from the prices of each part at every width."""
     totals = []
     for member in net.grid:
-        assert member.width is not None
         totals.append(sum(prices[name][member.width - 1] for name, _ in net.path(member)))
     return totals
 

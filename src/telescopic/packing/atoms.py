@@ -11,7 +11,7 @@ from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.runtime.manifest import INPUT
 from telescopic.runtime.rows import Kept, Part
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates
 from telescopic.wrappers import copied
 
 Span = tuple[int, int]
@@ -42,16 +42,15 @@ class Atom:
 class Parts:
     """Parts of members of one width."""
 
-    def __init__(self, net: Nested, members: Sequence[Subnet], fold_bn: bool) -> None:
+    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool) -> None:
         self.net, self.fold_bn = net, fold_bn
-        self.width = members[0].width or 1
+        self.width = members[0].width
         self.done: dict[nn.Module, nn.Module] = {}
         self.constants: dict[str, Tensor] = {}
         self.differing = _differing(net, members)
 
-    def path(self, member: Subnet) -> list[Atom]:
+    def path(self, member: Coordinates) -> list[Atom]:
         """What a member runs, in order, without what does nothing."""
-        assert member.entry is not None and member.exit is not None
         atoms: list[Atom] = []
         here = INPUT
         parts = self.net.path(member)
@@ -92,7 +91,7 @@ class Parts:
 class PartsBySpan:
     """Parts of members of several widths, cut into spans."""
 
-    def __init__(self, net: Nested, members: Sequence[Subnet], fold_bn: bool) -> None:
+    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool) -> None:
         self.net, self.parts = net, dict[nn.Module, Part]()
         self.constants: dict[str, Tensor] = {}
         self.differing = _differing(net, members)
@@ -101,16 +100,14 @@ class PartsBySpan:
         self.places: dict[int, list[int]] = {}
         known: set[int] = set()
         for place in range(last, -1, -1):
-            known |= {m.width or 1 for m in members if (m.entry or 0) <= place <= (m.exit or 0) + 1}
+            known |= {m.width for m in members if m.entry <= place <= m.exit + 1}
             self.places[place] = sorted(known)
         self.leaving = {
-            exit_: sorted({m.width or 1 for m in members if m.exit == exit_})
-            for exit_ in {m.exit or 0 for m in members}
+            exit_: sorted({m.width for m in members if m.exit == exit_}) for exit_ in {m.exit for m in members}
         }
 
-    def path(self, member: Subnet) -> list[Atom]:
+    def path(self, member: Coordinates) -> list[Atom]:
         """What a member runs: span by span, each from the adapter to the head."""
-        assert member.entry is not None and member.exit is not None and member.width is not None
         (name, adapter), *stages, (head_name, head) = self.net.path(member)
         found: list[tuple[int, int, Atom]] = []
         every = _spans(self.places[member.entry])
@@ -135,10 +132,10 @@ class PartsBySpan:
         found += self._head(member, head_name, head)
         return [atom for _, _, atom in sorted(found, key=lambda item: item[:2])]
 
-    def _head(self, member: Subnet, name: str, head: nn.Module) -> list[tuple[int, int, Atom]]:
+    def _head(self, member: Coordinates, name: str, head: nn.Module) -> list[tuple[int, int, Atom]]:
         """What turns features into the logits of a member: with those of narrower ones, or all anew."""
-        place, widths = (member.exit or 0) + 1, self.leaving[member.exit or 0]
-        key, width, behind = self._key(name, head), member.width or 1, len(self.net.stages)
+        place, widths = member.exit + 1, self.leaving[member.exit]
+        key, width, behind = self._key(name, head), member.width, len(self.net.stages)
         try:
             part = self._part(name, head)
             summing = part.sums
@@ -167,14 +164,14 @@ class PartsBySpan:
         return self.parts[module]
 
 
-def _differing(net: Nested, members: Sequence[Subnet]) -> dict[str, dict[int, nn.Module]]:
+def _differing(net: Nested, members: Sequence[Coordinates]) -> dict[str, dict[int, nn.Module]]:
     """Parts that entries see with other buffers: name → module of each entry, the first of its owner."""
     seen: dict[str, dict[int, nn.Module]] = {}
     for member in members:
         for name, module in net.path(member):
             known = seen.setdefault(name, {})
             if module not in known.values():
-                known[member.entry or 0] = module
+                known[member.entry] = module
     return {name: modules for name, modules in seen.items() if len(modules) > 1}
 
 

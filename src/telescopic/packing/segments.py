@@ -16,7 +16,7 @@ from telescopic.nested import Nested
 from telescopic.packing.atoms import Atom, Parts, PartsBySpan
 from telescopic.runtime.manifest import INPUT, Step
 from telescopic.runtime.rows import Kept
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +51,13 @@ class Cut:
     """
 
     segments: Sequence[Segment]
-    chains: Mapping[Subnet, tuple[tuple[Step, ...], str]]
+    chains: Mapping[Coordinates, tuple[tuple[Step, ...], str]]
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Tensor]
     copied: int
 
 
-def cut(net: Nested, members: Sequence[Subnet], x: Tensor, *, fold_bn: bool = False) -> Cut:
+def cut(net: Nested, members: Sequence[Coordinates], x: Tensor, *, fold_bn: bool = False) -> Cut:
     """Cut a network where the members enter, leave, and end their width.
 
     Args:
@@ -74,12 +74,12 @@ def cut(net: Nested, members: Sequence[Subnet], x: Tensor, *, fold_bn: bool = Fa
     single = len({member.width for member in members}) == 1
     atoms = (Parts if single else PartsBySpan)(net, members, fold_bn)
     paths = {member: atoms.path(member) for member in members}
-    users: dict[str, set[Subnet]] = {}
+    users: dict[str, set[Coordinates]] = {}
     for member, path in paths.items():
         for atom in path:
             users.setdefault(atom.key, set()).add(member)
     groups: dict[str, list[Atom]] = {}
-    runs: dict[Subnet, list[str]] = {member: [] for member in members}
+    runs: dict[Coordinates, list[str]] = {member: [] for member in members}
     for member, path in paths.items():
         previous: Atom | None = None
         for atom in path:
@@ -94,7 +94,7 @@ def cut(net: Nested, members: Sequence[Subnet], x: Tensor, *, fold_bn: bool = Fa
     return _traced({key: _Run(run) for key, run in groups.items()}, runs, paths, atoms.constants, x)
 
 
-def _one_segment(one: Atom, other: Atom, users: Mapping[str, set[Subnet]]) -> bool:
+def _one_segment(one: Atom, other: Atom, users: Mapping[str, set[Coordinates]]) -> bool:
     return users[one.key] == users[other.key] and one.span == other.span and one.writes == other.reads
 
 
@@ -173,14 +173,14 @@ class _Run(nn.Module):
 @torch.no_grad()
 def _traced(
     runs: Mapping[str, _Run],
-    order: Mapping[Subnet, Sequence[str]],
-    paths: Mapping[Subnet, Sequence[Atom]],
+    order: Mapping[Coordinates, Sequence[str]],
+    paths: Mapping[Coordinates, Sequence[Atom]],
     constants: Mapping[str, Tensor],
     x: Tensor,
 ) -> Cut:
     """Run every member once, and write down which tensors go where."""
     segments: dict[str, Segment] = {}
-    chains: dict[Subnet, tuple[tuple[Step, ...], str]] = {}
+    chains: dict[Coordinates, tuple[tuple[Step, ...], str]] = {}
     tensors: dict[str, Tensor] = {INPUT: x}
     for member, names in order.items():
         known: dict[str, Tensor] = {INPUT: x}

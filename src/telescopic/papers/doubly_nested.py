@@ -140,7 +140,7 @@ def weights(
         input_shape: shape of one input, for the multiply-adds.
     """
     prices = nominal_macs(net, input_shape) if macs else [1] * len(net.grid)
-    sizes = [(m.exit - m.entry + 2, m.width, price) for m, price in zip(net.grid, prices, strict=True)]  # type: ignore[operator]
+    sizes = [(m.exit - m.entry + 2, m.width, price) for m, price in zip(net.grid, prices, strict=True)]
     most = [max(column) for column in zip(*sizes, strict=True)]
     raw = [(d / most[0]) ** depth * (w / most[1]) ** width * (m / most[2]) ** macs for d, w, m in sizes]
     quarters = {-(-net.groups * part // 4) for part in (1, 2, 3)}

@@ -53,7 +53,7 @@ def run_nsn(
 
     def more(net: Nested, history: History, folder: Path, recipe: Recipe) -> dict[str, Any]:
         return {
-            "models": [f"model{member.exit - member.entry + 1}" for member in net.grid],  # type: ignore[operator]
+            "models": [f"model{member.stages}" for member in net.grid],
             "curve": {epoch.epoch: epoch.test for epoch in history if epoch.epoch in nsn.AUTHORS_RUN},
         }
 

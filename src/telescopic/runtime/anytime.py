@@ -14,7 +14,7 @@ from telescopic.data import Preprocess, Split, batches
 from telescopic.fits import check_fits
 from telescopic.nested import Nested
 from telescopic.runtime.refining import Plan, Run
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates, Subnet
 
 Against = Literal["labels", "last"]
 
@@ -42,7 +42,7 @@ class Answer:
     """
 
     logits: Tensor
-    subnet: Subnet
+    subnet: Coordinates
     macs: int
     batch_macs: int
     elapsed: float
@@ -50,7 +50,7 @@ class Answer:
     left: int
 
 
-def deepening(net: Nested, subnet: Subnet | None = None) -> tuple[Subnet, ...]:
+def deepening(net: Nested, subnet: Subnet | None = None) -> tuple[Coordinates, ...]:
     """The path that gets deeper exit by exit, at the width and from the entry of one member, and ends with it.
 
     Args:

@@ -86,7 +86,7 @@ class Engine:
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
         self.takes_pixels = self._manifest.preprocess is not None
         self.precision = self._manifest.precision
-        self._by_subnet = {member.subnet: member for member in self.members}
+        self._by_subnet: dict[Subnet, Packed] = {member.subnet: member for member in self.members}
         self.runs_on = f"{self._backend.title} {self._backend.version()}"
         self._store = Store(digest, self.runs_on, cache)
         self._timings = self._store.timings(self._by_subnet)

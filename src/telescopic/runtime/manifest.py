@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
@@ -63,7 +63,7 @@ class Packed:
         float_test_accuracy: the same of the test images.
     """
 
-    subnet: Subnet
+    subnet: Coordinates
     label: str
     accuracy: float | None
     test_accuracy: float | None
@@ -210,7 +210,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
             Step(_text(step["segment"]), _texts(step["inputs"]), _texts(step["outputs"]))
             for step in _some(row.pop("chain"), list)
         )
-        members.append(Packed(**row | {"subnet": Subnet.parse(row["subnet"])}, chain=chain))
+        members.append(Packed(**row | {"subnet": Coordinates.parse(row["subnet"])}, chain=chain))
     tensors = {_text(name): _shape(shape) for name, shape in _some(data.pop("tensors"), dict).items()}
     constants = {
         _text(name): Constant(_count(value["offset"]), _shape(value["shape"]))

@@ -14,7 +14,7 @@ from telescopic.inputs import dtype_and_device, with_batch
 from telescopic.nested import Nested
 from telescopic.runtime.refining import Plan, Run
 from telescopic.runtime.rows import Part
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates, Subnet
 
 _MOST_WIDTHS = 8
 
@@ -56,7 +56,7 @@ def best_path(
     widths: Sequence[int] | None = None,
     runs: int = 7,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Subnet, ...]:
+) -> tuple[Coordinates, ...]:
     """The path to the full network that has the best accuracy over time, as measured on this machine.
 
     Accuracy over time is a staircase: 0 until the first answer, then each answer's accuracy on validation images until
@@ -83,12 +83,11 @@ def best_path(
     if None in accuracy.values():
         raise ValueError("the best path needs accuracies on validation images: measure(net, data)")
     full = net.grid.resolve(Subnet(entry=entry))
-    assert full.entry is not None and full.width is not None
     if widths is None:
         many = net.grid.widths
         spaced = {ceil(len(many) * k / _MOST_WIDTHS) - 1 for k in range(1, _MOST_WIDTHS + 1)}
         widths = many if len(many) <= _MOST_WIDTHS else [many[i] for i in spaced]
-    chosen = {net.grid.resolve(Subnet(entry=entry, width=width)).width or 0 for width in widths} | {full.width}
+    chosen = {net.grid.resolve(Subnet(entry=entry, width=width)).width for width in widths} | {full.width}
     dtype, device = dtype_and_device(net)
     x = torch.zeros(with_batch(batch, catalogue.input_shape), dtype=dtype, device=device)
     costs = part_costs(net, x, full, sorted(chosen), runs, progress)
@@ -98,7 +97,9 @@ def best_path(
         if exit_ >= full.entry - 1
         for width in chosen
     }
-    return tuple(Subnet(entry=full.entry, exit=exit_, width=width) for exit_, width in largest_area(known, costs.step))
+    return tuple(
+        Coordinates(entry=full.entry, exit=exit_, width=width) for exit_, width in largest_area(known, costs.step)
+    )
 
 
 def largest_area(
@@ -132,13 +133,12 @@ def largest_area(
 def part_costs(
     net: Nested,
     x: Tensor,
-    full: Subnet,
+    full: Coordinates,
     widths: Sequence[int],
     runs: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> PartCosts:
     """Measure what stages and heads cost: from nothing to each width, and from each width to each larger one."""
-    assert full.entry is not None and full.exit is not None
     exits = [exit_ for exit_ in net.grid.exits if exit_ >= full.entry - 1]
     names = [f"stages.{i}" for i in range(full.entry, full.exit + 1)]
     pairs = [(small, large) for large in widths for small in (0, *widths) if small < large]
@@ -147,9 +147,9 @@ def part_costs(
     adapters, known = [], dict[nn.Module, Part]()
     for number, (small, large) in enumerate(pairs):
         if small:
-            path = [Subnet(entry=full.entry, exit=full.exit, width=width) for width in (small, large)]
+            path = [Coordinates(entry=full.entry, exit=full.exit, width=width) for width in (small, large)]
         else:
-            path = [Subnet(entry=full.entry, exit=exit_, width=large) for exit_ in exits]
+            path = [Coordinates(entry=full.entry, exit=exit_, width=large) for exit_ in exits]
         times = _times(Plan(net, path, known), x, runs, skip=1 if small else 0)
         stages[small, large] = [times[name] for name in names]
         if not small:

@@ -13,7 +13,7 @@ from telescopic.cost.macs import Counter
 from telescopic.layers.causal import prefix
 from telescopic.nested import Nested
 from telescopic.runtime.rows import Kept, Part
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates, Subnet
 
 Call = Callable[[Tensor, Kept], Tensor]
 Watch = Callable[[str], None]
@@ -37,7 +37,7 @@ class Step:
         keep: whether a wider step follows.
     """
 
-    subnet: Subnet
+    subnet: Coordinates
     have: int
     widened: tuple[tuple[str, Call], ...]
     added: tuple[tuple[str, Call], ...]
@@ -76,10 +76,9 @@ class Plan:
         for number, member in enumerate(self.path):
             before = self.path[number - 1] if number else None
             after = self.path[number + 1] if number + 1 < len(self.path) else None
-            entry, exit_, width = _coordinates(member)
-            depth = _coordinates(before)[1] - entry + 1 if before else 0
-            have = _coordinates(before)[2] if before else 0
-            keep = _coordinates(self.path[-1])[2] > width
+            entry, exit_, width = member.entry, member.exit, member.width
+            depth, have = (before.stages, before.width) if before else (0, 0)
+            keep = self.path[-1].width > width
             widened = names[:depth] if have < width else []
             added = names[depth : exit_ - entry + 1]
             head = read[f"exits.{exit_}"]
@@ -152,7 +151,7 @@ class Run:
         """Logits `[batch, classes]` of the next member, from what is known of those before."""
         step, plan = self.plan.steps[self.done], self.plan
         self.done += 1
-        width = step.subnet.width or 0
+        width = step.subnet.width
         if step.have < width:
             new = self._adapted(step, width, watch)
             for name, part in step.widened:
@@ -254,7 +253,7 @@ def _require_eval(net: Nested) -> None:
             )
 
 
-def checked(net: Nested, path: Sequence[Subnet]) -> tuple[Subnet, ...]:
+def checked(net: Nested, path: Sequence[Subnet]) -> tuple[Coordinates, ...]:
     """A path with all coordinates given.
 
     Raises:
@@ -274,8 +273,3 @@ def checked(net: Nested, path: Sequence[Subnet]) -> tuple[Subnet, ...]:
 
 def _bound(part: Part | nn.Module, have: int, width: int, keep: bool) -> Call:
     return part.bind(have, width, keep=keep) if isinstance(part, Part) else lambda x, kept: part(x)
-
-
-def _coordinates(member: Subnet) -> tuple[int, int, int]:
-    assert member.entry is not None and member.exit is not None and member.width is not None
-    return member.entry, member.exit, member.width

@@ -9,7 +9,7 @@ import numpy as np
 from telescopic.runtime.engine import Prediction
 from telescopic.runtime.manifest import Floats, Packed
 from telescopic.runtime.timings import Timing, Timings
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates, Subnet
 
 Policy = Callable[[float, Sequence[float]], tuple[Packed, int]]
 """From the time and the deadlines of all that wait, in order, to a member and how many of them to run, in seconds."""
@@ -31,7 +31,9 @@ class Machine:
     def __init__(self, members: Sequence[tuple[float, float]], batches: Sequence[int], *, each: float) -> None:
         self.now, self.slow, self.input_shape = 0.0, 1.0, (3,)
         self.members = tuple(
-            Packed(Subnet(entry=0, exit=place, width=1), f"exit={place}", accuracy, None, place + 1, 10, (), "logits")
+            Packed(
+                Coordinates(entry=0, exit=place, width=1), f"exit={place}", accuracy, None, place + 1, 10, (), "logits"
+            )
             for place, (accuracy, _) in enumerate(members)
         )
         rows = [

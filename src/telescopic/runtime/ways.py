@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from telescopic.runtime.manifest import Packed
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates
 
 Way = tuple[Packed, ...]
 
@@ -35,6 +35,6 @@ def longest(members: Sequence[Packed]) -> Way:
     return ways[members[-1]]
 
 
-def _follows(small: Subnet, large: Subnet) -> bool:
-    deeper, wider = (large.exit or 0) - (small.exit or 0), (large.width or 1) - (small.width or 1)
+def _follows(small: Coordinates, large: Coordinates) -> bool:
+    deeper, wider = large.exit - small.exit, large.width - small.width
     return small.entry == large.entry and min(deeper, wider) >= 0 and max(deeper, wider) > 0

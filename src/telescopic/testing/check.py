@@ -10,7 +10,7 @@ from telescopic.ambient import plain
 from telescopic.inputs import explained, with_batch
 from telescopic.layers import GradientScale
 from telescopic.nested import Nested
-from telescopic.subnet import Grid, Subnet
+from telescopic.subnet import Coordinates, Grid, Subnet
 from telescopic.testing import laws
 from telescopic.testing.trial import Trial
 from telescopic.wrappers import copied, unwrapped
@@ -87,7 +87,7 @@ def check_nested(
                 raise AssertionError(f"{law.__doc__.splitlines()[0]} But {error}") from error
 
 
-def _chosen(grid: Grid, members: int | Iterable[Subnet] | None) -> tuple[Subnet, ...]:
+def _chosen(grid: Grid, members: int | Iterable[Subnet] | None) -> tuple[Coordinates, ...]:
     if members is None:
         return tuple(grid)
     if isinstance(members, int):

@@ -18,7 +18,7 @@ from telescopic.layers.causal import prefix
 from telescopic.layers.sized import require_channels_first, require_sized
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
-from telescopic.subnet import Subnet
+from telescopic.subnet import Coordinates
 from telescopic.testing.elements import origins
 from telescopic.testing.trial import (
     TOLERANCE,
@@ -46,9 +46,9 @@ def sized(trial: Trial) -> None:
     if net.groups == 1:
         return
     require_sized(net.parts(), net.groups)
-    widths = sorted({member.width or 1 for member in trial.members})
+    widths = sorted({member.width for member in trial.members})
     for entry in net.grid.entries:
-        deepest = max((m for m in net.grid if m.entry == entry), key=lambda m: (m.exit or 0, m.width or 0))
+        deepest = max((m for m in net.grid if m.entry == entry), key=lambda m: (m.exit, m.width))
         (_, adapter), *stages, _ = net.path(deepest)
         features = adapter(trial.x.clone())
         require_channels_first(adapter, features)
@@ -154,7 +154,7 @@ def nesting(trial: Trial) -> None:
         inner[member], ends[member] = ids(stages), {"entry": ids([adapter]), "exit": ids([head])}
         features = adapter(trial.x[:1].clone())
         if net.groups > 1:
-            features = features[:, : features.shape[1] * (member.width or 1) // net.groups]
+            features = features[:, : features.shape[1] * member.width // net.groups]
             has_first_groups(trial, member)
         cost[member] = macs(nn.Sequential(*stages), features)
     for small, large in itertools.product(members, members):
@@ -174,7 +174,7 @@ def nesting(trial: Trial) -> None:
             demand(alike, f"{one} and {other} have the same {what}, but not the same parameters there")
 
 
-def has_first_groups(trial: Trial, member: Subnet) -> None:
+def has_first_groups(trial: Trial, member: Coordinates) -> None:
     """Demand that an extracted member has just the elements that belong to it."""
     net, belonging = trial.net, trial.shares(member)
     sizes = [parameter.numel() for parameter in net.parameters()]
@@ -207,7 +207,7 @@ def independence(trial: Trial) -> None:
         outside = {n: p for n, p in net.named_parameters() if lies_outside(p)}
         buffers = [buffer for buffer in net.buffers() if lies_outside(buffer)]
 
-        def answers(member: Subnet = member) -> dict[str, Tensor]:
+        def answers(member: Coordinates = member) -> dict[str, Tensor]:
             return {"net(x, member)": trial.answer(member), "net.all(x)": trial.rows()[net.grid.index(member)]}
 
         before = answers()
@@ -288,7 +288,7 @@ def gradient_mix(trial: Trial) -> None:
             demand_same(gradient, want, f"{how}, from net.all and from its members alone", size)
 
 
-def scattered(net: Nested, member: Subnet, found: Sequence[Tensor]) -> list[Tensor]:
+def scattered(net: Nested, member: Coordinates, found: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of an extracted member as those of the network's own parameters, element by element."""
     sizes = [parameter.numel() for parameter in net.parameters()]
     total = torch.zeros(sum(sizes), dtype=found[0].dtype if found else None)

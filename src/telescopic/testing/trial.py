@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from telescopic.cost.macs import Counter
 from telescopic.nested import Nested
-from telescopic.subnet import Grid, Subnet
+from telescopic.subnet import Coordinates, Grid
 from telescopic.testing.elements import Share, shares
 
 TOLERANCE = 1e-12
@@ -30,11 +30,11 @@ class Trial:
     """
 
     net: Nested
-    members: tuple[Subnet, ...]
+    members: tuple[Coordinates, ...]
     x: Tensor
     rebuild: bool
 
-    def answer(self, member: Subnet, x: Tensor | None = None) -> Tensor:
+    def answer(self, member: Coordinates, x: Tensor | None = None) -> Tensor:
         """A member's logits by `net(x, member)`, for a copy of the input."""
         logits: Tensor = self.net((self.x if x is None else x).clone(), member)
         return logits
@@ -43,19 +43,18 @@ class Trial:
         """All members' logits by `net.all(x)`, for a copy of the input."""
         return self.net.all((self.x if x is None else x).clone())
 
-    def label(self, member: Subnet) -> str:
+    def label(self, member: Coordinates) -> str:
         """What messages call a member."""
         return f"member {self.net.grid.label(member)}"
 
-    def parts(self, member: Subnet) -> list[nn.Module]:
+    def parts(self, member: Coordinates) -> list[nn.Module]:
         """What belongs to a member by definition: not asked of `net.path`, which may be what is broken."""
-        assert member.entry is not None and member.exit is not None
         stages = list(self.net.stages)[member.entry : member.exit + 1]
         return [self.net.entries[str(member.entry)], *stages, self.net.exits[str(member.exit)]]
 
-    def shares(self, member: Subnet) -> dict[int, Share]:
+    def shares(self, member: Coordinates) -> dict[int, Share]:
         """Which elements of its parts' parameters, and of the buffers that it runs, belong to a member."""
-        width = member.width or 1
+        width = member.width
         # With statistics per entry a stage's buffers are another module's, which only the path can tell.
         run, parts = [module for _, module in self.net.path(member)], self.parts(member)
         buffers, own = {id(buffer) for module in run for buffer in module.buffers()}, ids(parts)
@@ -66,7 +65,7 @@ class Trial:
 class Some(Grid):
     """Some members of a grid."""
 
-    def __init__(self, grid: Grid, members: Iterable[Subnet]) -> None:
+    def __init__(self, grid: Grid, members: Iterable[Coordinates]) -> None:
         super().__init__(grid.entries, grid.exits, grid.widths)
         self._members = tuple(sorted(set(members), key=grid.index))
         self._index = {member: i for i, member in enumerate(self._members)}

@@ -34,7 +34,7 @@ def loss_shares(net: Nested, weights: Sequence[float]) -> dict[nn.Parameter, Ten
     each: dict[str, Tensor] = {}
     for member, weight in zip(net.grid, weights, strict=True):
         for name, _ in net.path(member):
-            each.setdefault(name, torch.zeros(net.groups, dtype=torch.float64))[(member.width or 1) - 1] += weight
+            each.setdefault(name, torch.zeros(net.groups, dtype=torch.float64))[member.width - 1] += weight
     found: dict[nn.Parameter, Tensor] = {}
     for name, own in each.items():
         part, wider = net.get_submodule(name), own.flip(0).cumsum(0).flip(0)  # [groups]: all of this width or more
