@@ -358,7 +358,7 @@ def changed(text: str, *keys: object, value: object) -> str:
         (("format",), 2, "not of format 1"),
         (("members",), [], "it has no members"),
         (("members",), 3, "3 is no list"),
-        (("members", 0, "subnet"), "entry=0", "needs all coordinates"),
+        (("members", 0, "subnet"), "entry=0", "leaves exit, width open"),
         (("members", 0, "subnet"), "entry=a", "cannot read sub-network"),
         (("members", 0, "accuracy"), 1.5, "a fraction, not 1.5"),
         (("members", 0, "macs"), -1, "no whole number"),
