@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from telescopic.runtime.engine import Engine
-from telescopic.runtime.host import memory
-from telescopic.runtime.openvino import OpenVino
+from telescopic.engine.engine import Engine
+from telescopic.engine.host import memory
+from telescopic.engine.openvino import OpenVino
 from telescopic.subnet import Subnet
 
 import engine

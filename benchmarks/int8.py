@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from telescopic.engine import Engine
+from telescopic.engine.ort import onnx_runtime, sessions
 from telescopic.packing import pack, quantise
 from telescopic.run import Source
-from telescopic.runtime import Engine, onnx_runtime, sessions
 
 import results
 

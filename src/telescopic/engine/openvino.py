@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.manifest import WEIGHTS, Array, Manifest
+from telescopic.engine.manifest import WEIGHTS, Array, Manifest
 
 
 class OpenVino:
-    """See `telescopic.runtime.backends.Backend`."""
+    """See `telescopic.engine.backends.Backend`."""
 
     title, opens_bytes = "OpenVINO", False
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from telescopic.runtime.backends import named
-from telescopic.runtime.inputs import checked
-from telescopic.runtime.manifest import Floats, Packed, read, read_constants
-from telescopic.runtime.measuring import time_members, time_steps
-from telescopic.runtime.prepared import prepared
-from telescopic.runtime.runner import Runner
-from telescopic.runtime.store import Store
-from telescopic.runtime.timings import Timing, Timings
-from telescopic.runtime.ways import Way, checked_path, longest
+from telescopic.engine.backends import named
+from telescopic.engine.inputs import checked
+from telescopic.engine.manifest import Floats, Packed, read, read_constants
+from telescopic.engine.measuring import time_members, time_steps
+from telescopic.engine.prepared import prepared
+from telescopic.engine.runner import Runner
+from telescopic.engine.store import Store
+from telescopic.engine.timings import Timing, Timings
+from telescopic.engine.ways import Way, checked_path, longest
 from telescopic.subnet import Subnet
 
 _MARGIN = 1.1  # of a refinement's cost, which the machine's drift may take

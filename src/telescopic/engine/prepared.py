@@ -10,11 +10,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from telescopic.engine.backends import Backend, Graphs
+from telescopic.engine.joined import join
+from telescopic.engine.manifest import Manifest, Step, checksum
+from telescopic.engine.ways import Way
 from telescopic.files import held, make_folder, replacing_folder
-from telescopic.runtime.backends import Backend, Graphs
-from telescopic.runtime.joined import join
-from telescopic.runtime.manifest import Manifest, Step, checksum
-from telescopic.runtime.ways import Way
 
 _LIST = "graphs.json"
 _MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; those of larger packs stay chains

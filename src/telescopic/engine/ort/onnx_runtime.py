@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.layouts import agree, cut, mark
-from telescopic.runtime.manifest import Array, Manifest
-from telescopic.runtime.sessions import open_session, runtime
+from telescopic.engine.manifest import Array, Manifest
+from telescopic.engine.ort.layouts import agree, cut, mark
+from telescopic.engine.ort.sessions import open_session, runtime
 
 _FEW = 2**14  # bytes of copied weights, which may be there more than once
 _COPY = ("Gemm", "MatMul", "Conv", "Attention", "LSTM", "GRU", "RNN")  # kernels for these copy their weights,
@@ -14,7 +14,7 @@ _SHARE = ("Conv", "FusedConv")  # but those in float32, in blocks or not
 
 
 class OnnxRuntime:
-    """See `telescopic.runtime.backends.Backend`."""
+    """See `telescopic.engine.backends.Backend`."""
 
     title, opens_bytes = "ONNX Runtime", True
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from telescopic.runtime.manifest import Array, Chain, Manifest, PackError
-from telescopic.runtime.onnx_runtime import OnnxRuntime
-from telescopic.runtime.openvino import OpenVino
+from telescopic.engine.manifest import Array, Chain, Manifest, PackError
+from telescopic.engine.openvino import OpenVino
+from telescopic.engine.ort.onnx_runtime import OnnxRuntime
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from telescopic.runtime.backends import Backend, Graphs, Sessions
-from telescopic.runtime.joined import join
-from telescopic.runtime.lanes import Lane, Lanes
-from telescopic.runtime.manifest import Floats, Manifest, PackError
-from telescopic.runtime.ways import Way
+from telescopic.engine.backends import Backend, Graphs, Sessions
+from telescopic.engine.joined import join
+from telescopic.engine.lanes import Lane, Lanes
+from telescopic.engine.manifest import Floats, Manifest, PackError
+from telescopic.engine.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
 _MOST_PATHS = 8  # with graphs of their own; others run segment by segment
