@@ -42,9 +42,7 @@ def engines(folder: Path, threads: int) -> dict[str, Callable[[], Engine]]:
             sessions.processor = processor
 
     def exact() -> Engine:
-        onnx_runtime.open_session = lambda graph, n, *, optimised, weights: opened(
-            graph, n, optimised=True, weights=weights
-        )
+        onnx_runtime.open_session = lambda graph, n: opened(graph, n, optimised=True)
         try:
             return Engine(folder, threads=threads, cache=False)
         finally:

@@ -94,7 +94,7 @@ def bench(
     cpus = num_cpus()
     powers = [2**i for i in range(cpus.bit_length()) if 2**i <= cpus]
     tries = tuple(sorted({*powers, cpus})) if threads is None else numbers("--threads", threads, int, "such as 1,2")
-    named(backend).version()  # the library is loaded now, or it would be counted as memory of the members
+    named(backend)  # the library is loaded now, or it would be counted as memory of the members
     before = memory()
     engine = Engine(pack, backend=backend)
     after = memory()
