@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from telescopic.classes import drops
-from telescopic.documents import printable
+from telescopic.documents import MAX_PARTS, printable
 from telescopic.layers import (
     CausalBatchNorm1d,
     CausalBatchNorm2d,
@@ -31,8 +31,6 @@ from telescopic.stock import STOCK
 from telescopic.tensorfile import DTYPES
 from telescopic.wrappers import is_compiled
 
-MAX_PARTS = 10_000
-"""Most modules and members that a description may amount to; a module copied for statistics per entry counts thrice."""
 MAX_DEPTH = 100
 """Most levels of modules and lists within each other."""
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

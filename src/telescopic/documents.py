@@ -10,6 +10,8 @@ MAX_BYTES = 8 * 2**20
 MAX_VALUES = 500_000
 """Most values in it, unless said otherwise; Python's objects take some hundred times the bytes of `{"":0}`."""
 MAX_LEVELS = 200
+MAX_PARTS = 10_000
+"""Most modules and members that the description of a network may amount to; a copy for each entry counts, too."""
 
 
 def read(path: Path, *, finite: bool = True) -> Any:

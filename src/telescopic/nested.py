@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,8 @@ from telescopic.inputs import raise_fault
 from telescopic.layers.causal import prefix
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.sized import require_channels_first, require_sized
-from telescopic.subnet import Coordinates, Grid, Subnet
+from telescopic.subnet import Coordinates, Grid, Statistics, Subnet
 from telescopic.wrappers import copied
-
-Statistics = Literal["shared", "per-entry", "recalibrated"]
-"""Policy for running statistics, see `Nested`."""
 
 Mix = tuple[tuple[float, ...], ...]
 """Gradient mix, `[members, members]`: `mix[m][o]` scales what member m's loss sends to the parameters owned by o."""

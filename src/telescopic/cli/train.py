@@ -82,7 +82,7 @@ def cnsn(
 
     from telescopic import layers, papers
     from telescopic.data import Preprocess
-    from telescopic.nested import Statistics
+    from telescopic.subnet import Statistics
 
     recipes = {"paper": papers.cnsn.recipe, "short": papers.cnsn.short_recipe}
     adapters = {"step-down": layers.step_down, "stem": layers.strided_stem}

@@ -18,8 +18,9 @@ from telescopic.data import Augment, Preprocess
 from telescopic.layers import step_down, strided_stem
 from telescopic.layers.adapters import Adapter
 from telescopic.nest import nest
-from telescopic.nested import Nested, Statistics
+from telescopic.nested import Nested
 from telescopic.networks import vgg
+from telescopic.subnet import Statistics
 from telescopic.train import Recipe
 
 
