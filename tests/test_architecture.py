@@ -34,9 +34,9 @@ FLOORS = (
     ("catalogue",),
     ("anytime", "bundle", "engine", "export", "serve", "testing"),
     ("train", "packing"),
+    ("report",),
     ("papers",),
-    ("report", "plots", "heatmaps", "widths"),
-    ("run", "search"),
+    ("run",),
     ("cli",),
     ("__main__",),
 )

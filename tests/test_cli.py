@@ -413,7 +413,9 @@ def test_errors_are_one_line_and_name_the_remedy(trained, tmp_path, monkeypatch,
     assert (trained / "last.safetensors").read_bytes() == before
     assert "precision" in fails(monkeypatch, capsys, "train", "nsn", "--precision", "fp8")
     assert "did you mean mnist" in fails(monkeypatch, capsys, "data", "get", "mnst")
-    assert "--only" in fails(monkeypatch, capsys, "reproduce", "nsn", "--only", "model9")
+    assert "no experiment 'model9'; there are model0-1-2" in (
+        fails(monkeypatch, capsys, "reproduce", "nsn", "--only", "model9")
+    )
     assert "alone-7-stem" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--only", "alone-9")
     assert "paper, short" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--recipe", "long")
     own = ("reproduce", "doubly-nested", "--out", str(tmp_path / "none"), "--data", own)
@@ -449,7 +451,7 @@ def test_reproduce_trains_shows_and_does_not_train_again(tmp_path: Path) -> None
 
 def test_reproduce_cnsn_trains_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tl.data.load(images_32(tmp_path, 3))
-    monkeypatch.setattr("telescopic.papers.reproduce.load", lambda name, data_dir=None: own)
+    monkeypatch.setattr("telescopic.papers.reproduce.load", lambda *_, **__: own)
     words = ("reproduce", "cnsn", "--out", str(tmp_path / "out"), "--scale", "0.0625", "--recipe", "short")
     only = ("--epochs", "1", "--only", "joint", "--only", "alone-7")
     result = invoke(*words, *only)
