@@ -109,8 +109,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_pack(tmp_path_factory.mktemp("packs") / "small.telescope", SHAPE)
 
 
-@pytest.fixture
-def victim(folder: Path) -> Iterator[Victim]:
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Victim]:
     command = [sys.executable, "-c", SERVE, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         victim = Victim(process)
@@ -123,6 +123,12 @@ def victim(folder: Path) -> Iterator[Victim]:
         finally:
             process.kill()
             assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+@pytest.fixture(scope="module")
+def victim(folder: Path) -> Iterator[Victim]:
+    with served(folder) as victim:
+        yield victim
 
 
 def png(width: int, height: int) -> bytes:
@@ -185,7 +191,9 @@ def test_images_are_decoded_elsewhere_in_bounded_time_and_memory(victim: Victim)
         for thread in threads:
             thread.join()
         Image.fromarray(PIXELS[0, 0]).save(small := io.BytesIO(), "PNG")
-        assert victim.ask(small.getvalue(), "image/png")[0] == 200  # by a process that is started anew
+        while (told := victim.ask(small.getvalue(), "image/png"))[0] == 503:
+            time.sleep(0.1)
+        assert told[0] == 200, told  # by a process that is started anew
     assert seen.most < 600 and seen.slowest < 1, (seen.most, seen.slowest)
 
 
@@ -274,7 +282,12 @@ def suppressed() -> contextlib.suppress:
     return contextlib.suppress(OSError)
 
 
-def test_sigterm_ends_soon_and_answers_what_was_taken_in(victim: Victim) -> None:
+def test_sigterm_ends_soon_and_answers_what_was_taken_in(folder: Path) -> None:
+    with served(folder) as victim:
+        stopped_under_load(victim)
+
+
+def stopped_under_load(victim: Victim) -> None:
     hostile = [victim.connect() for _ in range(10)]
     for wire in hostile[:5]:  # asks and never reads
         with suppressed():

@@ -92,7 +92,7 @@ def _answer(source: IO[bytes], to: IO[bytes]) -> None:
             to.flush()
 
 
-def _read(body: bytes, kind: str, shape: list[int], most: int, seconds: float) -> tuple[dict[str, Any], Any]:
+def _read(body: bytes, kind: str, shape: list[int], most: int, seconds: float) -> tuple[dict[str, Any], bytes]:
     more: dict[str, Any] = {}
     try:
         if kind == JSON:
@@ -106,7 +106,7 @@ def _read(body: bytes, kind: str, shape: list[int], most: int, seconds: float) -
         return {"error": "does not fit into the memory that there is for it", "large": True}, b""
     except (ImageError, ValueError) as error:
         return {"error": str(error), "large": False}, b""
-    return {"dtype": array.dtype.str, "shape": array.shape, "more": more}, array.reshape(-1).data
+    return {"dtype": array.dtype.str, "shape": array.shape, "more": more}, array.tobytes()
 
 
 def _bounded() -> None:
