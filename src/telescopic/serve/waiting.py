@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from telescopic.runtime.manifest import Floats, Packed
+from telescopic.engine.manifest import Floats, Packed
 
 if TYPE_CHECKING:
-    from telescopic.runtime.controller import Controller
+    from telescopic.engine.controller import Controller
 
 _MOST_WAITING, _MOST_BYTES = 1024, 2**26
 

@@ -1,35 +1,34 @@
 """Graphs of a pack, looked at before anything opens them: a library that runs them does what they say. No torch.
 
 A graph may loop without end, call itself by functions, name files of this machine as its weights, or make of nothing a
-tensor larger than memory. None of that is in a pack. So a graph has operators of a list, weights in the pack's own file,
-and tensors whose sizes follow from its text, and are bounded.
+tensor larger than memory. None of that is in a pack. So a graph has operators of a list, weights in the pack's own
+file, and tensors whose sizes follow from its text, and are bounded.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.manifest import WEIGHTS, Manifest, PackError
+from telescopic.engine.manifest import WEIGHTS, Manifest, PackError
 
 _LONGEST = 2**22  # bytes of a graph, whose weights lie elsewhere
 _NODES = 10_000  # of a graph
 _LARGEST, _ALL = 2**26, 2**28  # numbers in a tensor, and in all tensors of a graph, for one example
-# Without Loop, If, Scan and other graphs within graphs, without chance, without lists, without sizes that depend on data.
-OPERATORS = frozenset(
-    """
-    Abs Acos Add And ArgMax ArgMin Asin Atan Attention AveragePool BatchNormalization Cast CastLike Ceil Celu Clip Concat
-    Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Dropout
-    DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm
-    GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization HardSigmoid HardSwish Identity
-    InstanceNormalization LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool
-    MatMul MatMulInteger Max MaxPool Mean Min Mish Mod Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul
-    QuantizeLinear RMSNormalization RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax
-    ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round ScatterElements
-    ScatterND Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum
-    Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
-    """.split()
-)
+# Without Loop, If and other graphs within graphs; without chance, lists, or sizes that depend on data.
+_NAMES = """
+    Abs Acos Add And ArgMax ArgMin Asin Atan Attention AveragePool BatchNormalization Cast CastLike Ceil Celu Clip
+    Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div
+    Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand Flatten Floor GRU Gather GatherElements GatherND
+    Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization HardSigmoid
+    HardSwish Identity InstanceNormalization LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax
+    LpNormalization LpPool MatMul MatMulInteger Max MaxPool Mean Min Mish Mod Mul Neg Not Or PRelu Pad Pow
+    QLinearConv QLinearMatMul QuantizeLinear RMSNormalization RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum
+    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
+    RotaryEmbedding Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus Softsign
+    SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where
+    Xor
+"""
+OPERATORS = frozenset(_NAMES.split())
 
 
 def check_graphs(folder: Path, manifest: Manifest) -> None:
@@ -132,7 +131,11 @@ def _check_sizes(model: Any, given: list[tuple[int, tuple[int, ...]]], made: lis
     for number, (kind, shape) in enumerate(given):
         tensor = whole[f"in{number}"].type.tensor_type
         told = [dim.dim_value or None for dim in tensor.shape.dim]
-        if tensor.elem_type != kind or len(told) != len(shape) or any(a not in (None, b) for a, b in zip(told, shape)):
+        if (
+            tensor.elem_type != kind
+            or len(told) != len(shape)
+            or any(known not in (None, length) for known, length in zip(told, shape, strict=True))
+        ):
             raise ValueError(f"in{number} is not of the type and shape that the manifest says, {list(shape)}")
         for dim, length in zip(tensor.shape.dim, shape, strict=True):
             dim.dim_value = length

@@ -10,18 +10,19 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from telescopic.engine.backends import Backend, Graphs, Preparing
+from telescopic.engine.graphs import check_graphs
+from telescopic.engine.joined import join
+from telescopic.engine.manifest import Manifest, Step, checksum
+from telescopic.engine.ways import Way
 from telescopic.files import held, make_folder, replacing_folder
-from telescopic.runtime.backends import Backend, Graphs
-from telescopic.runtime.joined import join
-from telescopic.runtime.manifest import Manifest, Step, checksum
-from telescopic.runtime.ways import Way
 
 _LIST = "graphs.json"
 _MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; those of larger packs stay chains
 
 
 def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Backend, *, verify: bool) -> Graphs:
-    """Graphs prepared for this machine, made now if they are not there; or the pack's if none may or can be kept.
+    """Graphs prepared for this machine, made now if they are not there; or the pack's if none can be made or kept.
 
     Of several processes that start at once one prepares them, and the others wait for it: those it has put there are
     never replaced while they are whole, so whoever has opened them has all of them.
@@ -34,15 +35,17 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
         verify: whether to compare every file with its checksum.
 
     Raises:
+        PackError: if the pack's graphs are not such as a pack has; what is kept was made of some that are.
         ImportError: if onnx is not installed, which is needed the first time.
     """
     plain = Graphs(folder, manifest.segments, tuple(member.chain for member in manifest.members), prepared=False)
-    if store is None:
-        return plain
-    kept = store / "graphs"
-    if found := _whole(kept, manifest, verify):
+    kept = None if store is None else store / "graphs"
+    if kept is not None and isinstance(backend, Preparing) and (found := _whole(kept, manifest, verify)):
         return found
     try:
+        check_graphs(folder, manifest)
+        if store is None or kept is None or not isinstance(backend, Preparing):
+            return plain
         with held(make_folder(store) / ".preparing", kept, wait=True):
             if found := _whole(kept, manifest, verify):  # another process was faster
                 return found
@@ -51,14 +54,14 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
             return _whole(kept, manifest, verify=False) or plain  # they have just been written
     except ImportError as error:
         raise ImportError(
-            f"{error.name} is not installed, with which graphs are prepared for this machine: "
-            'pip install "telescopic[onnx]"; or open the engine with cache=False, where long chains are slower'
+            f"{error.name} is not installed, with which graphs are checked, and prepared for this machine: "
+            'pip install "telescopic[onnx]"'
         ) from error
     except OSError:  # no reason not to run
         return plain
 
 
-def _prepare(folder: Path, manifest: Manifest, backend: Backend, made: Path) -> None:
+def _prepare(folder: Path, manifest: Manifest, backend: Preparing, made: Path) -> None:
     backend.prepare(folder, manifest, made)
     ways: list[Way] = [(member,) for member in manifest.members]
     joined, ways = join(manifest, made, ways, backend.stands_alone) if len(ways) <= _MOST else ({}, ways)
