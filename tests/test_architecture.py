@@ -27,7 +27,7 @@ FLOORS = (
     ("subnet", "files", "documents", "provenance", "quantities", "tensorheader"),
     ("ambient", "classes", "denormals", "stock", "wrappers"),
     ("images", "inputs", "neighbours", "tensorfile"),
-    ("data", "layers"),
+    ("data", "decoder", "layers"),
     ("nested",),
     ("architecture", "extract", "folding", "cost", "fits", "statistics", "evaluate", "shrink"),
     ("nest", "causal", "networks"),
