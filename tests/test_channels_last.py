@@ -26,6 +26,7 @@ WIDE = (nn.Conv2d(3, 8, 3), nn.Conv2d(8, 128, 1, stride=2))
         ((nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1, stride=2)), "cpu", "fp32", False),
         ((nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1, stride=2)), "cpu", "bf16", False),
         ((nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1, stride=2)), "cuda", "bf16", True),
+        ((nn.Conv2d(3, 8, 1, stride=2), nn.Conv2d(8, 8, 3)), "cpu", "fp32", False),  # also if it reads an image
         ((*WIDE, nn.Conv2d(128, 1, 1)), "cpu", "fp32", False),
         ((*WIDE, nn.Conv2d(2, 8, 7)), "cpu", "fp32", False),
         ((*WIDE, nn.ConvTranspose2d(128, 3, 2)), "cpu", "fp32", False),

@@ -13,8 +13,8 @@ def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.me
     128 channels, and loses 9 to 21 % with 512 (benchmarks/speed_cnsn.py); likewise with AVX2 alone.
 
     On the CPU it is safe with channels in eights, as oneDNN's kernels take them. With fewer than 8, those for AVX2
-    write past the end of a buffer in the backward pass of strided 1 × 1 convolutions: with one thread it crashes, with
-    two the gradient is wrong at times (benchmarks/crashes.py).
+    write past the end of a buffer in the backward pass of strided 1 × 1 convolutions, also of one that reads an image:
+    with one thread it crashes, with two the gradient is wrong at times (benchmarks/crashes.py).
     """
     kernels = [p.shape for p in net.parameters() if p.ndim > 3]
     if not kernels or any(len(kernel) > 4 for kernel in kernels):  # there is another such layout for 3-d convolutions
@@ -22,9 +22,11 @@ def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.me
     if device.type == "cuda":
         pays = precision == "bf16"
     elif device.type == "cpu":
-        # Kernels of 1 or 3 channels read the image, whose gradient nobody asks for. Filters make any width of any;
-        # kernels of transposed convolutions name their channels the other way round.
-        safe = all(made % 8 == 0 and (read % 8 == 0 or read in (1, 3)) for made, read, *_ in kernels)
+        # Larger kernels of 1 or 3 channels read the image, whose gradient nobody asks for. Filters make any width of
+        # any; kernels of transposed convolutions name their channels the other way round.
+        safe = all(
+            made % 8 == 0 and (read % 8 == 0 or (read in (1, 3) and max(size) > 1)) for made, read, *size in kernels
+        )
         safe = safe and not any(isinstance(part, Filter | nn.ConvTranspose2d) for part in net.modules())
         pays = safe and (precision == "bf16" or max(kernel[0] for kernel in kernels) <= 128)
     else:
