@@ -26,6 +26,7 @@ from telescopic.layers import (
     SharedHead,
 )
 from telescopic.layers.filter import Filter, TokenFilter, attach_, attached
+from telescopic.layers.narrowing import takes_width
 from telescopic.nested import Nested
 from telescopic.stock import STOCK
 from telescopic.tensorfile import DTYPES
@@ -272,6 +273,9 @@ class _Builder:
             sizes = [self.sizes[id(stage)] for stage in stages]
             behind = [*list(accumulate(reversed(sizes)))[::-1], 0]  # stage → parts from there on
             parts += 3 * sum(behind[place] for place in places[1:] if 0 <= place < len(behind))
+        held = [*stages, *(part for _, part in (*entries, *exits))]
+        if any(takes_width(part) for part in held if isinstance(part, nn.Module)):  # and so what each width runs
+            parts += 3 * sum(self.sizes[id(part)] for part in held) * (max(groups, 1) if isinstance(groups, int) else 1)
         return parts
 
 
