@@ -16,11 +16,11 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from telescopic.anytime import anytime, deepening
 from telescopic.extract import extract
 from telescopic.nest import nest
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet, resnet
-from telescopic.runtime import anytime, deepening
 from telescopic.subnet import Subnet
 
 import results

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from telescopic.runtime.engine import Engine
-from telescopic.runtime.host import memory
-from telescopic.runtime.openvino import OpenVino
+from telescopic.engine.engine import Engine
+from telescopic.engine.host import memory
+from telescopic.engine.openvino import OpenVino
 from telescopic.subnet import Subnet
 
 import engine
@@ -51,7 +51,7 @@ def opened(file: Path, backend: str) -> Callable[[Any], Any]:
 
 def compiled(file: Path) -> Any:
     """A graph in OpenVINO, ready to run on one thread."""
-    return OpenVino().open(file, 1, prepared=False, weights=file.parent).create_infer_request()
+    return OpenVino().open(file, 1).create_infer_request()
 
 
 def grown(folder: Path, backend: str, what: str) -> float:

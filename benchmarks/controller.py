@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from telescopic.runtime.controller import Controller
-from telescopic.runtime.manifest import Packed
-from telescopic.runtime.simulation import Machine, Outcome, Policy, simulate
+from telescopic.engine.controller import Controller
+from telescopic.engine.manifest import Packed
 
 import results
+from simulation import Machine, Outcome, Policy, simulate
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 FAMILY = ((0.80, 0.5), (0.86, 0.9), (0.89, 1.5), (0.91, 2.4), (0.92, 4.0), (0.93, 6.0))  # accuracy, ms at batch 1

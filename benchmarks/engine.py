@@ -44,8 +44,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from telescopic.runtime.engine import Engine
-from telescopic.runtime.host import memory
+from telescopic.engine.engine import Engine
+from telescopic.engine.host import memory
 from telescopic.subnet import Subnet
 
 

@@ -25,10 +25,10 @@ def start(pack: str, cache: str) -> None:
     """What each process does: be there, wait for the word, open the engine, and tell how it went."""
     import numpy as np
 
-    import telescopic.runtime.onnx_runtime
-    from telescopic.runtime.engine import Engine
+    import telescopic.engine.ort.onnx_runtime
+    from telescopic.engine.engine import Engine
 
-    telescopic.runtime.onnx_runtime.runtime()  # what takes long to import is there before the word
+    telescopic.engine.ort.onnx_runtime.runtime()  # what takes long to import is there before the word
     print(os.getpid(), flush=True)
     sys.stdin.readline()
     began = time.perf_counter()

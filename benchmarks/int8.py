@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from telescopic.engine import Engine
+from telescopic.engine.ort import onnx_runtime, sessions
 from telescopic.packing import pack, quantise
 from telescopic.run import Source
-from telescopic.runtime import Engine, onnx_runtime, sessions
 
 import results
 
@@ -41,9 +42,7 @@ def engines(folder: Path, threads: int) -> dict[str, Callable[[], Engine]]:
             sessions.processor = processor
 
     def exact() -> Engine:
-        onnx_runtime.open_session = lambda graph, n, *, optimised, weights: opened(
-            graph, n, optimised=True, weights=weights
-        )
+        onnx_runtime.open_session = lambda graph, n: opened(graph, n, optimised=True)
         try:
             return Engine(folder, threads=threads, cache=False)
         finally:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import telescopic as tl
-from telescopic.runtime.host import num_cpus
+from telescopic.engine.host import num_cpus
 
 import results
 

@@ -1,6 +1,6 @@
 """The machine that several tests simulate: four members, which a batch of 8 takes 4.5 times as long."""
 
-from telescopic.runtime import simulation
+import simulation
 
 MS = (1.0, 3.0, 6.0, 10.0)  # medians of the members, for one example
 TABLE = tuple(zip((0.6, 0.75, 0.85, 0.9), MS, strict=True))

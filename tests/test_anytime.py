@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 import telescopic as tl
 from telescopic import cli
+from telescopic.anytime import paths, try_deadlines
+from telescopic.anytime.paths import PartCosts, largest_area
 from telescopic.layers import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, Residual, SharedHead
-from telescopic.runtime import paths, try_deadlines
-from telescopic.runtime.paths import PartCosts, largest_area
 from telescopic.subnet import Subnet
 
-module = sys.modules["telescopic.runtime.anytime"]
+module = sys.modules["telescopic.anytime.answers"]
 GROUPS = 3
 
 

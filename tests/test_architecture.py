@@ -32,7 +32,7 @@ FLOORS = (
     ("architecture", "extract", "folding", "cost", "fits", "statistics", "evaluate", "shrink"),
     ("nest", "causal", "networks"),
     ("catalogue",),
-    ("bundle", "export", "runtime", "serve", "testing"),
+    ("anytime", "bundle", "engine", "export", "serve", "testing"),
     ("train", "packing"),
     ("papers",),
     ("report", "plots", "heatmaps", "widths"),
@@ -40,6 +40,8 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
+HEAVY = {"accelerate", "fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "pooch", "rich"}
+HEAVY |= {"scipy", "sklearn", "typer"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -92,6 +94,17 @@ def test_a_subnet_is_a_plain_value() -> None:
     assert imports("telescopic.subnet") <= sys.stdlib_module_names
 
 
+def test_the_engine_needs_no_torch() -> None:
+    # It runs where only a pack and what opens it are. Nor does anything that it imports load torch.
+    engine = [name for name in FILES if name.startswith("telescopic.engine")]
+    ours = {module for name in engine for module in imports(name) if module.startswith("telescopic.")}
+    assert {room(module) for module in ours} <= {"engine", *FLOORS[0]}
+    code = f"import sys, {', '.join(engine)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "numpy" in loaded and not loaded & {"torch", *HEAVY}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_modules_are_short_and_documented(name: str) -> None:
     assert ast.get_docstring(TREES[name])
@@ -133,8 +146,7 @@ print(*{name.partition('.')[0] for name in sys.modules})
     assert run.returncode == 0, run.stderr
     loaded = run.stdout.split()
     assert "torch" in loaded
-    heavy = "accelerate fastapi matplotlib onnx onnxruntime onnxscript openvino pooch rich scipy sklearn typer"
-    assert not set(heavy.split()) & set(loaded)
+    assert not HEAVY & {*loaded}
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

@@ -2,17 +2,19 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 from typer.testing import CliRunner
 
 import telescopic as tl
 from telescopic import cli
+from telescopic.engine import OnnxRuntime
 
 from packs import FAMILIES, IMAGE, small_pack, wrong_among_threads
 
@@ -106,6 +108,55 @@ def test_what_cannot_be_is_said(packed: Callable[[str], Path], tmp_path: Path, m
         tl.Engine(packed("entries"), cache=False, backend="openvino")
     result = CliRunner().invoke(cli.app, ["bench", str(packed("entries")), "--backend", "openvino"])
     assert result.exit_code and isinstance(result.exception, ImportError)
+
+
+class Reference:
+    """ONNX's own interpreter: the smallest backend that there can be."""
+
+    title = "onnx.reference 1"
+
+    def open(self, graph: Path, threads: int) -> ReferenceEvaluator:
+        return ReferenceEvaluator(str(graph))
+
+    def bind(
+        self, opened: ReferenceEvaluator, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
+    ) -> Callable[[], None]:
+        def call() -> None:
+            given = dict(zip(opened.input_names, inputs, strict=True))
+            for array, value in zip(outputs, opened.run(None, given), strict=True):
+                array[...] = value
+
+        return call
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_backend_of_ones_own(name: str, packed: Callable[[str], Path], tmp_path: Path) -> None:
+    backends = (Reference(), OnnxRuntime())
+    own, known = (tl.Engine(packed(name), cache=tmp_path, backend=backend) for backend in backends)
+    assert own.runs_on == "onnx.reference 1" and known.runs_on == tl.Engine(packed(name), cache=tmp_path).runs_on
+    x = images(2)
+    for member in own.members:
+        wanted = known.run(x, subnet=member.subnet).logits
+        np.testing.assert_allclose(own.run(x, subnet=member.subnet).logits, wanted, rtol=1e-4, atol=1e-5)
+    for answer in own.anytime(x):
+        np.testing.assert_allclose(answer.logits, own.run(x, subnet=answer.subnet).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_what_a_backend_of_ones_own_measures_is_its_own(packed: Callable[[str], Path], tmp_path: Path) -> None:
+    own = tl.Engine(packed("entries"), cache=tmp_path, backend=Reference())
+    own.calibrate(batches=(1,), seconds=0.001)
+    assert len(tl.Engine(packed("entries"), cache=tmp_path, backend=Reference()).timings) == len(own.members)
+    assert not len(tl.Engine(packed("entries"), cache=tmp_path).timings)
+    assert not wrong_among_threads(own, [images(1), images(2)], turns=5)
+
+
+def test_what_a_backend_of_ones_own_cannot_open_is_named(packed: Callable[[str], Path]) -> None:
+    class Broken(Reference):
+        def open(self, graph: Path, threads: int) -> ReferenceEvaluator:
+            raise RuntimeError("no kernels")
+
+    with pytest.raises(tl.PackError, match=r"onnx.reference 1 cannot open segment\d+.onnx: no kernels"):
+        tl.Engine(packed("entries"), cache=False, backend=Broken())
 
 
 def test_bench_says_what_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import telescopic as tl
-from telescopic.runtime.manifest import Packed
-from telescopic.runtime.simulation import Outcome, simulate
+from telescopic.engine.manifest import Packed
 
 from machine import MEMBERS, MS, Machine
+from simulation import Outcome, simulate
 
 SLO = 20.0
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import telescopic as tl
-from telescopic.runtime import timings as tables
-from telescopic.runtime.inputs import checked
-from telescopic.runtime.lanes import Lane
-from telescopic.runtime.timings import Timing, Timings
+from telescopic.engine import timings as tables
+from telescopic.engine.inputs import checked
+from telescopic.engine.lanes import Lane
+from telescopic.engine.timings import Timing, Timings
 from telescopic.subnet import Subnet
 
 from packs import wrong_among_threads

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from telescopic.anytime.answers import confidence_for
+from telescopic.anytime.trial import try_deadlines
 from telescopic.catalogue import measure
 from telescopic.data import Dataset, Preprocess, Split, batches
 from telescopic.fits import check_fits, check_training, tried
 from telescopic.nested import Nested
-from telescopic.runtime.anytime import confidence_for
-from telescopic.runtime.trial import try_deadlines
 from telescopic.train import Recipe, evaluate, fit, recalibrate
 
 RECIPE = Recipe(epochs=1, batch_size=128)

@@ -17,8 +17,8 @@ from PIL import Image
 import telescopic as tl
 from telescopic.data import Preprocess
 from telescopic.data.folder import read_folder
+from telescopic.engine.inputs import checked
 from telescopic.images import ImageError, TooManyPixels, decode, shape
-from telescopic.runtime.inputs import checked
 from telescopic.serve.bodies import read
 
 from packs import small_pack

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import telescopic as tl
 from telescopic import cli
 from telescopic.data import Dataset, Split
+from telescopic.engine.manifest import MANIFEST, WEIGHTS, Manifest, PackError
 from telescopic.packing import images, judging, quantise
 from telescopic.papers import cnsn
 from telescopic.quantities import human
-from telescopic.runtime.manifest import MANIFEST, WEIGHTS, Manifest, PackError
 from telescopic.subnet import Subnet
 
 IMAGE = (3, 16, 16)

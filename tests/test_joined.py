@@ -10,11 +10,11 @@ import torch
 from onnx import TensorProto, helper
 
 import telescopic as tl
-from telescopic.runtime import joined, runner
-from telescopic.runtime.backends import Sessions
-from telescopic.runtime.joined import join
-from telescopic.runtime.manifest import Packed
-from telescopic.runtime.onnx_runtime import OnnxRuntime
+from telescopic.engine import joined, runner
+from telescopic.engine.backends import Sessions
+from telescopic.engine.joined import join
+from telescopic.engine.manifest import Packed
+from telescopic.engine.ort.onnx_runtime import OnnxRuntime
 
 from packs import FAMILIES, IMAGE
 
@@ -83,7 +83,7 @@ def test_weights_that_kernels_copy_are_there_once(tmp_path: Path) -> None:
 def test_a_pack_of_many_members_stays_in_segments(
     packed: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telescopic.runtime.prepared._MOST", 3)
+    monkeypatch.setattr("telescopic.engine.prepared._MOST", 3)
     engine = tl.Engine(packed("residual"), cache=tmp_path)
     assert len(engine.members) == 4
     assert [whole.chain for whole in engine._runner.members.values()] == [member.chain for member in engine.members]

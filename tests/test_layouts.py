@@ -11,9 +11,9 @@ import torch
 from onnx import TensorProto, helper
 
 import telescopic as tl
-from telescopic.runtime import layouts, onnx_runtime
-from telescopic.runtime.layouts import End, agree, cut, joints, mark
-from telescopic.runtime.manifest import Constant, Manifest, Packed, Step
+from telescopic.engine.manifest import Constant, Manifest, Packed, Step
+from telescopic.engine.ort import layouts, onnx_runtime
+from telescopic.engine.ort.layouts import End, agree, cut, joints, mark
 from telescopic.subnet import Subnet
 
 from packs import FAMILIES, IMAGE

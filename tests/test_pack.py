@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import telescopic as tl
 from telescopic import cli
+from telescopic.engine import manifest as manifests
+from telescopic.engine.manifest import MANIFEST, WEIGHTS, Manifest, PackError
 from telescopic.layers import CausalConv2d, CausalLinear, Residual, SharedHead
-from telescopic.runtime import manifest as manifests
-from telescopic.runtime.manifest import MANIFEST, WEIGHTS, Manifest, PackError
 from telescopic.subnet import Subnet
 
 packing = sys.modules["telescopic.packing.pack"] if tl.pack else None

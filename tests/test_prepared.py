@@ -12,8 +12,8 @@ import pytest
 
 import telescopic as tl
 from telescopic import files
-from telescopic.runtime import onnx_runtime, sessions
-from telescopic.runtime.manifest import PackError
+from telescopic.engine.manifest import PackError
+from telescopic.engine.ort import onnx_runtime, sessions
 
 from packs import MEMBERS, small_pack
 
@@ -35,7 +35,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
         calls.append(((weights or graph.parent).name, optimised, keep_as is not None))
         return plain(graph, threads, optimised=optimised, weights=weights, keep_as=keep_as)
 
-    monkeypatch.setattr("telescopic.runtime.onnx_runtime.open_session", noted)
+    monkeypatch.setattr("telescopic.engine.ort.onnx_runtime.open_session", noted)
     return calls
 
 
@@ -145,7 +145,7 @@ def test_another_process_may_be_faster(
             kept(tmp_path / "theirs").rename(what)
             yield here
 
-    monkeypatch.setattr("telescopic.runtime.prepared.held", late)
+    monkeypatch.setattr("telescopic.engine.prepared.held", late)
     del opened[:]
     engine = tl.Engine(pack, cache=tmp_path / "ours")
     assert engine._graphs.folder == kept(tmp_path / "ours") and engine._graphs.prepared
@@ -157,7 +157,7 @@ import os, sys
 os.getpid = lambda: 1  # as in containers that share a cache: each is the first process of its own
 import numpy as np
 import telescopic as tl
-from telescopic.runtime.sessions import runtime
+from telescopic.engine.ort.sessions import runtime
 runtime()
 print("there", flush=True)
 sys.stdin.readline()
@@ -207,7 +207,7 @@ def test_what_the_disk_had_no_room_for_is_not_kept(
             os.truncate(weights, weights.stat().st_size - 1)
         return session
 
-    monkeypatch.setattr("telescopic.runtime.onnx_runtime.open_session", full)
+    monkeypatch.setattr("telescopic.engine.ort.onnx_runtime.open_session", full)
     engine = tl.Engine(pack, cache=tmp_path)
     assert not engine._graphs.prepared and np.array_equal(answers(engine), answers(tl.Engine(pack, cache=False)))
     assert not any(tmp_path.glob("*/graphs*"))

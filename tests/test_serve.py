@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import telescopic as tl
-from telescopic.runtime.timings import Timing, Timings
+from telescopic.engine.timings import Timing, Timings
 from telescopic.serve import application, listening, run_on
 from telescopic.serve.worker import Closed, Worker
 from telescopic.subnet import Subnet

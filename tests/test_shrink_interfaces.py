@@ -17,11 +17,11 @@ from torch.nn import functional
 
 import telescopic as tl
 from telescopic import shrink
+from telescopic.anytime.rows import _of_module
 from telescopic.architecture import build, describe
 from telescopic.layers import CausalConv2d, Filter
 from telescopic.layers.filter import attach_, attached, detach_
 from telescopic.layers.narrowing import narrow, narrow_outputs
-from telescopic.runtime.rows import _of_module
 from telescopic.shrink.family import living
 from telescopic.shrink.shapes import reshape_
 

@@ -34,12 +34,12 @@ from .export import export as export, ExportError as ExportError
 from .report import write_report as write_report
 
 # Running it: better and better answers
-from .runtime import anytime as anytime, Answer as Answer, best_path as best_path, deepening as deepening
-from .runtime import confidence_for as confidence_for, step_costs as step_costs
+from .anytime import anytime as anytime, Answer as Answer, best_path as best_path, deepening as deepening
+from .anytime import confidence_for as confidence_for, step_costs as step_costs
 
 # In production: members packed with one copy of the weights, run without torch
 from .packing import pack as pack
-from .runtime import PackError as PackError, Engine as Engine, Prediction as Prediction, Controller as Controller
+from .engine import PackError as PackError, Engine as Engine, Prediction as Prediction, Controller as Controller
 
 # The methods, and the laws that every network obeys
 from . import papers as papers

@@ -10,9 +10,9 @@ from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_ta
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from telescopic.anytime import Trial
     from telescopic.data import Split
     from telescopic.run import Source
-    from telescopic.runtime import Trial
 
 
 def anytime(
@@ -38,8 +38,8 @@ def anytime(
     """
     import torch
 
+    from telescopic.anytime import best_path, deepening, try_deadlines
     from telescopic.run import Source
-    from telescopic.runtime import best_path, deepening, try_deadlines
 
     one_of("--images", images, ("test", "validation"))
     found = Source.open(source)

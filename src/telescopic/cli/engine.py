@@ -10,7 +10,7 @@ from telescopic.cli.shown import Backend, DataDir, Import, interruptible, number
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from telescopic.runtime import Engine
+    from telescopic.engine import Engine
 
 
 def pack(
@@ -41,9 +41,9 @@ def pack(
     """Write members of a family as ONNX graphs with one copy of the weights, each compared with the network."""
     from rich.console import Console
 
+    from telescopic.engine import Engine
     from telescopic.packing import pack as write
     from telescopic.run import Source
-    from telescopic.runtime import Engine
     from telescopic.subnet import Subnet
 
     if subnet and members is not None:
@@ -86,15 +86,15 @@ def bench(
     backend: Backend = "onnxruntime",
 ) -> None:
     """Measure every member of a pack on this machine, and keep the table for the engine."""
-    from telescopic.runtime import Engine
-    from telescopic.runtime.backends import named
-    from telescopic.runtime.host import memory, num_cpus
+    from telescopic.engine import Engine
+    from telescopic.engine.backends import named
+    from telescopic.engine.host import memory, num_cpus
 
     batches = numbers("--batch", batch, int, "batch sizes such as 1,8,32")
     cpus = num_cpus()
     powers = [2**i for i in range(cpus.bit_length()) if 2**i <= cpus]
     tries = tuple(sorted({*powers, cpus})) if threads is None else numbers("--threads", threads, int, "such as 1,2")
-    named(backend).version()  # the library is loaded now, or it would be counted as memory of the members
+    named(backend)  # the library is loaded now, or it would be counted as memory of the members
     before = memory()
     engine = Engine(pack, backend=backend)
     after = memory()

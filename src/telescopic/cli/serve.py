@@ -34,7 +34,7 @@ def serve(
     """
     from rich.console import Console
 
-    from telescopic.runtime import Engine
+    from telescopic.engine import Engine
     from telescopic.serve import application, listening, run_on
 
     try:  # before anything is loaded or measured; who comes early waits

@@ -1,4 +1,4 @@
-"""Members of a family as a folder of ONNX segments, with one copy of the weights, for the engine in `runtime`."""
+"""Members of a family as a folder of ONNX segments, with one copy of the weights, for `engine`."""
 
 from telescopic.packing.pack import pack
 

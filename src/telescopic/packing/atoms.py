@@ -6,11 +6,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from telescopic.anytime.rows import Kept, Part
+from telescopic.engine.manifest import INPUT
 from telescopic.layers.causal import prefix
 from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
-from telescopic.runtime.manifest import INPUT
-from telescopic.runtime.rows import Kept, Part
 from telescopic.subnet import Coordinates
 from telescopic.wrappers import copied
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from telescopic.engine.manifest import Manifest
 from telescopic.packing.judging import Verdict
 from telescopic.quantities import human
-from telescopic.runtime.manifest import Manifest
 
 
 def card(manifest: Manifest, name: str, notes: Sequence[str], verdicts: Sequence[Verdict]) -> str:

@@ -9,9 +9,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from telescopic.engine.manifest import WEIGHTS, Constant
 from telescopic.export import BATCH, onnx_program, quiet
 from telescopic.packing.segments import Segment
-from telescopic.runtime.manifest import WEIGHTS, Constant
 
 _INSIDE = 1024
 """Smaller tensors, in bytes, stand in the graph itself: a shape that an operator reads must."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from telescopic.data import Split, batches
+from telescopic.engine.engine import Engine
+from telescopic.engine.manifest import Manifest, finish, read_constants
 from telescopic.packing.images import Images
 from telescopic.packing.judging import Verdict, judge
 from telescopic.packing.quantise import Calibration, quantise
-from telescopic.runtime.engine import Engine
-from telescopic.runtime.manifest import Manifest, finish, read_constants
 
 _BATCH = 64
 _COUNTED = 200  # images in a batch when accuracy is counted

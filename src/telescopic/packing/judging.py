@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from telescopic.runtime.engine import Engine
-from telescopic.runtime.manifest import Floats
+from telescopic.engine.engine import Engine
+from telescopic.engine.manifest import Floats
 
 _BATCH = 200
 _CHANGES = 5

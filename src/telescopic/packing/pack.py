@@ -14,6 +14,7 @@ from telescopic.ambient import plain
 from telescopic.bundle import Bundle
 from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Dataset, Preprocess
+from telescopic.engine.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
 from telescopic.export import TOLERANCES
 from telescopic.files import replacing_folder
 from telescopic.inputs import first_line
@@ -27,7 +28,6 @@ from telescopic.packing.int8 import Report, to_int8
 from telescopic.packing.judging import Verdict
 from telescopic.packing.segments import Cut, cut
 from telescopic.provenance import versions
-from telescopic.runtime.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
 from telescopic.subnet import Subnet
 
 Wanted = int | Literal["all"] | Sequence[Subnet] | None
@@ -252,7 +252,7 @@ def _dated(
 @torch.no_grad()
 def _compared(folder: Path, net: Nested, x: Tensor) -> float:
     """Largest difference of the engine's logits from torch's, as a fraction of the largest logit."""
-    from telescopic.runtime.engine import Engine
+    from telescopic.engine.engine import Engine
 
     engine, worst = Engine(folder, cache=False), 0.0
     for member in engine.members:

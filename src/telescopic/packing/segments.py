@@ -2,7 +2,7 @@
 
 A member runs parts: an adapter, stages, a head. Parts that the same members run one after the other become one segment.
 Where members of several widths run a part, it is cut again, by its rows: a span computes the channel groups that one
-width has beyond the one before (see `runtime.rows`), and wider members run the spans up to theirs.
+width has beyond the one before (see `anytime.rows`), and wider members run the spans up to theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from telescopic.anytime.rows import Kept
+from telescopic.engine.manifest import INPUT, Step
 from telescopic.nested import Nested
 from telescopic.packing.atoms import Atom, Parts, PartsBySpan
-from telescopic.runtime.manifest import INPUT, Step
-from telescopic.runtime.rows import Kept
 from telescopic.subnet import Coordinates
 
 

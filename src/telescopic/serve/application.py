@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from telescopic.runtime.engine import Engine
+from telescopic.engine.engine import Engine
 from telescopic.serve.bodies import IMAGES, NPY, Body, BodyError, Wishes, read
 from telescopic.serve.records import Records
 from telescopic.serve.waiting import Overloaded, Served

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from telescopic.engine.engine import Engine
+from telescopic.engine.manifest import Floats
 from telescopic.images import ImageError, Pixels, TooManyPixels, decode
-from telescopic.runtime.engine import Engine
-from telescopic.runtime.manifest import Floats
 
 IMAGES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 NPY = ("application/x-npy", "application/octet-stream")

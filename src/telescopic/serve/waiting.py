@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from telescopic.runtime.manifest import Floats, Packed
+from telescopic.engine.manifest import Floats, Packed
 
 if TYPE_CHECKING:
-    from telescopic.runtime.controller import Controller
+    from telescopic.engine.controller import Controller
 
 _MOST_WAITING, _MOST_BYTES = 1024, 2**28
 

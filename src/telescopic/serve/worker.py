@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from telescopic.runtime.controller import Controller
-from telescopic.runtime.engine import Engine
-from telescopic.runtime.manifest import Floats, Packed
+from telescopic.engine.controller import Controller
+from telescopic.engine.engine import Engine
+from telescopic.engine.manifest import Floats, Packed
 from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)

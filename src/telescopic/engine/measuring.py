@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 
-from telescopic.runtime.manifest import Floats
-from telescopic.runtime.runner import Runner
-from telescopic.runtime.timings import Timing
-from telescopic.runtime.ways import Way
+from telescopic.engine.manifest import Floats
+from telescopic.engine.runner import Runner
+from telescopic.engine.timings import Timing
+from telescopic.engine.ways import Way
 
 _MIN_RUNS = 20
 _PERCENTILE = 0.9  # of a refinement's runs, as in `telescopic.anytime`

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from telescopic.runtime.backends import Backend, Graphs, Sessions
-from telescopic.runtime.joined import join
-from telescopic.runtime.lanes import Lane, Lanes
-from telescopic.runtime.manifest import Floats, Manifest, PackError
-from telescopic.runtime.ways import Way
+from telescopic.engine.backends import Backend, Graphs, Preparing, Sessions
+from telescopic.engine.joined import join
+from telescopic.engine.lanes import Lane, Lanes
+from telescopic.engine.manifest import Floats, Manifest, PackError
+from telescopic.engine.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
 _MOST_PATHS = 8  # with graphs of their own; others run segment by segment
@@ -68,12 +68,14 @@ class Runner:
         """
         with self._lock:
             if members not in self._paths:
-                folder, backend = self._graphs.folder, self._backend
-                if not (self._graphs.prepared and backend.opens_bytes) or len(self._paths) == _MOST_PATHS:
+                graphs, backend = self._graphs, self._backend
+                if not (graphs.prepared and isinstance(backend, Preparing) and backend.opens_bytes):
+                    return members
+                if len(self._paths) == _MOST_PATHS:
                     return members
                 try:
-                    graphs, (self._paths[members],) = join(self._manifest, folder, [members], backend.stands_alone)
-                    self._sessions.add(graphs)
+                    made, (self._paths[members],) = join(self._manifest, graphs.folder, [members], backend.stands_alone)
+                    self._sessions.add(made)
                 except (ImportError, OSError):
                     self._paths[members] = members
             return self._paths[members]

@@ -14,8 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.manifest import Chain, Manifest, Step
-from telescopic.runtime.ways import Way
+from telescopic.engine.manifest import Chain, Manifest, Step
+from telescopic.engine.ways import Way
 
 
 def join(

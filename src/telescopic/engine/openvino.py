@@ -11,17 +11,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.manifest import WEIGHTS, Array, Manifest
+from telescopic.engine.manifest import WEIGHTS, Array, Manifest
 
 
 class OpenVino:
-    """See `telescopic.runtime.backends.Backend`."""
+    """OpenVINO as a backend of `Engine`; see `telescopic.engine.backends.Preparing`.
 
-    title, opens_bytes = "OpenVINO", False
+    Raises:
+        ImportError: if it is not installed.
+    """
 
-    def version(self) -> str:
-        """Of the library."""
-        return str(_openvino().__version__)
+    opens_bytes = False
+
+    def __init__(self) -> None:
+        self.title = f"OpenVINO {_openvino().__version__}"
 
     def prepare(self, folder: Path, manifest: Manifest, made: Path) -> None:
         """Copy graphs and weights: joined graphs refer to weights beside them."""
@@ -32,7 +35,7 @@ class OpenVino:
         """Never: to be fast is what it is for."""
         return False
 
-    def open(self, graph: Path | bytes, threads: int, prepared: bool, weights: Path) -> Any:
+    def open(self, graph: Path, threads: int) -> Any:
         """A compiled model."""
         hints = {
             "INFERENCE_NUM_THREADS": threads,
@@ -40,6 +43,11 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",  # or what is float32 would be computed in bfloat16 where that is faster
         }
         return _core().compile_model(str(graph), "CPU", hints)
+
+    def open_prepared(self, graph: Path | bytes, weights: Path, threads: int) -> Any:
+        """The same: what was prepared is a copy."""
+        assert isinstance(graph, Path)
+        return self.open(graph, threads)
 
     def bind(self, opened: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A request's call; each has feature maps of its own."""

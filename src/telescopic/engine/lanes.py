@@ -5,8 +5,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 
-from telescopic.runtime.backends import Sessions
-from telescopic.runtime.manifest import INPUT, Array, Floats, Packed, Step
+from telescopic.engine.backends import Sessions
+from telescopic.engine.manifest import INPUT, Array, Floats, Packed, Step
 
 
 class Lane:

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Container
 from pathlib import Path
 
+from telescopic.engine.host import num_cpus, processor
+from telescopic.engine.timings import Timings
 from telescopic.files import replacing
-from telescopic.runtime.host import num_cpus, processor
-from telescopic.runtime.timings import Timings
 from telescopic.subnet import Subnet
 
 _TIMINGS = "timings.json"

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from telescopic.runtime.backends import named
-from telescopic.runtime.inputs import checked
-from telescopic.runtime.manifest import Floats, Packed, read, read_constants
-from telescopic.runtime.measuring import time_members, time_steps
-from telescopic.runtime.prepared import prepared
-from telescopic.runtime.runner import Runner
-from telescopic.runtime.store import Store
-from telescopic.runtime.timings import Timing, Timings
-from telescopic.runtime.ways import Way, checked_path, longest
+from telescopic.engine.backends import Backend, named
+from telescopic.engine.inputs import checked
+from telescopic.engine.manifest import Floats, Packed, read, read_constants
+from telescopic.engine.measuring import time_members, time_steps
+from telescopic.engine.prepared import prepared
+from telescopic.engine.runner import Runner
+from telescopic.engine.store import Store
+from telescopic.engine.timings import Timing, Timings
+from telescopic.engine.ways import Way, checked_path, longest
 from telescopic.subnet import Subnet
 
 _MARGIN = 1.1  # of a refinement's cost, which the machine's drift may take
@@ -52,7 +52,7 @@ class Engine:
             default in the user's cache; False for none.
         verify: whether to compare every file with its checksum, which takes some seconds for a gigabyte.
         backend: "onnxruntime"; or "openvino", which is often faster, above all in int8, and has weights of its own for
-            each member.
+            each member; or an object of yours, see `telescopic.engine.Backend`.
 
     Attributes:
         members: smallest first.
@@ -76,18 +76,19 @@ class Engine:
         threads: int | None = None,
         cache: str | Path | bool = True,
         verify: bool = True,
-        backend: str = "onnxruntime",
+        backend: str | Backend = "onnxruntime",
     ) -> None:
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"an engine has 1 thread or more within a segment, not {threads!r}")
-        self.path, self._backend = Path(path), named(backend)
+        self.path = Path(path)
+        self._backend = named(backend) if isinstance(backend, str) else backend
         self._manifest, digest = read(self.path, verify=verify)
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
         self.takes_pixels = self._manifest.preprocess is not None
         self.precision = self._manifest.precision
         self._by_subnet: dict[Subnet, Packed] = {member.subnet: member for member in self.members}
-        self.runs_on = f"{self._backend.title} {self._backend.version()}"
+        self.runs_on = self._backend.title
         self._store = Store(digest, self.runs_on, cache)
         self._timings = self._store.timings(self._by_subnet)
         self._chosen = threads

@@ -9,11 +9,11 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from telescopic.anytime.refining import Plan, Run
+from telescopic.anytime.rows import Part
 from telescopic.catalogue import Catalogue
 from telescopic.inputs import dtype_and_device, with_batch
 from telescopic.nested import Nested
-from telescopic.runtime.refining import Plan, Run
-from telescopic.runtime.rows import Part
 from telescopic.subnet import Coordinates, Subnet
 
 _MOST_WIDTHS = 8

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from telescopic.runtime.manifest import INPUT, Manifest
+from telescopic.engine.manifest import INPUT, Manifest
 
 
 @dataclass(frozen=True)

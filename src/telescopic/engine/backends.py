@@ -1,14 +1,14 @@
-"""What runs the segments of a pack: ONNX Runtime, or OpenVINO. No torch."""
+"""What runs the segments of a pack: ONNX Runtime, OpenVINO, or a backend of yours. No torch."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from telescopic.runtime.manifest import Array, Chain, Manifest, PackError
-from telescopic.runtime.onnx_runtime import OnnxRuntime
-from telescopic.runtime.openvino import OpenVino
+from telescopic.engine.manifest import Array, Chain, Manifest, PackError
+from telescopic.engine.openvino import OpenVino
+from telescopic.engine.ort.onnx_runtime import OnnxRuntime
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,36 @@ class Graphs:
 
 
 class Backend(Protocol):
-    """A library that runs ONNX graphs.
+    """A library that runs ONNX graphs: bring yours as an object with these three.
 
     Attributes:
-        title: its name, for people.
-        opens_bytes: whether it opens graphs that have no file.
+        title: its name and version, for people and for what is kept of it on this machine.
     """
 
     title: str
-    opens_bytes: bool
 
-    def version(self) -> str:
-        """Of the library; ImportError if it is not installed."""
+    def open(self, graph: Path, threads: int) -> Any:
+        """A segment's graph, with inputs in0, in1, ... and outputs out0, out1, ..., ready to run on so many threads.
+
+        Its weights lie in files beside, to which it refers. Whatever this raises is told as a `PackError`.
+        """
+
+    def bind(self, opened: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
+        """A call that runs what was opened, from arrays into arrays. The caller keeps the arrays.
+
+        Several threads may call at once, each what was bound to arrays of its own.
+        """
+
+
+@runtime_checkable
+class Preparing(Backend, Protocol):
+    """A backend that makes graphs of its own for this machine, which are kept for the next start.
+
+    Attributes:
+        opens_bytes: whether it opens prepared graphs that have no file.
+    """
+
+    opens_bytes: bool
 
     def prepare(self, folder: Path, manifest: Manifest, made: Path) -> None:
         """Write the graphs of a pack into a folder as they are best opened on this machine; OSError if it cannot."""
@@ -48,28 +66,23 @@ class Backend(Protocol):
     def stands_alone(self, model: Any) -> bool:
         """Whether a prepared graph is better not joined with others."""
 
-    def open(self, graph: Path | bytes, threads: int, prepared: bool, weights: Path) -> Any:
-        """A graph, in a file or as what would stand there, ready to run on so many threads.
-
-        Its weights lie in a folder, and it may have been prepared.
-        """
-
-    def bind(self, opened: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
-        """A call that runs what was opened, from arrays into arrays. The caller keeps the arrays."""
+    def open_prepared(self, graph: Path | bytes, weights: Path, threads: int) -> Any:
+        """A prepared graph, in a file or as what would stand there; its weights lie in a folder."""
 
 
-_BACKENDS: Mapping[str, Backend] = {"onnxruntime": OnnxRuntime(), "openvino": OpenVino()}
+_BACKENDS: Mapping[str, Callable[[], Backend]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
 def named(name: str) -> Backend:
-    """The backend of a name.
+    """The backend of a short name.
 
     Raises:
         ValueError: if there is none.
+        ImportError: if it is not installed.
     """
     if name not in _BACKENDS:
-        raise ValueError(f"there is no backend {name!r}, but {' and '.join(_BACKENDS)}")
-    return _BACKENDS[name]
+        raise ValueError(f"there is no backend {name!r}, but {' and '.join(_BACKENDS)}: or give an object, see Backend")
+    return _BACKENDS[name]()
 
 
 class Sessions:
@@ -106,7 +119,8 @@ class Sessions:
         folder, backend = self._graphs.folder, self._backend
         path = folder / self._graphs.files.get(name, name)
         try:
-            return backend.open(self._more.get(name, path), self._threads, self._graphs.prepared, folder)
+            if self._graphs.prepared and isinstance(backend, Preparing):
+                return backend.open_prepared(self._more.get(name, path), folder, self._threads)
+            return backend.open(path, self._threads)
         except Exception as error:  # of many kinds, which these libraries do not document
-            opener = f"{backend.title} {backend.version()}"
-            raise PackError(f"{folder}: {opener} cannot open {path.name}: {error}") from error
+            raise PackError(f"{folder}: {backend.title} cannot open {path.name}: {error}") from error

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from telescopic.runtime.manifest import Packed
+from telescopic.engine.manifest import Packed
 from telescopic.subnet import Coordinates
 
 Way = tuple[Packed, ...]

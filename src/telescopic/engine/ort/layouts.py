@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from telescopic.runtime.ends import End
-from telescopic.runtime.ends import joints as all_joints
-from telescopic.runtime.manifest import Manifest
+from telescopic.engine.ends import End
+from telescopic.engine.ends import joints as all_joints
+from telescopic.engine.manifest import Manifest
 
 _BLOCK = 16  # channels; tensors whose number is no multiple would have holes
 _NEVER_IN_BLOCKS = ("Pad", "Reshape", "Slice")

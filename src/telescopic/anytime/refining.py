@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescopic.anytime.rows import Kept, Part
 from telescopic.cost.macs import Counter
 from telescopic.layers.causal import prefix
 from telescopic.nested import Nested
-from telescopic.runtime.rows import Kept, Part
 from telescopic.subnet import Coordinates, Subnet
 
 Call = Callable[[Tensor, Kept], Tensor]

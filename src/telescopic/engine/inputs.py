@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from telescopic.runtime.manifest import Floats
+from telescopic.engine.manifest import Floats
 
 _FLOAT32 = np.dtype(np.float32)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from telescopic.runtime.engine import Prediction
-from telescopic.runtime.manifest import Floats, Packed
-from telescopic.runtime.timings import Timing, Timings
+from telescopic.engine.engine import Prediction
+from telescopic.engine.manifest import Floats, Packed
+from telescopic.engine.timings import Timing, Timings
 from telescopic.subnet import Coordinates, Subnet
 
 Policy = Callable[[float, Sequence[float]], tuple[Packed, int]]

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from telescopic.runtime.manifest import Packed
+from telescopic.engine.manifest import Packed
 from telescopic.subnet import Subnet
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from telescopic.runtime.engine import Engine, Prediction
-    from telescopic.runtime.timings import Timings
+    from telescopic.engine.engine import Engine, Prediction
+    from telescopic.engine.timings import Timings
 
 _SPARE = 0.8  # of the slack, which a larger member may take for the controller to go to it
 _GAIN = 0.2  # of the newest pass in the mean

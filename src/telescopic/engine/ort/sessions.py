@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.host import processor
+from telescopic.engine.host import processor
 
 _ONCE = threading.Lock()
 _ARENA: list[bool] = []  # whether all sessions share one

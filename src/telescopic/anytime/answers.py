@@ -10,10 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from telescopic.anytime.refining import Plan, Run
 from telescopic.data import Preprocess, Split, batches
 from telescopic.fits import check_fits
 from telescopic.nested import Nested
-from telescopic.runtime.refining import Plan, Run
 from telescopic.subnet import Coordinates, Subnet
 
 Against = Literal["labels", "last"]

@@ -8,12 +8,12 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
+from telescopic.anytime.answers import anytime, step_costs
 from telescopic.catalogue import BudgetError, Catalogue
 from telescopic.data import Preprocess, Split
 from telescopic.extract import extract
 from telescopic.fits import check_fits
 from telescopic.nested import Nested
-from telescopic.runtime.anytime import anytime, step_costs
 from telescopic.subnet import Subnet
 
 

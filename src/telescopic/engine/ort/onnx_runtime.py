@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from telescopic.runtime.layouts import agree, cut, mark
-from telescopic.runtime.manifest import Array, Manifest
-from telescopic.runtime.sessions import open_session, runtime
+from telescopic.engine.manifest import Array, Manifest
+from telescopic.engine.ort.layouts import agree, cut, mark
+from telescopic.engine.ort.sessions import open_session, runtime
 
 _FEW = 2**14  # bytes of copied weights, which may be there more than once
 _COPY = ("Gemm", "MatMul", "Conv", "Attention", "LSTM", "GRU", "RNN")  # kernels for these copy their weights,
@@ -14,13 +14,16 @@ _SHARE = ("Conv", "FusedConv")  # but those in float32, in blocks or not
 
 
 class OnnxRuntime:
-    """See `telescopic.runtime.backends.Backend`."""
+    """ONNX Runtime as a backend of `Engine`; see `telescopic.engine.backends.Preparing`.
 
-    title, opens_bytes = "ONNX Runtime", True
+    Raises:
+        ImportError: if it is not installed.
+    """
 
-    def version(self) -> str:
-        """Of the library."""
-        return str(runtime().__version__)
+    opens_bytes = True
+
+    def __init__(self) -> None:
+        self.title = f"ONNX Runtime {runtime().__version__}"
 
     def prepare(self, folder: Path, manifest: Manifest, made: Path) -> None:
         """Write an optimised graph for each segment, and its weights beside."""
@@ -51,9 +54,13 @@ class OnnxRuntime:
                 copied += sum(sizes.get(name, 0) for name in node.input)
         return copied > _FEW
 
-    def open(self, graph: Path | bytes, threads: int, prepared: bool, weights: Path) -> Any:
+    def open(self, graph: Path, threads: int) -> Any:
         """A session."""
-        return open_session(graph, threads, optimised=prepared, weights=weights)
+        return open_session(graph, threads)
+
+    def open_prepared(self, graph: Path | bytes, weights: Path, threads: int) -> Any:
+        """A session that optimises nothing."""
+        return open_session(graph, threads, optimised=True, weights=weights)
 
     def bind(self, opened: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A call of a session."""

@@ -10,18 +10,18 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from telescopic.engine.backends import Backend, Graphs, Preparing
+from telescopic.engine.joined import join
+from telescopic.engine.manifest import Manifest, Step, checksum
+from telescopic.engine.ways import Way
 from telescopic.files import held, make_folder, replacing_folder
-from telescopic.runtime.backends import Backend, Graphs
-from telescopic.runtime.joined import join
-from telescopic.runtime.manifest import Manifest, Step, checksum
-from telescopic.runtime.ways import Way
 
 _LIST = "graphs.json"
 _MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; those of larger packs stay chains
 
 
 def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Backend, *, verify: bool) -> Graphs:
-    """Graphs prepared for this machine, made now if they are not there; or the pack's if none may or can be kept.
+    """Graphs prepared for this machine, made now if they are not there; or the pack's if none can be made or kept.
 
     Of several processes that start at once one prepares them, and the others wait for it: those it has put there are
     never replaced while they are whole, so whoever has opened them has all of them.
@@ -37,7 +37,7 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
         ImportError: if onnx is not installed, which is needed the first time.
     """
     plain = Graphs(folder, manifest.segments, tuple(member.chain for member in manifest.members), prepared=False)
-    if store is None:
+    if store is None or not isinstance(backend, Preparing):
         return plain
     kept = store / "graphs"
     if found := _whole(kept, manifest, verify):
@@ -58,7 +58,7 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
         return plain
 
 
-def _prepare(folder: Path, manifest: Manifest, backend: Backend, made: Path) -> None:
+def _prepare(folder: Path, manifest: Manifest, backend: Preparing, made: Path) -> None:
     backend.prepare(folder, manifest, made)
     ways: list[Way] = [(member,) for member in manifest.members]
     joined, ways = join(manifest, made, ways, backend.stands_alone) if len(ways) <= _MOST else ({}, ways)

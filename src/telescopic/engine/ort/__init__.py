@@ -1,0 +1,1 @@
+"""All that is ONNX Runtime's own: how its sessions are opened, and graphs optimised and cut for this machine."""
