@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import told_widths
 import torch
 
 import telescopic as tl
 from telescopic.cost.nominal import nominal_macs, nominal_params
-
-import told_widths
 
 FAMILIES: dict[str, tuple[Callable[[], tl.Nested], tuple[int, ...]]] = {
     "slimmable": (told_widths.slimmable, (2, 4, 4)),

@@ -27,6 +27,7 @@ from telescopic.layers import (
 )
 from telescopic.layers.filter import Filter, TokenFilter, attach_, attached
 from telescopic.layers.narrowing import takes_width
+from telescopic.layers.slim import Slim
 from telescopic.nested import Nested
 from telescopic.stock import STOCK
 from telescopic.tensorfile import DTYPES
@@ -352,6 +353,7 @@ for _classes, _arguments in STOCK:
         _kept = [name for name in _arguments if name in inspect.signature(_cls).parameters]
         _LAYERS[_cls.__name__] = replace(_layer(_cls, _kept), plain=True)
 _LAYERS[_name(Residual)] = _layer(Residual, None)
+_LAYERS[_name(Slim)] = _layer(Slim, None)
 for _cls in (
     CausalBatchNorm1d,
     CausalBatchNorm2d,

@@ -144,9 +144,12 @@ def used(part: nn.Module, width: int) -> Iterator[tuple[nn.Parameter, Tensor | N
 
     A layer with a method `used(width)` says so itself, as the causal ones do; None is all, as of any other.
     """
+    told: dict[nn.Parameter, Tensor] = {}
     for layer in part.modules():
-        told = layer.used(width) if callable(getattr(layer, "used", None)) else {}  # type: ignore[operator]
-        yield from ((parameter, told.get(name)) for name, parameter in layer.named_parameters(recurse=False))
+        if callable(getattr(layer, "used", None)):
+            named = dict(layer.named_parameters())
+            told |= {named[name]: mask for name, mask in layer.used(width).items() if name in named}  # type: ignore[operator]
+    yield from ((parameter, told.get(parameter)) for parameter in part.parameters())
 
 
 def last_mixing(layers: Sequence[nn.Module]) -> int | None:
