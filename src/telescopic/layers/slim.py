@@ -168,7 +168,7 @@ def _named(module: nn.Module, name: str) -> Tensor:
 def _cutting(cut: Cut) -> Callable[[Tensor], Tensor]:
     """What takes what stays of a tensor: as a view, where that is its beginning."""
     kept = cut.kept
-    if kept.ndim == 1 and torch.equal(kept, torch.arange(len(kept))):
+    if kept.ndim == 1 and torch.equal(kept, torch.arange(len(kept), device=kept.device)):
         return lambda tensor: tensor.narrow(cut.dim, 0, len(kept))
     return cut.of
 
@@ -184,7 +184,7 @@ def described(cut: Cut) -> tuple[str, int, int, Runs]:
 
 
 def _indices(runs: Runs) -> Tensor:
-    rows = [torch.cat([torch.arange(first, last) for first, last in row]) for row in runs]
+    rows = [torch.cat([torch.arange(first, last, device="cpu") for first, last in row]) for row in runs]
     return rows[0] if len(rows) == 1 else torch.stack(rows)
 
 
