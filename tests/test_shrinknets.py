@@ -31,7 +31,7 @@ from telescopic.report.plots import write_plots
 from telescopic.report.widths import widths
 from telescopic.shrink import add_filters, compact_, fold, price_
 from telescopic.shrink.family import Every, add_filters_to_family, filters, fold_family, living
-from telescopic.shrink.log import named_tensors
+from telescopic.layers.cuts import named_tensors
 from telescopic.shrink.shapes import reshape_
 from telescopic.testing import check_nested
 from telescopic.train import CheckpointError, History, Recipe, Shrink, fit

@@ -101,7 +101,7 @@ class Bundle:
             filled = _filled(parts if into is None else copied(parts), names, file)
             assert isinstance(filled, nn.ModuleList)
             try:
-                return joined(list(filled), subnet.width, net.groups).eval()
+                return joined(net, list(filled), subnet.width).eval()
             except Exception as error:  # layers that a file has put together may raise anything when they are cut
                 raise BundleError(f"{subnet} cannot be taken out of it: {error}") from error
 
