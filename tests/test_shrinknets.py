@@ -21,6 +21,7 @@ from telescopic.cost import cost
 from telescopic.data import Augment, Dataset, Preprocess, Split, batches, load
 from telescopic.extract import extract
 from telescopic.layers import Filter
+from telescopic.layers.cuts import named_tensors
 from telescopic.layers.filter import TokenFilter, attached, detach_
 from telescopic.nested import Nested
 from telescopic.networks import lenet, mlp
@@ -31,7 +32,6 @@ from telescopic.report.plots import write_plots
 from telescopic.report.widths import widths
 from telescopic.shrink import add_filters, compact_, fold, price_
 from telescopic.shrink.family import Every, add_filters_to_family, filters, fold_family, living
-from telescopic.layers.cuts import named_tensors
 from telescopic.shrink.shapes import reshape_
 from telescopic.testing import check_nested
 from telescopic.train import CheckpointError, History, Recipe, Shrink, fit

@@ -14,7 +14,7 @@ from telescopic.inputs import first_line
 from telescopic.layers.cuts import Cut, named_tensors, resize_
 from telescopic.layers.filter import Filter
 from telescopic.layers.slim import Slim, described
-from telescopic.nested import Nested, Statistics, rebuilt
+from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import cuts_of, watched
 from telescopic.shrink.example import Inputs, Run, examples, unchanged
@@ -23,6 +23,7 @@ from telescopic.shrink.log import apply_
 from telescopic.shrink.ordering import reorder_
 from telescopic.shrink.sizes import following, written
 from telescopic.shrink.watch import Unfollowed
+from telescopic.subnet import Statistics
 from telescopic.wrappers import copied, unwrapped
 
 Order = Literal["weights", "given"]
