@@ -30,7 +30,7 @@ FLOORS = (
     ("data", "decoder", "layers"),
     ("nested",),
     ("architecture", "extract", "folding", "cost", "fits", "statistics", "evaluate", "shrink"),
-    ("nest", "causal", "networks"),
+    ("nest", "causal", "slim", "networks"),
     ("catalogue",),
     ("anytime", "bundle", "engine", "export", "serve", "testing"),
     ("train", "packing"),
