@@ -138,7 +138,7 @@ def test_latency_is_measured_once_and_kept(trained: Path, monkeypatch: pytest.Mo
     assert invoke("catalogue", str(trained), "--latency", "--threads", "1").exit_code == 0
     kept = Source.open(str(trained)).catalogue()
     assert kept.threads == 1 and all((member.latency_ms or 0) > 0 for member in kept)
-    monkeypatch.setattr("telescopic.run.measure_latency", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("telescopic.catalogue.measure_latency", lambda *a, **k: pytest.fail("measured again"))
     assert invoke("catalogue", str(trained), "--latency", "--threads", "1").exit_code == 0
 
 

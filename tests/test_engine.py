@@ -10,8 +10,7 @@ import torch
 
 import telescopic as tl
 from telescopic.engine import timings as tables
-from telescopic.engine.inputs import checked
-from telescopic.engine.lanes import Lane
+from telescopic.engine.lanes import Lane, checked
 from telescopic.engine.timings import Timing, Timings
 from telescopic.subnet import Subnet
 

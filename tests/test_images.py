@@ -17,7 +17,7 @@ from PIL import Image
 import telescopic as tl
 from telescopic.data import Preprocess
 from telescopic.data.folder import read_folder
-from telescopic.engine.inputs import checked
+from telescopic.engine.lanes import checked
 from telescopic.images import ImageError, TooManyPixels, decode, shape
 from telescopic.serve.bodies import Takes
 from telescopic.serve.decoders import Decoders

@@ -175,7 +175,7 @@ def _onnx(order: _Order, file: Path) -> _Written:
 
 def onnx_program(
     module: nn.Module,
-    example: tuple[Tensor, ...],
+    example: tuple[Any, ...],
     dynamic_shapes: Any,
     inputs: Sequence[str],
     outputs: Sequence[str],

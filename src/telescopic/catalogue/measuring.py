@@ -12,7 +12,7 @@ from telescopic.cost.counting import cost_on_meta, on_meta
 from telescopic.cost.timing import latencies
 from telescopic.data import Dataset, Preprocess
 from telescopic.evaluate import evaluate
-from telescopic.extract import extract
+from telescopic.extract import extract, joined
 from telescopic.nested import Nested
 from telescopic.statistics import has_statistics
 
@@ -58,10 +58,12 @@ def measure(
         measured = evaluate(net, [data.validation, data.test], preprocess or Preprocess())
         accuracies = [[a if math.isfinite(a) else None for a in split] for split in measured.tolist()]
         report("accuracy", 1, 1)
-    on_paper = on_meta(net)  # once: an extracted member copies it, which then copies no weights
+    on_paper = on_meta(net)
     members = []
     for i, subnet in enumerate(net.grid):
-        price = cost_on_meta(extract(on_paper, subnet), input_shape)
+        path = [module for _, module in on_paper.path(subnet)]
+        member = joined(path, subnet.width, net.groups).eval()  # as `extract` gives it, but not copied
+        price = cost_on_meta(member, input_shape)
         validation, test = accuracies[0][i], accuracies[1][i]
         label = net.grid.label(subnet)
         members.append(Member(subnet=subnet, label=label, accuracy=validation, test_accuracy=test, **asdict(price)))

@@ -11,13 +11,11 @@ from numpy.typing import ArrayLike
 
 from telescopic.catalogue.choosing import front, within
 from telescopic.engine.backends import Backend, named
-from telescopic.engine.inputs import checked
+from telescopic.engine.lanes import checked
 from telescopic.engine.manifest import Floats, Packed, read, read_constants
-from telescopic.engine.measuring import time_members, time_steps
 from telescopic.engine.prepared import prepared
-from telescopic.engine.runner import Runner
-from telescopic.engine.store import Store
-from telescopic.engine.timings import Timing, Timings
+from telescopic.engine.runner import Runner, time_members, time_steps
+from telescopic.engine.timings import Store, Timing, Timings
 from telescopic.engine.ways import Way, checked_path, longest
 from telescopic.subnet import Subnet
 

@@ -1,7 +1,8 @@
-"""The members of a pack, open with so many threads. No torch."""
+"""The members of a pack, open with so many threads, and how they are timed. No torch."""
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,14 @@ from telescopic.engine.backends import Backend, Graphs, Preparing, Sessions
 from telescopic.engine.joined import join
 from telescopic.engine.lanes import Lane, Lanes
 from telescopic.engine.manifest import Floats, Manifest, PackError
+from telescopic.engine.timings import Timing
 from telescopic.engine.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
 _MOST_PATHS = 8  # with graphs of their own; others run segment by segment
+_MIN_TURNS = 20
+_PERCENTILE = 0.9  # of a refinement's runs, as in `telescopic.anytime`
+_SECONDS = 0.1  # for each refinement
 
 
 class Runner:
@@ -79,3 +84,57 @@ class Runner:
                 except (ImportError, OSError):
                     self._paths[members] = members
             return self._paths[members]
+
+
+def time_members(runner: Runner, x: Floats, seconds: float) -> list[Timing]:
+    """Time members in turns, so that a machine's drift hits all alike.
+
+    Args:
+        runner: which, and where they run.
+        x: a batch of inputs.
+        seconds: time to spend on each; each runs 20 times at least.
+    """
+    members = [*runner.members.values()]
+
+    def turn(lane: Lane) -> Iterator[float]:
+        for member in members:
+            lane.start(x)
+            lane.run(member)  # the one before has left other things in the caches
+            start = time.perf_counter()
+            lane.start(x)
+            lane.run(member)
+            yield time.perf_counter() - start
+
+    return [
+        Timing(
+            member.subnet, len(x), runner.threads, 1000 * float(np.median(runs)), 1000 * float(np.quantile(runs, 0.95))
+        )
+        for member, runs in zip(members, _timed(runner, len(x), turn, seconds * len(members)), strict=True)
+    ]
+
+
+def time_steps(runner: Runner, path: Way, x: Floats) -> tuple[float, ...]:
+    """Seconds that most runs of each refinement along a path took at most."""
+    path = runner.path(path)
+
+    def turn(lane: Lane) -> Iterator[float]:
+        lane.start(x)
+        for member in path:
+            start = time.perf_counter()
+            lane.run(member)
+            yield time.perf_counter() - start
+
+    return tuple(float(np.quantile(runs, _PERCENTILE)) for runs in _timed(runner, len(x), turn, _SECONDS * len(path)))
+
+
+def _timed(
+    runner: Runner, batch: int, turn: Callable[[Lane], Iterator[float]], seconds: float
+) -> list[tuple[float, ...]]:
+    """What each of the things took that are done in a turn, in all turns, in seconds."""
+    lane = runner.lanes.take(batch)
+    turns: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(turns) < _MIN_TURNS or time.perf_counter() < end:
+        turns.append([*turn(lane)])
+    runner.lanes.give(lane)
+    return [*zip(*turns, strict=True)]

@@ -2,12 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from telescopic.engine.manifest import WEIGHTS, Constant
 from telescopic.export import BATCH, onnx_program, quiet
@@ -46,17 +46,82 @@ class Weights:
         return Constant(self.put(tensor.detach().cpu().contiguous().numpy().tobytes()), tuple(tensor.shape))
 
 
-def write_graph(segment: Segment, path: Path, weights: Weights) -> None:
-    """Write one segment as an ONNX graph with inputs in0, in1, ... and outputs out0, out1, ..., its weights apart."""
-    inputs, outputs = [f"in{i}" for i in range(len(segment.example))], [f"out{i}" for i in range(len(segment.outputs))]
-    shapes = tuple(BATCH if batched else None for batched in segment.batched)
+class _Together(nn.Module):
+    """All segments in one, each on its own inputs."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        super().__init__()
+        self.modules_ = nn.ModuleList(segment.module for segment in segments)
+
+    def forward(self, *given: Sequence[Tensor]) -> list[Tensor]:
+        return [made for module, inputs in zip(self.modules_, given, strict=True) for made in module(*inputs)]
+
+
+def exported(segments: Sequence[Segment]) -> Iterator[Any]:
+    """Segments as ONNX graphs with inputs in0, in1, ... and outputs out0, out1, ...
+
+    They are exported as one graph, which is then taken apart: an export takes seconds, however small the network.
+    """
+    ends = {
+        kind: [[f"{number}/{kind}{i}" for i in range(len(ends))] for number, ends in enumerate(every)]
+        for kind, every in (("in", [s.example for s in segments]), ("out", [s.outputs for s in segments]))
+    }
+    shapes = tuple(tuple(BATCH if batched else None for batched in segment.batched) for segment in segments)
+    # Copies of their own memory: of two views of one tensor torch.export would make one input.
+    examples = tuple(tuple(x.clone() for x in segment.example) for segment in segments)
+    inputs, outputs = ([name for names in ends[kind] for name in names] for kind in ("in", "out"))
     with quiet(), torch.no_grad():
-        # Copies of their own memory: of two views of one tensor torch.export would make one input.
-        program = onnx_program(segment.module, tuple(x.clone() for x in segment.example), (shapes,), inputs, outputs)
-        graph = program.model_proto
-    found = [value.name for value in graph.graph.input], [value.name for value in graph.graph.output]
+        whole = onnx_program(_Together(segments).eval(), examples, (shapes,), inputs, outputs).model_proto
+    found = [value.name for value in whole.graph.input], [value.name for value in whole.graph.output]
     if found != (inputs, outputs):
-        raise ValueError(f"{segment.name} was exported with inputs {found[0]} and outputs {found[1]}")
+        raise ValueError(f"the segments were exported with inputs {found[0]} and outputs {found[1]}")
+    for number, segment in enumerate(segments):
+        yield _part(whole, segment.name, f"{number}/", ends["in"][number], ends["out"][number])
+
+
+def _part(whole: Any, name: str, prefix: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """What gives some outputs from some inputs, whose names lose a prefix."""
+    import onnx
+
+    makers = {made: node for node in whole.graph.node for made in node.output}
+    needed, left = set(), [*outputs]
+    while left:
+        one = left.pop()
+        if one not in needed:
+            needed.add(one)
+            left += [given for inner in _nodes(makers[one]) for given in inner.input] if one in makers else []
+    if strangers := {value.name for value in whole.graph.input} & needed - {*inputs}:
+        raise ValueError(f"{name} was exported with inputs of other segments: {sorted(strangers)}")
+    part = onnx.ModelProto(ir_version=whole.ir_version, producer_name=whole.producer_name)
+    part.opset_import.extend(whole.opset_import)
+    part.functions.extend(whole.functions)
+    graph = part.graph
+    graph.name = name
+    graph.node.extend(node for node in whole.graph.node if needed & {*node.output})
+    graph.initializer.extend(tensor for tensor in whole.graph.initializer if tensor.name in needed)
+    graph.value_info.extend(value for value in whole.graph.value_info if value.name in needed)
+    graph.input.extend(value for value in whole.graph.input if value.name in inputs)
+    graph.output.extend(value for value in whole.graph.output if value.name in outputs)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = value.name.removeprefix(prefix)
+    for node in graph.node:
+        for inner in _nodes(node):
+            for side in (inner.input, inner.output):
+                side[:] = [one.removeprefix(prefix) for one in side]
+    return part
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    """A node, and those in its branches and loops, which may read what lies outside."""
+    yield node
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _nodes(inner)
+
+
+def write_graph(graph: Any, path: Path, weights: Weights) -> None:
+    """Write a graph, and its large tensors to the file of weights."""
     move_out(graph, weights)
     path.write_bytes(graph.SerializeToString(deterministic=True))
 

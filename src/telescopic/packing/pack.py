@@ -22,7 +22,7 @@ from telescopic.layers.causal import CausalConv2d, prefix
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.packing.card import card
-from telescopic.packing.graphs import Weights, checked_batches, write_graph
+from telescopic.packing.graphs import Weights, checked_batches, exported, write_graph
 from telescopic.packing.images import Images
 from telescopic.packing.int8 import Report, to_int8
 from telescopic.packing.judging import Verdict
@@ -226,9 +226,9 @@ def _written(folder: Path, made: Cut, members: Sequence[Member], report: Report)
     with (folder / WEIGHTS).open("wb") as opened:
         weights = Weights(opened)
         constants = {name: weights.constant(tensor) for name, tensor in made.constants.items()}
-        for number, segment in enumerate(made.segments):
+        for number, (segment, graph) in enumerate(zip(made.segments, exported(made.segments), strict=True)):
             files[segment.name] = f"segment{number:03}.onnx"
-            write_graph(segment, folder / files[segment.name], weights)
+            write_graph(graph, folder / files[segment.name], weights)
             report("writing", number + 1, len(made.segments))
     packed = [
         Packed(m.subnet, m.label, m.accuracy, m.test_accuracy, m.macs, m.params, *made.chains[m.subnet])
