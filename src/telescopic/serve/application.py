@@ -18,10 +18,10 @@ from starlette.routing import Route
 
 from telescopic import decoder
 from telescopic.engine.engine import Engine
+from telescopic.limits import Limits
 from telescopic.serve.bodies import IMAGES, JSON, NPY, Body, BodyError, Takes, Wishes, kind_of, read, wishes
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
-from telescopic.serve.limits import Limits
 from telescopic.serve.records import Records
 from telescopic.serve.waiting import Job, Overloaded, Served
 from telescopic.serve.worker import Closed, Worker

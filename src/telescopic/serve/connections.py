@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from telescopic.serve.limits import Limits
+from telescopic.limits import Limits
 
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
@@ -171,9 +171,10 @@ class Connection(HttpToolsProtocol):
     def _end(self, *, flush: bool = False) -> None:
         self._since = self.loop.time()
         self._strangers.pop(self, None)
-        if flush or self._state in (_NEW, _IDLE):
+        if flush:
             self.transport.close()
         else:
+            self.connections.discard(self)  # now, for whoever comes next is counted before it is lost
             self.transport.abort()
 
 

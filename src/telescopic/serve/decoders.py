@@ -11,8 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from telescopic import decoder
+from telescopic.limits import Limits
 from telescopic.serve.bodies import BodyError, Takes
-from telescopic.serve.limits import Limits
 
 Read = tuple[NDArray[Any], dict[str, Any]]
 
