@@ -124,8 +124,9 @@ def elsewhere(model: onnx.ModelProto) -> None:
 
 
 def behind(model: onnx.ModelProto) -> None:
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
-    next(entry for entry in tensor.external_data if entry.key == "offset").value = str(10**12)
+    elsewhere(model)
+    places = {entry.key: entry for entry in model.graph.initializer[-1].external_data}
+    places["location"].value, places["offset"].value = "weights.bin", str(10**12)
 
 
 def without_inputs(model: onnx.ModelProto) -> None:
