@@ -292,10 +292,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--idle", type=int, default=1200)
-    parser.add_argument("--family", default="doubly-nested-cifar10")
+    parser.add_argument("--family", default="nsn-mnist")
     parser.add_argument("--load", type=float, default=4, help="of what the full network can serve")
     parser.add_argument("--slo-ms", type=float, default=100)
-    parser.add_argument("--images", type=int, default=8, help="in a request of the load")
+    parser.add_argument("--images", type=int, default=32, help="in a request of the load")
+    parser.add_argument("--most", type=float, default=500, help="requests a second that this machine can send besides")
     given = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000), hard))
@@ -320,6 +321,8 @@ def main() -> None:
             labels = [np.zeros(given.images, np.int64)] * len(bodies)
             full = engine.members[-1]
             rate = given.load * 1000 * 32 / engine.timing(full.subnet, 32).median_ms / given.images
+            found["full network's capacity, requests a second"] = round(rate / given.load, 1)
+            rate = min(rate, given.most)
             for name, kinds in (("open loop", ()), ("open loop, attacked", KINDS)):
                 times = serving.poisson(rate, given.seconds)
                 requests = [serving.request("POST", "/predict", bodies[i % len(bodies)]) for i in range(len(times))]

@@ -84,7 +84,7 @@ def application(
         decoders.start()
         yield
         await run_in_threadpool(worker.close)
-        decoders.close()
+        await run_in_threadpool(decoders.close)
 
     # FastAPI's own pages load scripts from elsewhere; ours loads nothing.
     app = FastAPI(title="telescopic", lifespan=lifespan, docs_url=None, redoc_url=None)
