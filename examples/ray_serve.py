@@ -21,7 +21,8 @@ from telescopic.serve import application
 def replica() -> FastAPI:
     """What one replica runs; called in its process."""
     engine = tl.Engine(os.environ["TELESCOPIC_PACK"], threads=1)
-    return application(engine, slo_ms=float(os.environ.get("TELESCOPIC_SLO_MS", "50")))
+    hosts = os.environ.get("TELESCOPIC_ALLOW_HOSTS", "").split()  # names by which it is called, beside addresses
+    return application(engine, slo_ms=float(os.environ.get("TELESCOPIC_SLO_MS", "50")), allow_hosts=hosts)
 
 
 SETTINGS = {name: value for name, value in os.environ.items() if name.startswith("TELESCOPIC_")}

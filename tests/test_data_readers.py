@@ -1,5 +1,7 @@
 import io
 import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +185,27 @@ def test_npz_damaged(tmp_path: Path) -> None:
         (tmp_path / "own.npz").write_bytes(bad)
         with pytest.raises(DataError, match=r"own\.npz: cannot be read as an \.npz .* write it with numpy\.savez"):
             read_npz(tmp_path / "own.npz")
+
+
+def test_a_small_archive_that_would_fill_the_memory_is_refused_before(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    labels = np.zeros(10, np.int64)
+    tracemalloc.start()
+    np.savez_compressed(path, images=np.zeros((600, 1, 1000, 1000), np.uint8), labels=labels)
+    tracemalloc.reset_peak()
+    with pytest.raises(DataError, match=r"images: [\d,]+ bytes would become 600,000,000"):
+        read_npz(path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    names = np.zeros(3_000_000, "U1")
+    np.savez_compressed(path, images=np.zeros((10, 1, 2, 2), np.uint8), labels=labels, classes=names)
+    tracemalloc.reset_peak()
+    with pytest.raises(DataError, match="at most 10,000 classes have names"):
+        read_npz(path)
+    tracemalloc.stop()
+    with zipfile.ZipFile(path, "w") as archive:
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (10**12,)})
+        archive.writestr("images.npy", head.getvalue())
+        archive.writestr("labels.npy", head.getvalue())
+    with pytest.raises(DataError, match="more than the 128 bytes there are"):
+        read_npz(path)

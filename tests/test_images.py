@@ -19,9 +19,9 @@ from telescopic.data import Preprocess
 from telescopic.data.folder import read_folder
 from telescopic.engine.lanes import checked
 from telescopic.images import ImageError, TooManyPixels, decode, shape
+from telescopic.limits import Limits
 from telescopic.serve.bodies import Takes
 from telescopic.serve.decoders import Decoders
-from telescopic.serve.limits import Limits
 
 from packs import small_pack
 

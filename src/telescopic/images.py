@@ -59,7 +59,8 @@ def decode(
 
     with _opened(source, most_pixels, formats) as image:
         mode = "L" if (channels or _channels(image)) == 1 else "RGB"
-        plain = _on_white(_of_8_bits(ImageOps.exif_transpose(image)), mode)
+        ImageOps.exif_transpose(image, in_place=True)
+        plain = _on_white(_of_8_bits(image), mode)
         if size is not None:
             plain = ImageOps.fit(plain, (size[1], size[0]))
         pixels = np.asarray(plain, np.uint8)
@@ -141,8 +142,8 @@ def _on_white(image: "Image.Image", mode: str) -> "Image.Image":
     from PIL import Image
 
     if not image.has_transparency_data:
-        return image.convert(mode)
-    layer = image.convert("RGBA")
+        return image if image.mode == mode else image.convert(mode)
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     ground = Image.new(mode, image.size, _WHITE if mode == "L" else (_WHITE,) * 3)
     ground.paste(layer.convert(mode), mask=layer.getchannel("A"))
     return ground

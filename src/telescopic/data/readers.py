@@ -5,7 +5,9 @@ A file that is not what it claims to be raises a `DataError` that names the file
 """
 
 import io
+import math
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from numpy.typing import NDArray
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+
+_UNPACKED, _PACKED = 2**28, 64  # bytes that any array may have, and as many again for a byte of its compressed file
+_CLASSES, _NAME = 10_000, 4_000  # names of classes, and bytes of one
 
 DIGITS = tuple("0123456789")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -132,7 +137,11 @@ def read_npz(path: Path) -> Arrays:
         # Opened here, since numpy may leave a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             names = set(archive.files)
+            for name in known & names:
+                _check_member(archive.zip, name, f"{path}: {name}")
             arrays = {name: archive[name] for name in known & names}
+    except DataError:
+        raise
     except Exception as e:  # a damaged file makes numpy and zipfile raise a dozen types
         raise DataError(
             f"{path}: cannot be read as an .npz file of plain arrays ({e}); write it with numpy.savez"
@@ -149,7 +158,7 @@ def read_npz(path: Path) -> Arrays:
         classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
     else:
         # Bounded, since as many names are made up as the highest label says.
-        given = [_labels(arrays[labels], 10_000, f"{path}: {labels}") for _, labels in pairs]
+        given = [_labels(arrays[labels], _CLASSES, f"{path}: {labels}") for _, labels in pairs]
         classes = tuple(str(number) for number in range(1 + max(int(labels.max(initial=0)) for labels in given)))
     found: dict[str, Any] = {}
     for images, labels in pairs:
@@ -161,6 +170,28 @@ def read_npz(path: Path) -> Arrays:
         if first != shape:
             raise DataError(f"{path}: images are {first} but {images} {shape}; give both one size")
     return Arrays(classes=classes, **found)
+
+
+def _check_member(archive: zipfile.ZipFile, name: str, where: str) -> None:
+    """Refuse an array that is much larger than its file, before there is memory for it."""
+    file = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
+    info = archive.getinfo(file)
+    with archive.open(file) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    size = math.prod(shape) * dtype.itemsize
+    if size > info.file_size:
+        raise DataError(
+            f"{where}: its header says {shape} of {dtype}, more than the {info.file_size:,} bytes there are"
+        )
+    if size > _UNPACKED + _PACKED * info.compress_size:
+        raise DataError(
+            f"{where}: {info.compress_size:,} bytes would become {size:,}, as in no data; if they are, save them with "
+            "numpy.savez, which does not compress"
+        )
+    if name == "classes" and (math.prod(shape) > _CLASSES or dtype.itemsize > _NAME):
+        raise DataError(f"{where}: at most {_CLASSES:,} classes have names, of {_NAME // 4:,} characters at most")
 
 
 def _own_images(images: NDArray[Any], where: str) -> Images:

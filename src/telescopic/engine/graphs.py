@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from telescopic.documents import printable
 from telescopic.engine.manifest import WEIGHTS, Manifest, PackError
 
 _LONGEST = 2**22  # bytes of a graph, whose weights lie elsewhere
@@ -54,7 +55,8 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
                 given, made = (_types(names, manifest) for names in (inputs, outputs))
                 _check_sizes(model, given, made)
         except (ValueError, OSError) as error:
-            raise PackError(f"{folder}: {file} is no graph of a pack: {error!s:.300}") from error
+            told = printable(" ".join(str(error).split()))
+            raise PackError(f"{folder}: {file} is no graph of a pack: {told:.300}") from error
 
 
 def _read(path: Path) -> Any:

@@ -18,10 +18,10 @@ from starlette.routing import Route
 
 from telescopic import decoder
 from telescopic.engine.engine import Engine
+from telescopic.limits import Limits
 from telescopic.serve.bodies import IMAGES, JSON, NPY, Body, BodyError, Takes, Wishes, kind_of, read, wishes
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
-from telescopic.serve.limits import Limits
 from telescopic.serve.records import Records
 from telescopic.serve.waiting import Job, Overloaded, Served
 from telescopic.serve.worker import Closed, Worker
@@ -84,7 +84,7 @@ def application(
         decoders.start()
         yield
         await run_in_threadpool(worker.close)
-        decoders.close()
+        await run_in_threadpool(decoders.close)
 
     # FastAPI's own pages load scripts from elsewhere; ours loads nothing.
     app = FastAPI(title="telescopic", lifespan=lifespan, docs_url=None, redoc_url=None)

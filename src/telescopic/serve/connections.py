@@ -4,13 +4,15 @@ uvicorn bounds neither the bytes of a request's head nor the time in which it co
 hold all connections and ask nothing. What follows counts and times, and leaves HTTP itself to uvicorn and httptools.
 """
 
+import asyncio
+import socket
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from telescopic.serve.limits import Limits
+from telescopic.limits import Limits
 
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
@@ -156,6 +158,11 @@ class Connection(HttpToolsProtocol):
         ):
             self._end()
 
+    def give_up(self) -> None:
+        """End it, unless there is nothing left but to answer."""
+        if self._state != _ANSWER or self._stalled or self.transport.is_closing():
+            self.transport.abort()
+
     def _enter(self, state: int) -> None:
         self._state, self._since = state, self.loop.time()
 
@@ -171,9 +178,10 @@ class Connection(HttpToolsProtocol):
     def _end(self, *, flush: bool = False) -> None:
         self._since = self.loop.time()
         self._strangers.pop(self, None)
-        if flush or self._state in (_NEW, _IDLE):
+        if flush:
             self.transport.close()
         else:
+            self.connections.discard(self)  # now, for whoever comes next is counted before it is lost
             self.transport.abort()
 
 
@@ -189,3 +197,15 @@ class Server(uvicorn.Server):
                 if isinstance(connection, Connection):
                     connection.check(now)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what has come. What has not, and who does not read, is waited for until little time is left."""
+        seconds = (self.config.timeout_graceful_shutdown or 0) * 3 / 4
+        waiting = asyncio.get_running_loop().call_later(seconds, self._give_up)
+        await super().shutdown(sockets)
+        waiting.cancel()
+
+    def _give_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.give_up()

@@ -1,9 +1,11 @@
 """Images and long JSON read by other processes, few at a time, within a time."""
 
+import contextlib
 import os
 import subprocess
 import threading
 import time
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from telescopic import decoder
+from telescopic.limits import Limits
 from telescopic.serve.bodies import BodyError, Takes
-from telescopic.serve.limits import Limits
 
 Read = tuple[NDArray[Any], dict[str, Any]]
 
@@ -31,6 +33,7 @@ class Decoders:
         self._pool = ThreadPoolExecutor(limits.decoders, "telescopic-decoder")
         self._lock, self._waiting = threading.Lock(), 0
         self._own, self._all = threading.local(), list[subprocess.Popen[bytes]]()
+        self._over = weakref.finalize(self, _end, self._all)  # if nobody closes it
 
     def start(self) -> None:
         """Start the processes, without waiting for them."""
@@ -53,10 +56,10 @@ class Decoders:
 
     def close(self) -> None:
         """End the processes; what waits is given up."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in self._all:
+        for process in list(self._all):  # so that no thread waits for it
             process.kill()
-            process.communicate()
+        self._pool.shutdown(cancel_futures=True)
+        self._over()
 
     def _started(self) -> None:
         self._process()
@@ -79,13 +82,16 @@ class Decoders:
             what = "" if kind == decoder.JSON else "the image "
             raise BodyError(413 if error.large else 422, f"{what}{error}") from error
         except OSError as error:
-            process.kill()
+            with self._lock:
+                self._all.remove(process)
+            _end([process])
+            self._own.process = None
             raise BodyError(422, f"the request cannot be decoded within {seconds:g} s") from error
 
     def _process(self) -> "subprocess.Popen[bytes]":
         """This thread's."""
         process: subprocess.Popen[bytes] | None = getattr(self._own, "process", None)
-        if process is None or process.poll() is not None:
+        if process is None:
             path = os.pathsep.join(filter(None, (_SOURCE, os.environ.get("PYTHONPATH"))))
             process = subprocess.Popen(
                 decoder.command(),
@@ -96,6 +102,13 @@ class Decoders:
                 start_new_session=True,  # Ctrl-C is for the server, which ends them when it has answered
             )
             with self._lock:
-                self._all = [each for each in self._all if each.poll() is None] + [process]
+                self._all.append(process)
             self._own.process = process
         return process
+
+
+def _end(processes: list["subprocess.Popen[bytes]"]) -> None:
+    for process in processes:
+        process.kill()
+        with contextlib.suppress(OSError, ValueError):  # what was not sent never will be
+            process.communicate()

@@ -15,8 +15,8 @@ _RULES = b"default-src 'none'; frame-ancestors 'none'"
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
 ]
+_OURS = [(b"cross-origin-resource-policy", b"same-origin")]
 
 
 class Door:
@@ -49,12 +49,13 @@ class Door:
         host, origin = found.get(b"host", b""), found.get(b"origin")
         foreign = origin is not None and self._foreign(origin, host)
         allowed = _allowing(origin) if foreign and origin in self._origins else []
+        more = [*_HEADERS, *(allowed or _OURS)]
 
         async def answer(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 own = message["headers"]
                 rules = [] if any(name == b"content-security-policy" for name, _ in own) else [_CSP]
-                message["headers"] = [*own, *_HEADERS, *rules, *allowed]
+                message["headers"] = [*own, *more, *rules]
             await send(message)
 
         if host not in self._known and not self._named(host):

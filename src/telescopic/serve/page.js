@@ -1,7 +1,8 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const pad = $("pad"), pen = pad.getContext("2d", { willReadFrequently: true });
-let about, members, colours, shape, image = null, drawn = false, mine = true, busy = false, again = false, rate = 0;
+let about, members, colours, shape, image = null, drawn = false, mine = true, busy = false, again = false, rate = 0, token = "", scale;
+const sent = { left: 0, answered: 0, refused: 0, kept: 0 };
 
 const human = n => { for (const [s, u] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (n >= s) return (n / s).toPrecision(3) + " " + u; return n + ""; };
 const ms = v => (v < 10 ? v.toPrecision(2) : v.toFixed(0)) + " ms";
@@ -62,8 +63,9 @@ const isImage = () => about.takes_pixels && shape.length === 3 && [1, 3].include
 
 // ---- asking
 
+const bearing = headers => ({ headers: token ? { ...headers, Authorization: "Bearer " + token } : headers });
 async function ask(query, body) {
-  const response = await fetch("predict" + query, { method: "POST", headers: { "Content-Type": body.type }, body });
+  const response = await fetch("predict" + query, { method: "POST", body, ...bearing({ "Content-Type": body.type }) });
   return [response.status, await response.json()];
 }
 
@@ -88,15 +90,15 @@ function show(told) {
   for (const [p, i] of best) {
     const bar = element($("answer"), "div"); bar.className = "bar";
     element(bar, "span", about.classes.length ? about.classes[i] : "class " + i);
-    element(bar, "b").style.width = 100 * p + "%";
+    const length = element(bar, "b"); length.style.width = 100 * p + "%"; length.style.background = colours[told.member.label];
     element(bar, "span", (100 * p).toFixed(p < .0995 ? 1 : 0) + " %");
   }
 }
 
 // ---- the member
 
-function range() {
-  const all = members.filter(m => m.chosen_from).map(m => m.p95_ms);
+function range() {  // of the slider, and of the plot
+  const all = members.map(m => m.p95_ms);
   return [Math.log(Math.min(...all) * .9), Math.log(Math.max(...all) * 1.15)];
 }
 function budget() { const [low, high] = range(); return Math.exp(low + (high - low) * $("slider").value / 1000); }
@@ -108,40 +110,46 @@ function expected() {
 
 function select(label) {
   const m = members.find(m => m.label === label), widest = Math.max(...members.map(m => m.width));
-  $("label").textContent = m.label;
+  $("label").textContent = m.label; $("colour").style.background = colours[m.label];
   $("accuracy").textContent = percent(m.accuracy);
   $("macs").textContent = human(m.macs); $("params").textContent = human(m.params);
   const stages = $("stages").children;
   for (let s = 0; s < stages.length - 2; s++) {
     const on = m.entry <= s && s <= m.exit;
+    stages[s + 1].firstChild.style.background = colours[m.label];
     stages[s + 1].firstChild.style.height = on ? 100 * m.width / widest + "%" : "0";
   }
   for (const dot of $("front").querySelectorAll("circle")) {
     const chosen = dot.dataset.label === label;
-    dot.setAttribute("r", chosen ? 7 : 4); dot.setAttribute("fill-opacity", chosen ? 1 : .55);
+    dot.setAttribute("r", chosen ? 7 : 4); dot.setAttribute("fill-opacity", chosen ? 1 : .8);
     dot.setAttribute("stroke", chosen ? "var(--ink)" : "none");
   }
 }
 
 function front() {
-  const plot = $("front"), all = members.map(m => Math.log(m.p95_ms)), worth = members.map(m => m.accuracy ?? m.macs);
-  const x = v => 34 + 270 * (v - Math.min(...all)) / (Math.max(...all) - Math.min(...all) || 1);
-  const y = v => 96 - 82 * (v - Math.min(...worth)) / (Math.max(...worth) - Math.min(...worth) || 1);
-  members.forEach((m, i) => {
-    const dot = svg(plot, "circle", { cx: x(all[i]), cy: y(worth[i]), r: 4, fill: colours[m.label] });
+  const plot = $("front"), worth = members.map(m => m.accuracy ?? m.macs), [low, high] = range();
+  const [least, most] = [Math.min(...worth), Math.max(...worth)];
+  scale = ms => 44 + 266 * (Math.log(ms) - low) / (high - low);
+  const y = v => 108 - 92 * (v - least) / (most - least || 1);
+  svg(plot, "path", { d: "M44 8V116H312", fill: "none", stroke: "var(--line)" });
+  svg(plot, "line", { id: "limit", y1: 8, y2: 116, stroke: "var(--ink)", "stroke-dasharray": "3 3" });
+  for (const m of members) {
+    const dot = svg(plot, "circle", { cx: scale(m.p95_ms), cy: y(m.accuracy ?? m.macs), r: 4, fill: colours[m.label] });
     dot.dataset.label = m.label; svg(dot, "title", {}, `${m.label}: ${percent(m.accuracy)}, ${ms(m.p95_ms)}`);
-  });
-  const low = members.reduce((a, b) => b.p95_ms < a.p95_ms ? b : a), high = members.reduce((a, b) => b.p95_ms > a.p95_ms ? b : a);
-  svg(plot, "text", { x: 34, y: 116 }, ms(low.p95_ms)); svg(plot, "text", { x: 304, y: 116, "text-anchor": "end" }, ms(high.p95_ms));
-  const shown = v => members[0].accuracy == null ? human(v) : (100 * v).toFixed(0) + "%";
-  svg(plot, "text", { x: 0, y: 18 }, shown(Math.max(...worth))); svg(plot, "text", { x: 0, y: 99 }, shown(Math.min(...worth)));
+  }
+  const shown = v => members[0].accuracy == null ? human(v) : (100 * v).toFixed(most - least < .02 ? 1 : 0) + " %";
+  for (const v of new Set([least, most])) svg(plot, "text", { x: 40, y: y(v) + 4, "text-anchor": "end" }, shown(v));
+  const times = members.map(m => m.p95_ms), [first, last] = [Math.min(...times), Math.max(...times)];
+  svg(plot, "text", { x: scale(first), y: 130, "text-anchor": "middle" }, ms(first));
+  if (scale(last) - scale(first) > 60) svg(plot, "text", { x: scale(last), y: 130, "text-anchor": "middle" }, ms(last));
+  svg(plot, "text", { x: 178, y: 146, "text-anchor": "middle" }, "computed in, for 95 % of runs");
 }
 
 // ---- load
 
 async function look() {
   try {
-    const told = await (await fetch("load")).json(), chart = $("chart"), by = new Map(told.seconds.map(s => [s.second, s]));
+    const told = await (await fetch("load", bearing({}))).json(), chart = $("chart"), by = new Map(told.seconds.map(s => [s.second, s]));
     const total = s => Object.values(s.members).reduce((a, b) => a + b, 0) + s.refused;
     const seconds = Array.from({ length: 60 }, (_, i) => by.get(told.second - 60 + i)), most = Math.max(10, ...seconds.map(s => s ? total(s) : 0));
     chart.replaceChildren();
@@ -157,7 +165,9 @@ async function look() {
     });
     svg(chart, "line", { x1: 0, x2: 960, y1: 149, y2: 149, stroke: "var(--line)" });
     const last = seconds[59] || { members: {}, refused: 0, late: 0 };
-    $("now").textContent = `${total(last)} a second, ${told.waiting} waiting, ${last.late} late, slow-down ${told.slowdown.toFixed(1)} ×; top of the chart: ${most}`;
+    $("now").textContent = `${total(last)} a second, ${told.waiting} waiting, ${last.late} late, slow-down ${told.slowdown.toFixed(1)} ×`;
+    $("most").textContent = most;
+    if (sent.left) $("sent").textContent = `Sent on time, whether or not those before were answered: ${sent.left} requests; ${sent.answered} answered, ${sent.refused} refused (503), ${sent.kept} never sent, for this browser has 64 under way at most.`;
   } catch { $("now").textContent = "The server does not answer."; }
   setTimeout(look, 1000);
 }
@@ -169,8 +179,10 @@ async function send() {  // as many as asked for, without wishes, few at a time 
     const now = performance.now();
     if (!rate || document.hidden) { due = now; continue; }
     const each = Math.min(8, Math.max(1, Math.round(rate / 100)));
-    for (due = Math.max(due, now - 100); due < now && under < 64; due += 1000 * each / rate) {
-      under++; ask("", npy(each)).catch(() => 0).finally(() => under--);
+    for (due = Math.max(due, now - 1000); due < now; due += 1000 * each / rate) {
+      if (under >= 64) { sent.kept++; continue; }
+      under++; sent.left++;
+      ask("", npy(each)).then(([status]) => { status === 503 ? sent.refused++ : sent.answered++; }).catch(() => 0).finally(() => under--);
     }
   }
 }
@@ -178,7 +190,7 @@ async function send() {  // as many as asked for, without wishes, few at a time 
 // ---- hands
 
 function place(event) { const box = pad.getBoundingClientRect(); return [280 * (event.clientX - box.left) / box.width, 280 * (event.clientY - box.top) / box.height]; }
-function wipe() { image = null; drawn = false; pen.fillStyle = "#000"; pen.fillRect(0, 0, 280, 280); }
+function wipe() { $("hint").hidden = false; image = null; drawn = false; pen.fillStyle = "#000"; pen.fillRect(0, 0, 280, 280); }
 async function take(file) {
   if (!file) return;
   let seen;
@@ -187,13 +199,13 @@ async function take(file) {
   pen.fillStyle = "#fff"; pen.fillRect(0, 0, 280, 280);  // where it is transparent, as the server takes it
   pen.drawImage(seen, (seen.width - side) / 2, (seen.height - side) / 2, side, side, 0, 0, 280, 280);
   // As it is: the server makes pixels of it in the way in which those were made from which the network learned.
-  let sent = file;
+  let file_sent = file;
   if (!["image/png", "image/jpeg", "image/webp"].includes(file.type) || file.size > 2 ** 23 || seen.width * seen.height > 2 ** 24) {
     const canvas = new OffscreenCanvas(Math.ceil(seen.width * scale), Math.ceil(seen.height * scale));
     canvas.getContext("2d").drawImage(seen, 0, 0, canvas.width, canvas.height);
-    sent = await canvas.convertToBlob({ type: "image/png" });
+    file_sent = await canvas.convertToBlob({ type: "image/png" });
   }
-  image = sent;
+  image = file_sent; $("hint").hidden = true;
   answer();
 }
 pad.addEventListener("pointerdown", event => {
@@ -201,7 +213,7 @@ pad.addEventListener("pointerdown", event => {
   if (image) wipe();
   pad.setPointerCapture(event.pointerId);
   pen.strokeStyle = "#fff"; pen.lineWidth = 20; pen.lineCap = pen.lineJoin = "round";
-  pen.beginPath(); pen.moveTo(...place(event)); pen.lineTo(...place(event)); pen.stroke(); drawn = true; answer();
+  pen.beginPath(); pen.moveTo(...place(event)); pen.lineTo(...place(event)); pen.stroke(); drawn = true; $("hint").hidden = true; answer();
 });
 pad.addEventListener("pointermove", event => { if (pad.hasPointerCapture(event.pointerId)) { pen.lineTo(...place(event)); pen.stroke(); answer(); } });
 for (const name of ["dragenter", "dragover"]) document.addEventListener(name, event => { event.preventDefault(); pad.classList.add("over"); });
@@ -210,20 +222,29 @@ document.addEventListener("drop", event => take(event.dataTransfer.files[0]));
 document.addEventListener("paste", event => take(event.clipboardData.files[0]));
 $("file").addEventListener("change", event => take(event.target.files[0]));
 $("clear").addEventListener("click", () => { wipe(); $("answer").replaceChildren(); });
-function moved() { $("budget").textContent = mine ? "≤ " + ms(budget()) : "due in " + ms(about.slo_ms); $("slider").disabled = !mine; if (mine) select(expected().label); answer(); }
+function moved() { $("budget").textContent = mine ? "≤ " + ms(budget()) : "due in " + ms(about.slo_ms); $("slider").disabled = !mine; 
+  const at = mine ? scale(budget()) : -9;
+  $("limit").setAttribute("x1", at); $("limit").setAttribute("x2", at);
+  if (mine) select(expected().label);
+  answer();
+}
 $("slider").addEventListener("input", moved);
 for (const id of ["mine", "servers"]) $(id).addEventListener("click", () => {
   mine = id === "mine"; $("mine").setAttribute("aria-pressed", mine); $("servers").setAttribute("aria-pressed", !mine); moved();
 });
 
-(async () => {
-  about = await (await fetch("members")).json(); members = about.members; shape = about.input_shape;
-  colours = Object.fromEntries(members.map((m, i) => [m.label, `hsl(${165 + 120 * i / Math.max(1, members.length - 1)} 55% ${62 - 14 * i / Math.max(1, members.length - 1)}%)`]));
+async function begin() {
+  const response = await fetch("members", bearing({}));
+  $("door").hidden = response.status !== 401;
+  if (response.status === 401) { $("about").textContent = token ? "That is not its token." : ""; return; }
+  if (!response.ok) throw response;
+  about = await response.json(); members = about.members; shape = about.input_shape;
+  colours = Object.fromEntries(members.map((m, i) => [m.label, `hsl(${165 + 130 * i / Math.max(1, members.length - 1)} 60% ${62 - 6 * i / Math.max(1, members.length - 1)}%)`]));
   $("about").textContent = `${members.length} members from one copy of the weights, ${human(Math.max(...members.map(m => m.params)))} parameters. Move the budget, and another member answers.`;
   wipe();
   const word = shape[0] === 1 ? "Draw, or drop an image" : "Drop an image, or paste one";
-  $("ask").textContent = isImage() ? word : "Input: random numbers"; $("hint").textContent = isImage() ? word + "." : "";
-  $("input").hidden = !isImage();
+  $("ask").textContent = isImage() ? word : "Input: random numbers"; $("hint").textContent = isImage() ? word + " here" : "";
+  $("paper").hidden = $("clear").hidden = !isImage(); document.querySelector(".file").hidden = !isImage();
   const stages = Math.max(...members.map(m => m.exit)) + 1;
   element($("stages"), "span", "in").className = "end";
   for (let s = 0; s < stages; s++) element(element($("stages"), "div"), "i");
@@ -234,4 +255,7 @@ for (const id of ["mine", "servers"]) $(id).addEventListener("click", () => {
     button.addEventListener("click", () => { rate = each; for (const b of $("rates").children) b.setAttribute("aria-pressed", b === button); });
   }
   front(); moved(); look(); send();
-})().catch(() => { $("about").textContent = "The server does not answer."; });
+}
+const start = () => begin().catch(() => { $("about").textContent = "The server does not answer."; });
+$("door").addEventListener("submit", event => { event.preventDefault(); token = $("token").value.trim(); start(); });
+start();

@@ -6,8 +6,8 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from telescopic.limits import Limits
 from telescopic.serve.connections import Connection, Server
-from telescopic.serve.limits import Limits
 
 _WAITING = 1000  # connections that wait to be taken in
 

@@ -22,9 +22,9 @@ class Limits:
         connections: at once. Beyond them that one is closed which has longest been without a question; if all have
             one, 503, but for `/health` and `/metrics`.
         pixels: of an image file; 413.
-        decoders: processes that decode image files, one file at a time.
-        decoding: image files that wait for them or are with them; 503.
-        decoding_seconds: for one file, which may wait as long for its turn; 422.
+        decoders: processes that decode image files and long JSON, one at a time; each takes up to some 220 MB.
+        decoding: requests that wait for them or are with them; 503.
+        decoding_seconds: for one of them, which may wait as long for its turn; 422, 503.
         stop_seconds: in which all that was taken in is answered at the end.
     """
 
@@ -40,7 +40,7 @@ class Limits:
     requests: int = 100_000
     connections: int = 1000
     pixels: int = 2**24
-    decoders: int = 2
+    decoders: int = 1
     decoding: int = 128
     decoding_seconds: float = 3.0
     stop_seconds: float = 8.0

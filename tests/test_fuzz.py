@@ -1,0 +1,26 @@
+"""The benchmarks that mutate files, for a few seconds: whatever comes of it is of one kind."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what a TIFF file says
+@pytest.mark.parametrize(("name", "cases"), [("fuzz_pack", 150), ("fuzz_data", 60)])
+def test_mutated_files_raise_one_kind_of_error(name: str, cases: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for module in ("results", "fuzz_bundle", name):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    script = importlib.import_module(name)
+    monkeypatch.setattr(script.results, "write", lambda what, config, figures: told.append(figures))
+    monkeypatch.setattr(sys, "argv", [name, "--cases", str(cases), "--seed", "7"])
+    assert script.main() == 0, told
+    outcomes = told[0]["outcomes"]
+    counts = list(outcomes.values()) if name == "fuzz_data" else [outcomes]
+    assert all(sum(each.values()) == cases and len(each) == 2 for each in counts), outcomes  # some are well, some not
