@@ -11,6 +11,7 @@ from torch.nn import functional
 import telescopic as tl
 from telescopic.layers.slim import Slim
 from telescopic.testing import check_nested
+from telescopic.train.objective import Objective
 
 
 class Block(nn.Module):
@@ -220,3 +221,57 @@ def test_what_a_network_counts_on_stays_whole() -> None:
     family = tl.slim(Counts(), torch.randn(2, 3), (0.5, 1))
     assert family.narrowing.channels == {("stages.0.two",): (8, 16)}
     assert "sixteen" in family.narrowing.whole["stages.0.one"]
+
+
+def test_a_step_runs_the_members_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    family = tl.slim(net, torch.randn(4, 6), 4)
+    objective = Objective(family, tl.recipes.slim(1))
+    x, labels = torch.randn(12, 6), torch.randint(3, (12,))
+    drawn, total, asked, every = set(), [], list[int](), tl.Nested.all
+
+    def noted(net: tl.Nested, x: Tensor, mix: Any, members: list[int]) -> Tensor:
+        asked[:] = members
+        return every(net, x, mix, members)
+
+    monkeypatch.setattr(tl.Nested, "all", noted)
+    for _ in range(40):
+        loss, losses = objective(x, labels)
+        assert len(asked) == 3 and {0, 3} <= set(asked) and loss.item() > 0
+        assert losses.nonzero().view(-1).tolist() == asked
+        drawn |= set(asked)
+        total.append(losses)
+    assert drawn == {0, 1, 2, 3}
+    # Over many steps each member's mean is that of all its losses: one that is drawn half the time counts twice.
+    monkeypatch.undo()
+    mean, half = torch.stack(total).mean(0), torch.stack(total)[:, 1:3]
+    assert mean[3].item() == pytest.approx(
+        functional.cross_entropy(family.all(x)[3], labels, reduction="sum").item(), rel=1e-4
+    )
+    assert half[half > 0].min() > 1.5 * total[0][[0, 3]].min()
+
+
+def test_it_learns_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    def family() -> tl.Nested:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+        return tl.slim(net, torch.randn(4, 1, 8, 8), (0.25, 0.5, 1))
+
+    data = tl.data.load("digits")
+    how: dict[str, Any] = {"precision": "fp32", "progress": False, "cpu": True, "keep": "last"}
+    recipe = tl.recipes.slim(4, batch_size=64)
+    whole = family()
+    history = tl.fit(whole, data, recipe, out=tmp_path / "whole", **how)
+    assert min(history[-1].test) > 0.85
+
+    def stop(history: tl.History) -> None:
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tl.fit(family(), data, recipe, out=tmp_path / "cut", on_epoch=stop, **how)
+    resumed = family()
+    tl.fit(resumed, data, recipe, out=tmp_path / "cut", resume=True, **how)
+    theirs = resumed.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.state_dict().items())
