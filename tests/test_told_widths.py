@@ -63,3 +63,16 @@ def test_each_width_has_statistics_of_its_own() -> None:
     seen = {name: int(b) for name, b in net.named_buffers() if name.endswith("num_batches_tracked")}
     assert {count for name, count in seen.items() if "@2" in name} == {1}
     assert not any(count for name, count in seen.items() if "@2" not in name)
+
+
+def test_some_members_are_asked_in_one_pass(family: tuple[tl.Nested, tuple[int, ...]]) -> None:
+    net, shape = family
+    x, run = torch.randn(2, *shape), []
+    every = net.all(x)
+    for name, part in net.named_modules():
+        if name.startswith("twins.") and name.count(".") == 1:
+            part.register_forward_hook(lambda *_, name=name: run.append(name))
+    asked = [m for m, member in enumerate(net.grid) if member.width != 2]
+    torch.testing.assert_close(net.all(x, members=asked), every[asked])
+    assert run and not any(name.endswith("@2") for name in run)
+    assert net.all(x, members=[0]).shape[0] == 1

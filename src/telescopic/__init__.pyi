@@ -14,6 +14,7 @@ from . import data as data
 from .data import DataError as DataError, Preprocess as Preprocess, Augment as Augment
 
 # Training every member together
+from . import recipes as recipes
 from .train import Recipe as Recipe, Shrink as Shrink, fit as fit, pairwise as pairwise
 from .evaluate import evaluate as evaluate
 from .statistics import recalibrate as recalibrate

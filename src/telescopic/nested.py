@@ -1,6 +1,6 @@
 """What a nested network is: stages, the places where the input may enter, the places where a prediction is read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -135,7 +135,7 @@ class Nested(nn.Module):
             raise_fault(x, [[module for _, module in path]], error)
             raise
 
-    def all(self, x: Tensor, mix: Mix | None = None) -> Tensor:
+    def all(self, x: Tensor, mix: Mix | None = None, members: Collection[int] | None = None) -> Tensor:
         """Logits of every member in one pass that computes what members share once.
 
         Args:
@@ -144,6 +144,7 @@ class Nested(nn.Module):
                 changes no output, and gradients still flow in full through a scaled layer to earlier ones. Members
                 of one entry that see a layer differently each run it themselves. None: all gradients as they are.
                 With a mix, one thread at a time.
+            members: places in the grid of those to answer for, if not all; it saves what the others alone run.
 
         Returns:
             Logits `[members, batch, classes]`, in grid order.
@@ -155,7 +156,7 @@ class Nested(nn.Module):
         if mix is not None and (len(mix) != len(self.grid) or any(len(row) != len(self.grid) for row in mix)):
             shape = f"{len(mix)} rows of {sorted({len(row) for row in mix})}"
             raise ValueError(f"a gradient mix of this network is {len(self.grid)} × {len(self.grid)}; this has {shape}")
-        lanes = self._lanes(mix if torch.is_grad_enabled() else None)
+        lanes = self._lanes(mix if torch.is_grad_enabled() else None, members)
         answers: list[Tensor] = []
         order: list[int] = []
         levels = self.groups if self.causal else 1
@@ -219,11 +220,11 @@ class Nested(nn.Module):
         key = f"{entry}-{name}" + ("" if self.causal or member.width == self.groups else f"@{member.width}")
         return self.twins[key] if key in self.twins else part  # noqa: SIM401 (a ModuleDict has no get)
 
-    def _lanes(self, mix: Mix | None) -> list["_Lane"]:
+    def _lanes(self, mix: Mix | None, asked: Collection[int] | None = None) -> list["_Lane"]:
         """Members that one pass answers for: those that differ in nothing but their width."""
         owners, lanes = self.owners() if mix is not None else {}, list[_Lane]()
         learning = {name: any(p.requires_grad for p in self.get_submodule(name).parameters()) for name in owners}
-        for members, widths in self._by_path():
+        for members, widths in self._by_path(asked):
             names, path = zip(*self.path(self.grid[members[0]]), strict=True)
             if mix is None:
                 lanes.append(_Lane(path, (1.0,) * len(path), members, widths))
@@ -238,10 +239,12 @@ class Nested(nn.Module):
             lanes += alike.values()
         return lanes
 
-    def _by_path(self) -> Iterable[tuple[list[int], list[int]]]:
+    def _by_path(self, asked: Collection[int] | None = None) -> Iterable[tuple[list[int], list[int]]]:
         """Members that one pass may answer for, which are those of all widths or one: positions, and widths from 0."""
         found: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}
         for m, member in enumerate(self.grid):
+            if asked is not None and m not in asked:
+                continue
             width = 0 if self.causal else member.width
             members, widths = found.setdefault((member.entry, member.exit, width), ([], []))
             members.append(m)

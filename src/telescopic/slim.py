@@ -1,6 +1,7 @@
 """Any network in several widths: the widest is the network as it is, others use its most important channels."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -109,7 +110,7 @@ def slim(
     if not any(cuts for _, cuts, _ in cut):
         why = "; ".join(f"{layer}: {why}" for layer, why in narrowing.whole.items())
         raise ValueError(
-            "nothing in this network becomes narrow" + (f" ({why})" if why else f" in multiples of {multiple_of}")
+            f"nothing in this network becomes narrow, in multiples of {multiple_of} channels" + f" ({why})" * bool(why)
         )
     made = _family(base, cut, net.statistics if isinstance(net, Nested) else "shared").train(net.training)
     vars(made)["narrowing"] = narrowing
@@ -177,11 +178,11 @@ def _importance(channels: Channels, label: Tensor) -> Tensor:
     """Of each channel, by its label: the mean square of its weights, over that of its tensors."""
     total, times = torch.zeros(2, len(label), dtype=torch.float64)
     for axis in channels.axes.values():
-        if not isinstance(axis.tensor, nn.Parameter) or axis.groups > 1:
+        if not isinstance(axis.tensor, nn.Parameter) or axis.tensor.ndim < 2 or axis.groups > 1:
             continue
         others = [dim for dim in range(axis.tensor.ndim) if dim != axis.dim]
         square = axis.tensor.detach().double().square().cpu()
-        each = square.mean(others) if others else square
+        each = square.mean(others)
         each = each / each.mean().clamp(min=1e-30)
         total.index_add_(0, label[axis.ids], each)
         times.index_add_(0, label[axis.ids], torch.ones_like(each))
@@ -268,7 +269,7 @@ def _narrowing(
             of.setdefault(place, [])
             of[place] += [layer] * (layer not in of[place])
         elif (why := channels.reason(ids) or failing.get(int(ids[0]))) is not None:
-            whole[layer] = why
+            whole[layer] = re.sub(r"\bnet\.(stages|entries|exits)\b", r"\1", why)
     sizes = {
         tuple(names): (*(int((~gone[sets[place]]).sum()) for gone in removed), len(sets[place]))
         for place, names in of.items()

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from telescopic.cli import anytime, data, engine, families, reproduce, search, serve, train
+from telescopic.cli import anytime, data, engine, families, reproduce, search, serve, slim, train
 from telescopic.cli.shown import tell
 
 # Everything heavy is imported inside the commands, so that --help answers at once.
@@ -21,6 +21,7 @@ app.command(epilog="Example:  telescopic choose nsn-mnist --max-macs 700k")(fami
 app.command(epilog="Example:  telescopic extract nsn-mnist --max-macs 700k --to small.onnx")(families.extract)
 app.command()(families.report)
 app.command(epilog="Example:  telescopic anytime runs/dnn --deadline-ms 2 --deadline-ms 5")(anytime.anytime)
+app.command(epilog="Example:  telescopic slim runs/mine --widths 0.25,0.5,1 --epochs 10")(slim.slim)
 app.command(epilog="Example:  telescopic pack nsn-mnist --to mnist.telescope")(engine.pack)
 app.command(epilog="Example:  telescopic bench mnist.telescope")(engine.bench)
 app.command(epilog=f"{serve.OTHERS} Example:  telescopic serve mnist.telescope --slo-ms 20")(serve.serve)

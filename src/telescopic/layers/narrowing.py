@@ -89,6 +89,7 @@ def _exchanged(
             made = part
             if any(child is not part._modules[name] for name, child in children.items()):
                 made = copy.copy(part)
+                made.__dict__ |= {name: copy.copy(own) for name, own in vars(part).items() if name.endswith("_hooks")}
                 made._modules = children
         done[part] = made
     return done[part]

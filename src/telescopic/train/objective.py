@@ -64,8 +64,12 @@ class Objective(nn.Module):
         Returns:
             The weighted sum over members (a scalar to minimise), and each member's own loss `[members]`, detached.
         """
+        weights, asked = self._weights_of_this_step(), None
+        if not self.net.causal and self.recipe.drawn is not None:  # where each width is a pass
+            asked = weights.nonzero().view(-1).tolist()
         # In float32 at least: bf16 is too coarse for sums over a batch.
-        logits = self.net.all(x, self.recipe.mix).to(self.weights.dtype)
+        logits = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
+        full = self.full if asked is None else asked.index(self.full)
         # [members, classes, batch]: a softmax over few classes takes 8 times as long along the last axis.
         logits = logits.transpose(1, 2)
         losses = functional.cross_entropy(
@@ -75,8 +79,15 @@ class Objective(nn.Module):
             reduction="none",
         ).sum(1)
         if self.recipe.distillation:
-            losses = torch.lerp(losses, self._distillation(logits, losses), self.recipe.distillation)
-        return (self._weights_of_this_step() * losses).sum(), losses.detach()
+            losses = torch.lerp(losses, self._distillation(logits, losses, full), self.recipe.distillation)
+        if asked is None:
+            return (weights * losses).sum(), losses.detach()
+        # What a member that is drawn one time in n has lost counts n times in the mean over an epoch.
+        seldom = (len(self.weights) - 2) / max(1, len(asked) - 2)
+        times = losses.new_tensor([1.0 if m in (0, self.full) else seldom for m in asked])
+        known = losses.new_zeros(len(self.weights))
+        known[asked] = losses.detach() * times
+        return (weights[asked] * losses).sum(), known
 
     def _weights_of_this_step(self) -> Tensor:
         """The weights, or those of the members drawn, which add up to the same."""
@@ -89,15 +100,13 @@ class Objective(nn.Module):
             chosen[m] = self.weights[m]
         return chosen * (self.weights.sum() / chosen.sum())
 
-    def _distillation(self, logits: Tensor, losses: Tensor) -> Tensor:
+    def _distillation(self, logits: Tensor, losses: Tensor, full: int) -> Tensor:
         """T²·KL(full ‖ member) `[members]`; the full network itself keeps its own loss."""
         temperature = self.recipe.temperature
         soft = functional.log_softmax(logits / temperature, dim=1)
-        teacher = soft[self.full].detach().expand_as(soft)
+        teacher = soft[full].detach().expand_as(soft)
         divergence = functional.kl_div(soft, teacher, reduction="none", log_target=True).sum((1, 2)) * temperature**2
-        return divergence.index_copy(
-            0, torch.tensor([self.full], device=soft.device), losses[self.full : self.full + 1]
-        )
+        return divergence.index_copy(0, torch.tensor([full], device=soft.device), losses[full : full + 1])
 
 
 def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:

@@ -1,0 +1,277 @@
+"""Any network in several widths, its own weights inside: what becomes narrow, what stays, and all the laws."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import telescopic as tl
+from telescopic.layers.slim import Slim
+from telescopic.testing import check_nested
+from telescopic.train.objective import Objective
+
+
+class Block(nn.Module):
+    """A residual block of two convolutions, with a projection where shapes differ."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.stride = inputs, outputs, stride
+        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2))
+        self.way: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.way = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norms[0](self.one(x)))
+        return torch.relu(self.norms[1](self.two(y)) + self.way(x))
+
+
+class Squeeze(nn.Module):
+    """Inverted residual with squeeze and excitation, and hard-swish (MobileNetV3)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
+        self.each = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.norm = nn.BatchNorm2d(inner)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inner, 8, 1), nn.ReLU(), nn.Conv2d(8, inner, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.hardswish(self.norm(self.each(self.up(x))))
+        return x + self.down(y * functional.hardsigmoid(self.gate(y)))
+
+
+class Dense(nn.Module):
+    """Each layer reads all before it, concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(8 + 16 * i, 16, 3, padding=1) for i in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.cat((x, torch.relu(layer(x))), 1)
+        return x
+
+
+class Encoder(nn.Module):
+    """A transformer block: the residual stream is normalised over its features, its hidden units are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2))
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[0](x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        out: Tensor = x + self.down(functional.gelu(self.up(self.norms[1](x))))
+        return out
+
+
+def pooled(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
+
+
+def stem(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, channels, 3, 1, 1), nn.BatchNorm2d(channels), nn.ReLU())
+
+
+NETWORKS: dict[str, tuple[Any, tuple[int, ...], dict[str, tuple[int, ...]], set[str]]] = {
+    # Name: network, input, widths of some layers in halves, layers that stay whole.
+    "residual": (
+        lambda: nn.Sequential(stem(16), Block(16, 16, 1), Block(16, 32, 2), pooled(32)),
+        (3, 8, 8), {"0.0": (8, 16), "1.one": (8, 16), "1.two": (8, 16), "2.way.0": (16, 32)}, {"3.2"},
+    ),
+    "depthwise with a gate": (
+        lambda: nn.Sequential(stem(16), Squeeze(16, 32), pooled(16)),
+        (3, 8, 8), {"0.0": (8, 16), "1.up": (16, 32), "1.gate.3": (16, 32)}, {"2.2"},
+    ),
+    "concatenation": (
+        lambda: nn.Sequential(stem(8), Dense(), pooled(56)), (3, 8, 8), {"1.layers.0": (8, 16)}, {"2.2"},
+    ),
+    "flattened": (
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(),
+                              nn.Linear(32, 4)),
+        (3, 8, 8), {"0": (8, 16), "3": (16, 32)}, {"5"},
+    ),
+    "series": (
+        lambda: nn.Sequential(nn.Conv1d(2, 16, 3), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 16, 3), nn.Flatten(),
+                              nn.Linear(96, 4)),
+        (2, 10), {"0": (8, 16), "3": (8, 16)}, {"5"},
+    ),
+    "transformer": (
+        lambda: nn.Sequential(Encoder(), Encoder(), nn.Flatten(), nn.Linear(48, 4)), (3, 16),
+        {"0.up": (16, 32), "1.up": (16, 32)}, {"3"},
+    ),
+}  # fmt: skip
+
+
+def lived_in(net: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        for _ in range(2):
+            net.train()(torch.randn(8, *shape))
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_becomes_a_family_that_keeps_the_laws(name: str) -> None:
+    build, shape, narrow, whole = NETWORKS[name]
+    torch.manual_seed(0)
+    net = lived_in(build(), shape).double()
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    family = tl.slim(net, x, (0.5, 1))
+    torch.testing.assert_close(family(x), net(x), rtol=0, atol=1e-12)
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()), "the network given has changed"
+    found = {layer: sizes for layers, sizes in family.narrowing.channels.items() for layer in layers}
+    assert {layer: found.get(f"stages.0.{layer}") for layer in narrow} == narrow, str(family.narrowing)
+    assert whole <= {layer.removeprefix("stages.0.") for layer in family.narrowing.whole}
+    assert not whole & {layer.removeprefix("stages.0.") for layer in found}
+    check_nested(family, shape, rebuild=False)
+
+
+def test_channels_of_large_weights_come_first() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 2))
+    with torch.no_grad():
+        size = torch.randperm(16)
+        net[0].weight.copy_(torch.ones(16, 3) * size[:, None] + 1)
+        net[1].weight.fill_(0.1)
+    family = tl.slim(net, torch.randn(2, 3), (0.5, 1))
+    kept = tl.extract(family, tl.Subnet(width=1))[0].weight
+    assert kept[:, 0].tolist() == list(range(16, 8, -1))
+    given = tl.slim(net, torch.randn(2, 3), (0.5, 1), order="given")
+    assert torch.equal(tl.extract(given, tl.Subnet(width=1))[0].weight, net[0].weight[:8])
+
+
+def test_entries_and_exits_have_widths_too() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = tl.nest([stem(16), Block(16, 16, 1), Block(16, 32, 2), pooled(32)], exits=[1, 2], input_shape=(3, 8, 8))
+    family = tl.slim(net, x, (0.25, 0.5, 1))
+    assert family.grid.exits == net.grid.exits and family.grid.widths == (1, 2, 3)
+    for member in net.grid:
+        wide = tl.Subnet(entry=member.entry, exit=member.exit)
+        torch.testing.assert_close(family.eval()(x, wide), net.eval()(x, member))
+    sizes = [
+        member.macs for member in tl.measure(family, input_shape=(3, 8, 8)) if member.subnet.exit == net.grid.exits[-1]
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_bundle_holds_it_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = nn.Sequential(stem(32), nn.Conv2d(32, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(), pooled(64)).eval()
+    family = tl.slim(net, x, (0.25, 0.5, 1))
+    tl.save(family, tmp_path / "family.safetensors", input_shape=(3, 8, 8))
+    tl.save(net, tmp_path / "net.safetensors", input_shape=(3, 8, 8))
+    sizes = [(tmp_path / name).stat().st_size for name in ("family.safetensors", "net.safetensors")]
+    assert sizes[0] < sizes[1] + 8192, "statistics and cuts alone are added"
+    loaded = tl.load(tmp_path / "family.safetensors")
+    assert any(isinstance(part, Slim) for part in loaded.modules())
+    for member in family.grid:
+        assert torch.equal(loaded(x, member), family(x, member))
+        assert torch.equal(tl.load(tmp_path / "family.safetensors", member)(x), family(x, member))
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "says"),
+    [
+        (nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 2)), {"widths": (0.5, 0.25, 1)}, "rising shares"),
+        (nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 2)), {"widths": (0.5, 0.75)}, "the last one 1"),
+        (nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 2)), {"widths": 1}, "2 to 64"),
+        (nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 2)), {"multiple_of": 0}, "multiple_of"),
+        (nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 2)), {"order": "best"}, "best"),
+        (nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)), {}, "multiples of 8"),
+        (nn.Linear(3, 16), {}, "the network's output"),
+        (
+            nn.Sequential(nn.Linear(3, 16), nn.LayerNorm(16), nn.Linear(16, 2)),
+            {},
+            r"stages.0.0: layer_norm in stages.0.1",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(net: nn.Module, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tl.slim(net, torch.randn(2, 3), **options)
+
+
+def test_what_a_network_counts_on_stays_whole() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(3, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.one(x))
+            assert y.shape[1] == 16, "sixteen, please"
+            return self.out(torch.relu(self.two(y)))
+
+    family = tl.slim(Counts(), torch.randn(2, 3), (0.5, 1))
+    assert family.narrowing.channels == {("stages.0.two",): (8, 16)}
+    assert "sixteen" in family.narrowing.whole["stages.0.one"]
+
+
+def test_a_step_runs_the_members_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    family = tl.slim(net, torch.randn(4, 6), 4)
+    objective = Objective(family, tl.recipes.slim(1))
+    x, labels = torch.randn(12, 6), torch.randint(3, (12,))
+    drawn, total, asked, every = set(), [], list[int](), tl.Nested.all
+
+    def noted(net: tl.Nested, x: Tensor, mix: Any, members: list[int]) -> Tensor:
+        asked[:] = members
+        return every(net, x, mix, members)
+
+    monkeypatch.setattr(tl.Nested, "all", noted)
+    for _ in range(40):
+        loss, losses = objective(x, labels)
+        assert len(asked) == 3 and {0, 3} <= set(asked) and loss.item() > 0
+        assert losses.nonzero().view(-1).tolist() == asked
+        drawn |= set(asked)
+        total.append(losses)
+    assert drawn == {0, 1, 2, 3}
+    # Over many steps each member's mean is that of all its losses: one that is drawn half the time counts twice.
+    monkeypatch.undo()
+    mean, half = torch.stack(total).mean(0), torch.stack(total)[:, 1:3]
+    assert mean[3].item() == pytest.approx(
+        functional.cross_entropy(family.all(x)[3], labels, reduction="sum").item(), rel=1e-4
+    )
+    assert half[half > 0].min() > 1.5 * total[0][[0, 3]].min()
+
+
+def test_it_learns_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    def family() -> tl.Nested:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+        return tl.slim(net, torch.randn(4, 1, 8, 8), (0.25, 0.5, 1))
+
+    data = tl.data.load("digits")
+    how: dict[str, Any] = {"precision": "fp32", "progress": False, "cpu": True, "keep": "last"}
+    recipe = tl.recipes.slim(4, batch_size=64)
+    whole = family()
+    history = tl.fit(whole, data, recipe, out=tmp_path / "whole", **how)
+    assert min(history[-1].test) > 0.85
+
+    def stop(history: tl.History) -> None:
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tl.fit(family(), data, recipe, out=tmp_path / "cut", on_epoch=stop, **how)
+    resumed = family()
+    tl.fit(resumed, data, recipe, out=tmp_path / "cut", resume=True, **how)
+    theirs = resumed.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.state_dict().items())
