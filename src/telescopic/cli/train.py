@@ -95,7 +95,7 @@ def cnsn(
         shares = numbers("--weights", weights, float, "mean, sum, or a number for each member such as 0.2,0.3,0.5")
 
     def build(images: "Dataset") -> "tuple[Nested, Recipe]":
-        channels, height, width = images.input_shape
+        channels, height, width = images.image_shape
         if min(height, width) < 32:
             raise ValueError(
                 f"the images of {data} are {height} × {width} pixels, and VGG-16 takes 32 × 32 or more: pad them, say "
@@ -155,7 +155,7 @@ def doubly_nested(
         sizes["channels"] = numbers("--channels", channels, int, "whole numbers such as 1,2,4")
 
     def build(images: "Dataset") -> "tuple[Nested, Recipe]":
-        preprocess, shape = Preprocess.fit(images.train), images.input_shape
+        preprocess, shape = Preprocess.fit(images.train), images.image_shape
         return doubly_nested.experiment(
             way, **sizes, epochs=epochs, preprocess=preprocess, input_shape=shape, classes=len(images.classes)
         )
@@ -203,7 +203,7 @@ def shrinknet(
     shrinknets.recipe(penalty=penalty, epochs=epochs, **how)  # refuses what it does not know before the data are there
 
     def build(images: "Dataset") -> "tuple[Nested, Recipe]":
-        shape, classes = images.input_shape, len(images.classes)
+        shape, classes = images.image_shape, len(images.classes)
         net = shrinknets.network(network, input_shape=shape, classes=classes, widths=sizes)
         return net, shrinknets.recipe(penalty=penalty, epochs=epochs, preprocess=Preprocess.fit(images.train), **how)
 

@@ -92,7 +92,7 @@ def run_cnsn(
     """
     images = load(data, data_dir=data_dir)
     preprocess = Preprocess.fit(images.train)
-    shape, classes = images.input_shape, len(images.classes)
+    shape, classes = images.image_shape, len(images.classes)
     wanted = {"data": data, "scale": scale, "recipe_name": "short" if short else "paper", "seed": seed}
     wanted["precision"] = precision
 
@@ -145,7 +145,7 @@ def run_doubly_nested(
         CheckpointError: if a folder holds a run of other settings.
     """
     images = load(data, data_dir=data_dir)
-    shape, classes, preprocess = images.input_shape, len(images.classes), Preprocess.fit(images.train)
+    shape, classes, preprocess = images.image_shape, len(images.classes), Preprocess.fit(images.train)
     wanted = {"data": data, "groups": groups, "channels": list(channels), "blocks": blocks, "epochs": epochs}
     wanted |= {"seed": seed, "precision": precision}
 
@@ -222,7 +222,7 @@ def run_shrinknets(
         CheckpointError: if a folder holds a run of other settings.
     """
     images = load(data, data_dir=data_dir, validation=0)
-    preprocess, shape = Preprocess.fit(images.train), images.input_shape
+    preprocess, shape = Preprocess.fit(images.train), images.image_shape
     wanted = {"data": data, "units": units, "epochs": epochs, "seed": seed, "precision": precision}
     sizes: dict[str, Any] = {"epochs": epochs, "units": units, "input_shape": shape, "classes": len(images.classes)}
 
