@@ -18,12 +18,12 @@ import torch
 
 from telescopic import Subnet, measure
 from telescopic.cost import cost_on_meta, nominal_macs, nominal_params, on_meta
-from telescopic.heatmaps import heatmap
 from telescopic.layers.narrowing import narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.papers import doubly_nested
-from telescopic.plots import Plot
-from telescopic.report import PALETTE
+from telescopic.report.heatmaps import heatmap
+from telescopic.report.page import PALETTE
+from telescopic.report.plots import Plot
 
 import results
 

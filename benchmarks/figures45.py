@@ -15,9 +15,9 @@ from typing import Any
 
 from figure3 import beside
 
-from telescopic.papers.figures import Results, grid_of
+from telescopic.papers.doubly_nested_runs import Results, grid_of
 from telescopic.papers.reproduce import runs
-from telescopic.plots import MUTED, PAGE, Plot, _accuracy_axis, _name_ends, canvas, ramp, rendered, tick
+from telescopic.report.plots import MUTED, PAGE, Plot, _accuracy_axis, canvas, name_ends, ramp, rendered, tick
 
 ROOT = Path(__file__).parents[1]
 SVG = ROOT / "docs" / "papers" / "figures45.svg"
@@ -83,7 +83,7 @@ def _lines(name: str, title: str, across: str, points: Mapping[str, Points], mos
         for line, colour in zip(shown.values(), colours, strict=True):
             axes.plot(*zip(*line, strict=True), "o-", ms=4, mec=PAGE, mew=0.5, color=colour.light, linewidth=1.3)
         axes.tick_params(colors=MUTED)
-        _name_ends(axes, list(shown), [line[-1][1] for line in shown.values()], colours)
+        name_ends(axes, list(shown), [line[-1][1] for line in shown.values()], colours)
         svg, png = rendered(figure)
     return Plot(name, title, "", svg, png, colours)
 

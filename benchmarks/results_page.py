@@ -11,13 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from telescopic.papers import nsn
-from telescopic.papers.figures import doubly_nested_tables
-from telescopic.papers.reproduce import summaries
-from telescopic.papers.tables import cnsn_tables
-from telescopic.papers.units import shrinknets_tables
-from telescopic.search import read_csv
-from telescopic.search import results as search_results
+from telescopic.papers import PAPERS
+from telescopic.papers import search as random_search
+from telescopic.papers.reproduce import summaries, tables
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python benchmarks/results_page.py -->\n", "<!-- end of results -->\n"
@@ -28,58 +24,44 @@ Rows that lose stay. Nothing here was run at the papers' full size but NSN's tab
 """
 
 
-def tables() -> str:
+PAGES = (
+    ("nsn", "nsn", "## NSN on MNIST", ("Table", "while training")),
+    ("nsn", "nsn-fashion", "### On Fashion-MNIST", ("Table 3",)),
+    ("nsn", "nsn-mixes", "### Ways to share the gradients, and the references as short", ("Table 1", "Ways")),
+    ("cnsn", "cnsn", "## CNSN on CIFAR-10", ("Table 1", "chosen on validation")),
+    ("cnsn", "cnsn-small", "## CNSN on CIFAR-10", ("Table 1", "chosen on validation")),
+    (
+        "doubly-nested",
+        "doubly-nested-30",
+        "## Doubly Nested Network on CIFAR-10, 30 epochs",
+        ("validation", "Figure 4"),
+    ),
+    ("doubly-nested", "doubly-nested", "### The same, 8 epochs", ("validation", "Figure 4", "best members")),
+    (
+        "doubly-nested",
+        "doubly-nested-ways",
+        "### Ways to train all members together, 3 epochs",
+        ("validation", "Figure 4", "best members"),
+    ),
+    ("shrinknets", "shrinknets", "## ShrinkNets", ("",)),
+)
+"""Paper, folder of its runs, heading, and by what the titles of those of its tables are known that say enough."""
+
+
+def everything() -> str:
     """All tables as Markdown."""
-    found = summaries(ROOT / "results" / "nsn")
-    text = "## NSN on MNIST and Fashion-MNIST\n\n"
-    text += "Test accuracy; *validation* is the honest choice of the epoch, *best test* the paper's:\n\n"
-    rows = []
-    for row in nsn.ROWS:
-        if (run := found.get(row.experiment)) is not None:
-            chosen = [run["protocols"][name]["test"][run["models"].index(row.model.removeprefix("ref-"))]
-                      for name in ("best_test", "validation", "last")]  # fmt: skip
-            where = f"{row.experiment}: {row.model}" if row.experiment != row.model else row.model
-            rows.append([where, f"{row.test_accuracy:.4f}", *(f"{value:.4f}" for value in chosen), _how(run)])
-    text += _table(("network", "paper", "best test", "validation", "last epoch", "how"), rows)
-    main = found.get("model0-1-2")
-    if main is not None:
-        rows = [
-            [str(epoch), _slashed(theirs), _slashed(main["curve"].get(str(epoch)))]
-            for epoch, theirs in nsn.AUTHORS_RUN.items()
-        ]
-        text += "\nmodel0 / model1 / model2 of model0-1-2 after some epochs:\n\n"
-        text += _table(("epoch", "authors' own run", "ours"), rows)
-    text += _more("fashion", "NSN on Fashion-MNIST, model0 / model1 / model2:")
-    text += _more(
-        "mixes", "Ways to share the gradients, on MNIST, model0 / model1 / model2; the references stand below them:"
-    )
-    for name in ("cnsn", "cnsn-small"):
-        if (ROOT / "results" / name).is_dir():
-            some = [t for t in cnsn_tables(ROOT / "results" / name) if "last epoch" not in str(t.title)]
-            text += "\n## CNSN on CIFAR-10\n" + "".join(map(_markdown, some))
-    for name, about in (
-        ("doubly-nested-30", "Doubly Nested Network on CIFAR-10, 30 epochs"),
-        ("doubly-nested", "The same, 8 epochs"),
-        ("doubly-nested-ways", "Ways to train all members together, 3 epochs"),
-    ):
-        if (ROOT / "results" / name).is_dir():
-            tables = doubly_nested_tables(ROOT / "results" / name)
-            some = [t for t in tables if not _left_out(str(t.title), name)]
-            text += f"\n## {about}\n" + "".join(map(_markdown, some))
-    if (ROOT / "results" / "shrinknets").is_dir():
-        text += "\n## ShrinkNets\n" + "".join(map(_markdown, shrinknets_tables(ROOT / "results" / "shrinknets")))
+    papers, text = {paper.name: paper for paper in PAPERS}, ""
+    for name, folder, heading, shown in PAGES:
+        if (ROOT / "results" / folder).is_dir():
+            some = [t for t in tables(papers[name], ROOT / "results" / folder) if any(w in str(t.title) for w in shown)]
+            text += f"{heading}\n{''.join(map(_markdown, some))}\n"
     for path in sorted((ROOT / "results" / "shrinknets-search").glob("models-*.csv"), key=lambda path: path.stem[::-1]):
         _, network, data = path.stem.split("-", 2)
-        table = search_results(read_csv(path), data, network)
+        table = random_search.results(random_search.read_csv(path), data, network)
         table.title = f"Figure 2, models drawn at random: {table.title}"
-        text += _markdown(table)
-    text += "\n## Speed and survival\n" + _speed()
+        text += f"{_markdown(table)[1:]}\n"
+    text += "## Speed and survival\n" + _speed()
     return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
-
-
-def _left_out(title: str, name: str) -> bool:
-    """What stands in the paper's page, or says little more; the long runs have nothing that is cut by depth alone."""
-    return "last epoch" in title or "all members of" in title or (name.endswith("-30") and "Figure 5" in title)
 
 
 def _markdown(table: Table) -> str:
@@ -87,18 +69,6 @@ def _markdown(table: Table) -> str:
     head = [" ".join(str(column.header).split()) for column in table.columns]
     rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
     return f"\n{table.title}\n\n{_table(head, rows)}" + (f"\n{table.caption}\n" if table.caption else "")
-
-
-def _more(name: str, title: str) -> str:
-    found = summaries(ROOT / "results" / f"nsn-{name}")
-    if not found:
-        return ""
-    order = sorted(found, key=nsn.EXPERIMENTS.index)
-    rows = []
-    for experiment in order:
-        protocols = [found[experiment]["protocols"][name]["test"] for name in ("best_test", "validation", "last")]
-        rows.append([experiment, *(_slashed(values) for values in protocols), _how(found[experiment])])
-    return f"\n{title}\n\n" + _table(("experiment", "best test", "validation", "last epoch", "how"), rows)
 
 
 def _speed() -> str:
@@ -155,10 +125,6 @@ def _how(run: Mapping[str, Any]) -> str:
     return f"{run['epochs']} epochs, {run['precision']}"
 
 
-def _slashed(values: Sequence[float] | None) -> str:
-    return " / ".join(f"{value:.4f}" for value in values) if values else "–"
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -187,7 +153,7 @@ def main() -> int:
     readme, page = ROOT / "README.md", ROOT / "docs" / "results.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    fresh = {readme: f"{before}{BEGIN}\n{short()}\n{END}{after}", page: f"{HEAD}\n{tables()}"}
+    fresh = {readme: f"{before}{BEGIN}\n{short()}\n{END}{after}", page: f"{HEAD}\n{everything()}"}
     if "--check" in sys.argv:
         return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in fresh.items()))
     for path, text in fresh.items():

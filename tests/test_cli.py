@@ -122,7 +122,7 @@ def test_a_run_knows_its_validation_images(trained: Path, tmp_path: Path) -> Non
     assert len(source.data().validation) == 400
     assert torch.equal(source.data().validation.images, wanted.validation.images)
     other = source.bundle.provenance | {"data": "mnist"}
-    source = replace(source, bundle=replace(source.bundle, provenance=other))
+    vars(source)["bundle"] = replace(source.bundle, provenance=other)
     assert len(source.data("digits").validation) == 143, "of other data a tenth, as ever"
     assert len(Source.open(str(trained)).data().validation) > 0
 
@@ -140,6 +140,42 @@ def test_latency_is_measured_once_and_kept(trained: Path, monkeypatch: pytest.Mo
     assert kept.threads == 1 and all((member.latency_ms or 0) > 0 for member in kept)
     monkeypatch.setattr("telescopic.run.measure_latency", lambda *a, **k: pytest.fail("measured again"))
     assert invoke("catalogue", str(trained), "--latency", "--threads", "1").exit_code == 0
+
+
+WITHOUT_TORCH = """
+import json, sys
+from typer.testing import CliRunner
+from telescopic import cli
+for words in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(cli.app, words)
+    print(json.dumps([result.exit_code, str(result.exception or result.output), "torch" in sys.modules]))
+"""
+
+
+def test_choosing_does_not_load_torch(trained: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    content = (trained / "model.safetensors").read_bytes()
+    place = content.index(b"middle")  # the name of a class: the form of the header stays as it is
+    damaged.write_bytes(content[:place] + b"M" + content[place + 1 :])
+    commands = [
+        ["--help"],
+        ["choose", "--help"],
+        ["choose", "nsn-mnist", "--max-macs", "700k"],
+        ["choose", "doubly-nested-cifar10", "--max-params", "100k", "--min-accuracy", "0.1"],
+        ["choose", str(trained), "--max-macs", "1.5k"],
+        ["catalogue", "nsn-mnist"],
+        ["catalogue", str(trained), "--to", str(tmp_path / "table.csv")],
+        ["choose", "nsn-mnist", "--max-macs", "5"],
+        ["choose", str(damaged)],
+    ]
+    words = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    told = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [code for code, _, _ in told] == [0] * 7 + [1] * 2, told
+    assert not any(loaded for _, _, loaded in told)
+    outputs = [output for _, output, _ in told]
+    assert outputs[2].startswith("entry=1: ") and outputs[4] == invoke(*commands[4]).output
+    assert "nearest is entry=2" in outputs[7] and "damaged: what it says" in outputs[8]
 
 
 def test_choose_keeps_the_budget_and_says_why(trained: Path) -> None:
@@ -377,7 +413,9 @@ def test_errors_are_one_line_and_name_the_remedy(trained, tmp_path, monkeypatch,
     assert (trained / "last.safetensors").read_bytes() == before
     assert "precision" in fails(monkeypatch, capsys, "train", "nsn", "--precision", "fp8")
     assert "did you mean mnist" in fails(monkeypatch, capsys, "data", "get", "mnst")
-    assert "--only" in fails(monkeypatch, capsys, "reproduce", "nsn", "--only", "model9")
+    assert "no experiment 'model9'; there are model0-1-2" in (
+        fails(monkeypatch, capsys, "reproduce", "nsn", "--only", "model9")
+    )
     assert "alone-7-stem" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--only", "alone-9")
     assert "paper, short" in fails(monkeypatch, capsys, "reproduce", "cnsn", "--recipe", "long")
     own = ("reproduce", "doubly-nested", "--out", str(tmp_path / "none"), "--data", own)
@@ -413,7 +451,7 @@ def test_reproduce_trains_shows_and_does_not_train_again(tmp_path: Path) -> None
 
 def test_reproduce_cnsn_trains_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tl.data.load(images_32(tmp_path, 3))
-    monkeypatch.setattr("telescopic.papers.reproduce.load", lambda name, data_dir=None: own)
+    monkeypatch.setattr("telescopic.papers.reproduce.load", lambda *_, **__: own)
     words = ("reproduce", "cnsn", "--out", str(tmp_path / "out"), "--scale", "0.0625", "--recipe", "short")
     only = ("--epochs", "1", "--only", "joint", "--only", "alone-7")
     result = invoke(*words, *only)

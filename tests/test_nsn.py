@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from telescopic.extract import extract
 from telescopic.papers import nsn, reproduce
-from telescopic.papers.tables import nsn_tables
 from telescopic.subnet import Subnet
 from telescopic.train import CheckpointError, Epoch, History
 
@@ -140,14 +139,14 @@ NAMES = ("model0-1-2", "ref-model0", "joint")
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("nsn")
-    reproduce.run_nsn(out, NAMES, data="digits", epochs=2, progress=False)
+    reproduce.reproduce(nsn.PAPER, out, only=NAMES, data="digits", epochs=2, progress=False)
     return out
 
 
 def rows(out: Path) -> dict[str, list[list[str]]]:
     """Every table's title with its rows of cells, as printed."""
     found = {}
-    for table in nsn_tables(out):
+    for table in reproduce.tables(nsn.PAPER, out):
         assert isinstance(table.title, str)
         found[table.title] = list(zip(*(list(column.cells) for column in table.columns), strict=True))
     return {title: [list(row) for row in cells] for title, cells in found.items()}  # type: ignore[arg-type]
@@ -186,7 +185,7 @@ def test_the_tables_have_the_papers_figures_and_ours(ran: Path) -> None:
 def test_the_tables_can_be_printed(ran: Path) -> None:
     console = Console(width=160)
     with console.capture() as captured:
-        for table in nsn_tables(ran):
+        for table in reproduce.tables(nsn.PAPER, ran):
             console.print(table)
     assert "0.9260" in captured.get() and "chosen on validation" in captured.get()
 
@@ -199,7 +198,7 @@ def test_tables_of_nothing_have_the_papers_figures_alone(tmp_path: Path) -> None
 
 def test_what_is_done_is_not_done_again(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproduce, "fit", lambda *args, **options: pytest.fail("trained again"))
-    reproduce.run_nsn(ran, NAMES, data="digits", epochs=2, progress=False)
+    reproduce.reproduce(nsn.PAPER, ran, only=NAMES, data="digits", epochs=2, progress=False)
 
 
 def test_a_stopped_experiment_goes_on(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,10 +211,10 @@ def test_a_stopped_experiment_goes_on(ran: Path, tmp_path: Path, monkeypatch: py
     fit = reproduce.fit
     monkeypatch.setattr(reproduce, "fit", lambda *args, **options: fit(*args, on_epoch=stop, **options))
     with pytest.raises(Stopped):
-        reproduce.run_nsn(tmp_path, ["model0-1-2"], data="digits", epochs=2, progress=False)
+        reproduce.reproduce(nsn.PAPER, tmp_path, only=["model0-1-2"], data="digits", epochs=2, progress=False)
     assert not reproduce.summaries(tmp_path)
     monkeypatch.setattr(reproduce, "fit", fit)
-    reproduce.run_nsn(tmp_path, ["model0-1-2"], data="digits", epochs=2, progress=False)
+    reproduce.reproduce(nsn.PAPER, tmp_path, only=["model0-1-2"], data="digits", epochs=2, progress=False)
     one, other = (reproduce.summaries(folder)["model0-1-2"]["protocols"] for folder in (ran, tmp_path))
     assert one == other
 
@@ -231,9 +230,9 @@ def test_a_stopped_experiment_goes_on(ran: Path, tmp_path: Path, monkeypatch: py
 def test_a_folder_of_other_settings_is_refused(ran: Path, changed: dict[str, object], message: str) -> None:
     settings = {"data": "digits", "epochs": 2, "progress": False} | changed
     with pytest.raises(CheckpointError, match=message):
-        reproduce.run_nsn(ran, ["ref-model0"], **settings)  # type: ignore[arg-type]
+        reproduce.reproduce(nsn.PAPER, ran, only=["ref-model0"], **settings)  # type: ignore[arg-type]
 
 
 def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="NSN has no experiment 'model7'"):
-        reproduce.run_nsn(tmp_path, ["model7"], data="digits", epochs=1, progress=False)
+        reproduce.reproduce(nsn.PAPER, tmp_path, only=["model7"], data="digits", epochs=1, progress=False)

@@ -10,7 +10,8 @@ from torch import nn
 
 from telescopic.data import Dataset, Split
 from telescopic.nested import Nested
-from telescopic.papers.reproduce import run_nsn, summaries
+from telescopic.papers import nsn
+from telescopic.papers.reproduce import reproduce, summaries
 from telescopic.run import Source
 from telescopic.train import CheckpointError, Recipe, fit
 from telescopic.train.checkpoint import read_facts
@@ -157,12 +158,12 @@ def test_experiments_that_are_compared_are_trained_alike(monkeypatch: pytest.Mon
     """The first one decides; one that has finished in another precision than is named is not taken for it."""
     options: dict[str, Any] = {"data": "digits", "epochs": 1, "progress": False}
     timed(monkeypatch, 1.0, 0.5)
-    run_nsn(tmp_path, ["model0-1-2"], **options)
+    reproduce(nsn.PAPER, tmp_path, only=["model0-1-2"], **options)
     monkeypatch.setattr("telescopic.train.precision.step_seconds", lambda *args: pytest.fail("timed again"))
-    run_nsn(tmp_path, ["model0-1-2", "model0-1"], **options)
+    reproduce(nsn.PAPER, tmp_path, only=["model0-1-2", "model0-1"], **options)
     assert {name: found["precision"] for name, found in summaries(tmp_path).items()} == {
         "model0-1-2": "bf16",
         "model0-1": "bf16",
     }
     with pytest.raises(CheckpointError, match="trained with precision = bf16, not fp32"):
-        run_nsn(tmp_path, ["model0-1"], precision="fp32", **options)
+        reproduce(nsn.PAPER, tmp_path, only=["model0-1"], precision="fp32", **options)

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telescopic.catalogue import Catalogue, measure
-from telescopic.heatmaps import HEAT, heatmap, heatmaps
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet, mlp
-from telescopic.plots import VARIABLES, Plot, curves, ramp, some, spread, tradeoff
-from telescopic.report import _DARK, _picture, summary, write_report
+from telescopic.report.heatmaps import HEAT, heatmap, heatmaps
+from telescopic.report.page import _DARK, _picture, summary, write_report
+from telescopic.report.plots import VARIABLES, Plot, curves, ramp, some, spread, tradeoff
 from telescopic.subnet import Grid
 from telescopic.train.history import Epoch, History
 

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 from telescopic.cost import nominal_macs, nominal_params
 from telescopic.data import Dataset, Preprocess, Split
-from telescopic.papers import cnsn, doubly_nested, reproduce
-from telescopic.papers.figures import Results, doubly_nested_tables
-from telescopic.papers.reproduce import run_cnsn, run_doubly_nested, runs, summaries
-from telescopic.papers.tables import cnsn_tables, nsn_tables
+from telescopic.papers import cnsn, cnsn_runs, doubly_nested, doubly_nested_runs, nsn, reproduce
+from telescopic.papers.doubly_nested_runs import Results
+from telescopic.papers.reproduce import runs, summaries, tables
 from telescopic.train import CheckpointError, evaluate
 from telescopic.train.checkpoint import load_checkpoint
 
@@ -27,7 +26,7 @@ MACS |= {"alone-2": MACS["joint"][1:2], "alone-0": MACS["joint"][2:], "alone-7-s
 
 
 def leave(out: Path, experiment: str, test: list[float], *, seed: int = 0, **facts: Any) -> None:
-    """A summary such as `run_cnsn` writes; the epochs differ by 0.01, the policies by 0.001."""
+    """A summary such as an experiment of CNSN leaves; the epochs differ by 0.01, the policies by 0.001."""
     joint = not experiment.startswith("alone")
     protocols = {
         name: {"epoch": number, "test": [value + 0.01 * number for value in test]}
@@ -54,8 +53,8 @@ def cells(table: Table) -> list[list[str]]:
 
 
 def by_title(out: Path) -> dict[str, Table]:
-    found = {str(table.title): table for table in cnsn_tables(out)}
-    assert len(found) == len(cnsn_tables(out))
+    found = {str(table.title): table for table in tables(cnsn_runs.PAPER, out)}
+    assert len(found) == len(tables(cnsn_runs.PAPER, out))
     return found
 
 
@@ -89,9 +88,10 @@ def test_tables_of_nsn_take_the_first_seed(tmp_path: Path) -> None:
         protocols = {name: {"epoch": 3, "test": [accuracy]} for name in ("best_test", "validation", "last")}
         (tmp_path / f"ref-model0-{seed}").mkdir()
         facts = {"experiment": "ref-model0", "seed": seed, "models": ["model0"], "protocols": protocols}
+        facts |= {"data": "mnist", "epochs": 3, "precision": "fp32"}
         (tmp_path / f"ref-model0-{seed}" / "summary.json").write_text(json.dumps(facts))
-    assert cells(nsn_tables(tmp_path)[0])[2][2:] == ["0.9000 (epoch 3)"] * 3
-    assert all(row[2:] == ["–"] * 3 for row in cells(nsn_tables(tmp_path)[0])[:2])
+    assert cells(tables(nsn.PAPER, tmp_path)[0])[2][2:] == ["0.9000 (epoch 3)"] * 3
+    assert all(row[2:] == ["–"] * 3 for row in cells(tables(nsn.PAPER, tmp_path)[0])[:2])
 
 
 def test_table_1_averages_over_seeds(finished: Path) -> None:
@@ -162,7 +162,7 @@ def test_policies_for_batchnorm(finished: Path) -> None:
 def test_runs_of_other_settings_are_never_averaged(finished: Path) -> None:
     leave(finished, "joint", [0.1, 0.1, 0.1], seed=2, epochs=21)
     leave(finished, "joint", [0.2, 0.2, 0.2], seed=3, scale=1.0)
-    firsts = [table for table in cnsn_tables(finished) if table.title == "Table 1: test accuracy"]
+    firsts = [table for table in tables(cnsn_runs.PAPER, finished) if table.title == "Table 1: test accuracy"]
     assert sorted(cells(table)[0][4] for table in firsts) == ["0.1000", "0.2000", "0.7100"]
     assert {"21 epochs" in str(table.caption) for table in firsts} == {True, False}
 
@@ -173,7 +173,7 @@ def test_a_run_of_another_paper_is_left_out(tmp_path: Path) -> None:
     theirs = json.loads(file.read_text())
     del theirs["scale"]
     file.write_text(json.dumps(theirs))
-    assert [cells(table)[0][2:6] for table in cnsn_tables(tmp_path)] == [["–"] * 4]
+    assert [cells(table)[0][2:6] for table in tables(cnsn_runs.PAPER, tmp_path)] == [["–"] * 4]
 
 
 def test_the_tables_fit_80_columns(finished: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_tables_fit_80_columns(finished: Path) -> None:
         leave(finished, experiment, [0.5, 0.5, 0.5], seed=1)
     console = Console(width=80)
     with console.capture() as captured:
-        for table in cnsn_tables(finished):
+        for table in tables(cnsn_runs.PAPER, finished):
             console.print(table)
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in captured.get()
@@ -195,7 +195,7 @@ WIDE = {"data": "cifar10", "train_images": 45_000, "groups": 4, "channels": [1, 
 
 
 def leave_wide(out: Path, experiment: str, test: Callable[[int, int], float], *, seed: int = 0, **facts: Any) -> None:
-    """A summary such as `run_doubly_nested` writes: members of exits -1 to 3 and widths 1 to 4 cost exit·10 + width.
+    """A summary as of an experiment of Doubly Nested: members of exits -1 to 3 and widths 1 to 4 cost exit·10 + width.
 
     In the last epoch all are 0.01 better than in that chosen; on validation images deeper ones are 0.1 better still.
     """
@@ -219,7 +219,7 @@ def leave_wide(out: Path, experiment: str, test: Callable[[int, int], float], *,
 
 
 def figures(out: Path) -> dict[str, Table]:
-    return {str(table.title): table for table in doubly_nested_tables(out)}
+    return {str(table.title): table for table in tables(doubly_nested_runs.PAPER, out)}
 
 
 @pytest.fixture
@@ -292,18 +292,18 @@ def test_figure_5_takes_narrow_and_deep_members_if_they_are_better(tmp_path: Pat
 def test_other_settings_make_other_tables(several_ways: Path) -> None:
     leave_wide(several_ways, "drawn-macs", lambda *_: 0.5, epochs=20)
     leave(several_ways, "joint", [0.7, 0.8, 0.9])
-    titles = [str(table.title) for table in doubly_nested_tables(several_ways)]
+    titles = [str(table.title) for table in tables(doubly_nested_runs.PAPER, several_ways)]
     assert (
         titles.count("Ways to train all members: last epoch") == 2
         and titles.count("Figure 4: networks of some width") == 1
     )
     (table,) = (
         table
-        for table in doubly_nested_tables(several_ways)
+        for table in tables(doubly_nested_runs.PAPER, several_ways)
         if ", 20 epochs" in str(table.caption) and "last" in str(table.title)
     )
     assert cells(table) == [["drawn-macs", *["51.0"] * 7, "1"]]
-    assert not doubly_nested_tables(several_ways / "joint")
+    assert not tables(doubly_nested_runs.PAPER, several_ways / "joint")
 
 
 def test_figures_of_the_papers_network_fit_80_columns(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_figures_of_the_papers_network_fit_80_columns(tmp_path: Path) -> None:
     leave_wide(tmp_path, "sliced-w5", lambda *_: 0.8, brute_force=[0.1], **paper)
     console = Console(width=80)
     with console.capture() as captured:
-        for table in doubly_nested_tables(tmp_path):
+        for table in tables(doubly_nested_runs.PAPER, tmp_path):
             console.print(table)
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in captured.get()
@@ -341,8 +341,8 @@ def few() -> Dataset:
 
 def run(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     monkeypatch.setattr(reproduce, "load", lambda *args, **kwargs: few)
-    settings = {"scale": 0.0625, "short": True, "epochs": 2, "progress": False} | options
-    run_cnsn(out, settings.pop("names", ["joint"]), **settings)
+    settings = {"scale": 0.0625, "recipe": "short", "epochs": 2, "progress": False, "only": ["joint"]} | options
+    reproduce.reproduce(cnsn_runs.PAPER, out, **settings)
 
 
 def test_a_joint_run_measures_every_policy(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,20 +370,20 @@ def test_a_joint_run_measures_every_policy(tmp_path: Path, few: Dataset, monkeyp
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, few, monkeypatch, names=["alone-7"], epochs=1)
+    run(tmp_path, few, monkeypatch, only=["alone-7"], epochs=1)
     with monkeypatch.context() as patched:
         patched.setattr(reproduce, "fit", lambda *args, **options: pytest.fail("trained again"))
-        run(tmp_path, few, monkeypatch, names=["alone-7"], epochs=1)
+        run(tmp_path, few, monkeypatch, only=["alone-7"], epochs=1)
     with pytest.raises(CheckpointError, match=r"is of another network: .* differ in name or shape"):
-        run(tmp_path, few, monkeypatch, names=["alone-7"], epochs=1, scale=0.125)
+        run(tmp_path, few, monkeypatch, only=["alone-7"], epochs=1, scale=0.125)
     with pytest.raises(ValueError, match="CNSN has no experiment 'model0'; there are joint, distilled"):
-        run(tmp_path, few, monkeypatch, names=["model0"])
+        run(tmp_path, few, monkeypatch, only=["model0"])
 
 
 def run_wide(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, *names: str, **options: Any) -> None:
     monkeypatch.setattr(reproduce, "load", lambda *args, **kwargs: few)
     settings = {"groups": 4, "channels": (1, 2), "blocks": 1, "epochs": 1, "progress": False} | options
-    run_doubly_nested(out, names, **settings)
+    reproduce.reproduce(doubly_nested_runs.PAPER, out, only=list(names), **settings)
 
 
 def test_doubly_nested_notes_every_member(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_doubly_nested_notes_every_member(tmp_path: Path, few: Dataset, monkeypa
 
 def test_slices_of_the_dense_network(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match=r"sliced-w2 is cut from the experiment dense, which is not in .*run that first"
+        ValueError, match=r"the experiment dense, which comes before, is not in .*dense: run that first"
     ):
         run_wide(tmp_path, few, monkeypatch, "sliced-w2")
     run_wide(tmp_path, few, monkeypatch, "dense", "sliced-w2", seed=5)
@@ -423,7 +423,7 @@ def test_slices_of_the_dense_network(tmp_path: Path, few: Dataset, monkeypatch: 
     load_checkpoint(tmp_path / "sliced-w2-seed5" / "last.safetensors", tuned)
     changed = {name for name, parameter in tuned.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {"exits.1.2.weight", "exits.1.2.bias"}
-    with pytest.raises(ValueError, match=r"which is not in .*dense-seed5"):
+    with pytest.raises(ValueError, match=r"is not in .*dense-seed5"):
         run_wide(tmp_path, few, monkeypatch, "sliced-w2", seed=5, epochs=7)
 
 

@@ -16,12 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from telescopic import search
 from telescopic.nested import Nested
-from telescopic.papers import shrinknets
-from telescopic.search import parallel
-from telescopic.search import study as studies
-from telescopic.search.results import Model, cells, medians
+from telescopic.papers import search, shrinknets
+from telescopic.papers.search import parallel
+from telescopic.papers.search import study as studies
+from telescopic.papers.search.results import Model, cells, medians
 
 optuna = pytest.importorskip("optuna")
 TINY: dict[str, Any] = {"data": "digits", "epochs": 2, "cpu": True}

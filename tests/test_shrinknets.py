@@ -21,15 +21,17 @@ from telescopic.cost import cost
 from telescopic.data import Augment, Dataset, Preprocess, Split, batches, load
 from telescopic.extract import extract
 from telescopic.layers import Filter
+from telescopic.layers.cuts import named_tensors
 from telescopic.layers.filter import TokenFilter, attached, detach_
 from telescopic.nested import Nested
 from telescopic.networks import lenet, mlp
 from telescopic.papers import cnsn, shrinknets
-from telescopic.papers.reproduce import run_shrinknets, runs
-from telescopic.papers.units import figure_1_runs, shrinknets_tables
+from telescopic.papers.reproduce import plots, reproduce, runs, tables
+from telescopic.papers.shrinknets_runs import PAPER, figure_1
+from telescopic.report.plots import write_plots
+from telescopic.report.widths import widths
 from telescopic.shrink import add_filters, compact_, fold, price_
 from telescopic.shrink.family import Every, add_filters_to_family, filters, fold_family, living
-from telescopic.shrink.log import named_tensors
 from telescopic.shrink.shapes import reshape_
 from telescopic.testing import check_nested
 from telescopic.train import CheckpointError, History, Recipe, Shrink, fit
@@ -37,7 +39,6 @@ from telescopic.train.checkpoint import Position, load_checkpoint, save_checkpoi
 from telescopic.train.objective import parameter_groups
 from telescopic.train.optimizer import optimizer_for
 from telescopic.train.shrinking import Shrinking
-from telescopic.widths import figure_1, widths, write_plots
 
 X = torch.rand(2, 1, 8, 8, dtype=torch.float64)
 ADAM = Recipe(epochs=4, batch_size=64, optimizer="adam", learning_rate=0.02, shrink=Shrink(penalty=0.05))
@@ -606,7 +607,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What Figure 1's runs leave, on digits and with 40 units."""
     out = tmp_path_factory.mktemp("figure1")
     for epochs, names in ((6, ["0.05", "1e-3"]), (2, ["0.05-masked"])):
-        run_shrinknets(out, names, data="digits", units=40, epochs=epochs, progress=False)
+        reproduce(PAPER, out, only=names, data="digits", units=40, epochs=epochs, progress=False)
     return out
 
 
@@ -624,14 +625,14 @@ def test_figure_1_leaves_what_it_saw(left: Path) -> None:
     masked = runs(left)["0.05-masked"][0]
     assert masked["left"] == run["left"][:2] and masked["losses"] == pytest.approx(run["losses"][:2], rel=1e-3)
     before = (left / "digits-0.05" / "summary.json").stat().st_mtime_ns
-    run_shrinknets(left, ["0.05"], data="digits", units=40, epochs=6, progress=False)
+    reproduce(PAPER, left, only=["0.05"], data="digits", units=40, epochs=6, progress=False)
     assert (left / "digits-0.05" / "summary.json").stat().st_mtime_ns == before, "it is not trained again"
     with pytest.raises(ValueError, match="no experiment 'x'"):
-        run_shrinknets(left, ["0.05", "x"], data="digits")
+        reproduce(PAPER, left, only=["0.05", "x"], data="digits")
 
 
 def test_figure_1_as_tables(left: Path) -> None:
-    units, times = shrinknets_tables(left)
+    units, times = tables(PAPER, left)
     rows = {row[0]: row for row in cells(units)}
     assert list(rows) == ["0.05", "1e-3", "0.05-masked"], "the paper's way first, λ falling"
     run = runs(left)["0.05"][0]
@@ -653,23 +654,23 @@ def test_tables_have_the_papers_numbers(tmp_path: Path) -> None:
     facts |= {"compacting": [0.02] * 100, "machine": "m", "threads": 1, "losses": [1.0] * 100}
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "summary.json").write_text(json.dumps(facts))
-    units, times = shrinknets_tables(tmp_path)
+    units, times = tables(PAPER, tmp_path)
     assert cells(units)[0][:5] == ["1e-2", "7,700", "7,700", "7,700", "7,700"]
     assert cells(units)[1] == ["  the paper's", "7,708", "121", "–", "54", "", ""]
     assert cells(times)[0][1:6] == ["100", "3.3", "–", "–", "1"]
-    (units_plot, loss_plot) = figure_1(figure_1_runs(tmp_path)[0])
+    (units_plot, loss_plot) = plots(PAPER, tmp_path)
     assert units_plot.svg.count("stroke: #0b7a75") or "λ 1e-2" in units_plot.svg
     assert "Hollow: the authors' numbers." in units_plot.caption and loss_plot.name == "figure1-loss-mnist"
 
 
 def test_figure_1_as_plots(left: Path, tmp_path: Path) -> None:
-    plots = figure_1(figure_1_runs(left)[0])
-    assert [plot.name for plot in plots] == ["figure1-units-digits", "figure1-loss-digits"]
-    assert all("λ 0.05" in plot.svg and "λ 1e-3" in plot.svg and "masked" not in plot.svg for plot in plots)
-    paths = write_plots(tmp_path / "new", plots)
+    drawn = plots(PAPER, left)
+    assert [plot.name for plot in drawn] == ["figure1-units-digits", "figure1-loss-digits"]
+    assert all("λ 0.05" in plot.svg and "λ 1e-3" in plot.svg and "masked" not in plot.svg for plot in drawn)
+    paths = write_plots(tmp_path / "new", drawn)
     assert [path.name for path in paths] == ["figure1-units-digits.svg", "figure1-loss-digits.svg"]
-    assert paths[0].read_text() == plots[0].svg and (tmp_path / "new" / "figure1-loss-digits.png").exists()
-    assert figure_1([run for run in figure_1_runs(left)[0] if "masked" in run["experiment"]]) == []
+    assert paths[0].read_text() == drawn[0].svg and (tmp_path / "new" / "figure1-loss-digits.png").exists()
+    assert figure_1([run for some in runs(left).values() for run in some if "masked" in run["experiment"]]) == []
 
 
 def test_widths_of_one_run_as_a_plot(digits: Dataset) -> None:

@@ -1,7 +1,11 @@
-"""Numbers with a unit, as people write and read them. No torch."""
+"""Numbers with a unit, and words from a list, as people write and read them. No torch."""
 
 import math
 import re
+from collections.abc import Iterable
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
 _PATTERN = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?\s*(?:([kmgt])(i?))?(b?)", re.IGNORECASE)
@@ -44,3 +48,25 @@ def parse_quantity(text: str) -> float:
     number, exponent, prefix, binary, _ = match.groups()
     power = _POWERS[(prefix or "").upper().replace("K", "k")]
     return float(number + (exponent or "")) * float((1024 if binary else 1000) ** power)
+
+
+def one_of(what: str, value: str, allowed: Iterable[str]) -> None:
+    """Refuse a word that is none of those allowed.
+
+    Raises:
+        ValueError: which says what there is.
+    """
+    if value not in (allowed := tuple(allowed)):
+        raise ValueError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
+
+
+def numbers(option: str, text: str, kind: type[Number], wanted: str) -> tuple[Number, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        ValueError: if the text is anything else.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} takes {wanted}, not {text!r}") from None

@@ -1,4 +1,4 @@
-"""All members of a nested network in one table: what each is worth, what it costs, and which to choose."""
+"""All members of a nested network in one table: what each is worth, what it costs, and which to choose. No torch."""
 
 import csv
 import json
@@ -9,16 +9,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-import torch
-
 from telescopic import documents
-from telescopic.catalogue.choosing import Budget, Choice, Member, choose
-from telescopic.cost.timing import machine
+from telescopic.catalogue import choosing
+from telescopic.catalogue.choosing import Budget, Choice, Member
 from telescopic.files import replacing
 from telescopic.metric import ACCURACY, Metric
-from telescopic.nested import Statistics
 from telescopic.quantities import human
-from telescopic.subnet import Coordinates, Subnet
+from telescopic.subnet import Coordinates, Statistics, Subnet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,8 +147,12 @@ class Catalogue(Sequence[Member]):
                 budgets.append(self._bound(name, limit))
         for budget in budgets:
             self._require(budget.quantity)
-        choice = choose(self.members, budgets)
-        if max_latency_ms is None or self.machine == machine():
+        choice = choosing.choose(self.members, budgets)
+        if max_latency_ms is None:
+            return choice
+        from telescopic.cost.timing import machine  # which asks torch what it makes of this one
+
+        if self.machine == machine():
             return choice
         return replace(choice, why=f"{choice.why}; latencies were measured elsewhere, on {self.machine}")
 
@@ -171,12 +172,8 @@ class Catalogue(Sequence[Member]):
             raise ValueError(f"{cost!r} is no cost of a member; give one of {', '.join(get_args(CostName))}")
         self._require("score")
         self._require(cost)
-        worth = {member.subnet: self.metric.worth(member.score or 0.0) for member in self}
-        front: list[Member] = []
-        for member in sorted(self, key=lambda m: (getattr(m, cost), -worth[m.subnet])):
-            if not front or worth[member.subnet] > worth[front[-1].subnet]:
-                front.append(member)
-        return front
+        costs, worths = [getattr(m, cost) for m in self], [self.metric.worth(m.score or 0.0) for m in self]
+        return [self[place] for place in choosing.front(costs, worths)]
 
     @property
     def metric(self) -> Metric:
@@ -209,6 +206,10 @@ class Catalogue(Sequence[Member]):
             threads: threads within an operation; None stands for torch's present number.
             device: kind of device.
         """
+        import torch
+
+        from telescopic.cost.timing import machine
+
         threads = torch.get_num_threads() if threads is None else threads
         return (self.machine, self.device, self.threads, self.batch) == (machine(), device, threads, batch)
 

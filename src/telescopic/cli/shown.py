@@ -6,18 +6,18 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from telescopic.documents import printable
+from telescopic.quantities import numbers as numbers
+from telescopic.quantities import one_of as one_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from telescopic.catalogue import Choice
-
-Number = TypeVar("Number", int, float)
 
 
 def run_code(names: list[str] | None) -> list[str] | None:
@@ -72,34 +72,22 @@ def show_table(table: "Table") -> None:
     console.print(Segments(s if s.control else Segment(printable(s.text), s.style) for s in segments), end="")
 
 
+def show(thing: object) -> None:
+    """Print a table, or a line."""
+    from rich.table import Table
+
+    if isinstance(thing, Table):
+        show_table(thing)
+    else:
+        tell(thing)
+
+
 def show_choice(choice: "Choice") -> None:
     """Print a member that was chosen, and why."""
     from telescopic.quantities import human
 
     accuracy = "" if choice.accuracy is None else f", {human(choice.accuracy, '%')} on validation images"
     tell(f"{choice.label}: {human(choice.macs)} MACs, {human(choice.params)} parameters{accuracy}\n{choice.why}")
-
-
-def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a word that an option does not know.
-
-    Raises:
-        ValueError: if the value is none of those allowed.
-    """
-    if value not in allowed:
-        raise ValueError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
-
-
-def numbers(option: str, text: str, kind: type[Number], wanted: str) -> tuple[Number, ...]:
-    """Numbers separated by commas.
-
-    Raises:
-        ValueError: if the text is anything else.
-    """
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} takes {wanted}, not {text!r}") from None
 
 
 @contextmanager

@@ -9,18 +9,25 @@ the multi-model loss, a linear combination of their losses.
 The paper's table has the names of its sub-models swapped against its text, so they are called here by what they skip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 from torch import nn
 
-from telescopic.data import Augment, Preprocess
+from telescopic.catalogue import Catalogue
+from telescopic.data import Augment, Dataset, Preprocess
 from telescopic.layers import step_down, strided_stem
 from telescopic.layers.adapters import Adapter
 from telescopic.nest import nest
-from telescopic.nested import Nested, Statistics
+from telescopic.nested import Nested
 from telescopic.networks import vgg
+from telescopic.papers.paper import Build, Option
+from telescopic.quantities import human, numbers, one_of
+from telescopic.subnet import Statistics
 from telescopic.train import Recipe
+from telescopic.train.result import CATALOGUE, MODEL
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,8 @@ def short_recipe(*, epochs: int = 20, preprocess: Preprocess | None = None) -> R
     )
 
 
+RECIPES: Mapping[str, Callable[..., Recipe]] = {"paper": recipe, "short": short_recipe}
+ADAPTERS: Mapping[str, Adapter] = {"step-down": step_down, "stem": strided_stem}
 EXPERIMENTS = ("joint", "distilled", "stem", "stem-distilled", "alone-0", "alone-2", "alone-7", "alone-7-stem")
 """What `experiment` builds: all members together, or one of them alone."""
 
@@ -154,16 +163,79 @@ def experiment(
     Raises:
         ValueError: if there is no such experiment.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"CNSN has no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    known(name)
     single = name.startswith("alone")
     adapter = strided_stem if "stem" in name else step_down
     net = network(scale=scale, classes=classes, input_shape=input_shape, adapter=adapter, statistics="per-entry")
-    options = {} if epochs is None else {"epochs": epochs}
-    if short:
-        how = short_recipe(**options, preprocess=preprocess)
-    else:
-        how = recipe(**options, preprocess=preprocess, baseline=single)
+    options: dict[str, Any] = {"preprocess": preprocess} | ({} if epochs is None else {"epochs": epochs})
+    how = short_recipe(**options) if short else recipe(**options, baseline=single)
     if single:
         net = alone(net, int(name.split("-")[1]))
     return net, replace(how, distillation=0.5 if "distilled" in name else 0.0)
+
+
+def known(name: str) -> None:
+    """Refuse a name of no experiment."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"CNSN has no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+
+
+def train(
+    *,
+    entries: Annotated[tuple[int, ...], Option("How many first convolutions may be left out later.", such_as="2,7")] = (
+        2,
+        7,
+    ),
+    scale: Annotated[float, Option("Share of the paper's channels, e.g. 0.25.", least=0.01, most=4)] = 1.0,
+    recipe: Annotated[str, Option("short (20 epochs, one cycle), or the paper's (300).")] = "short",
+    epochs: Annotated[int | None, Option("Passes over the images. (default: the recipe's)", least=1)] = None,
+    statistics: Annotated[str, Option("BatchNorm's: shared (the paper), per-entry, or recalibrated.")] = "per-entry",
+    adapter: Annotated[str, Option("Where images enter: step-down (the paper), or stem.")] = "step-down",
+    distillation: Annotated[
+        float, Option("Share of a smaller member's loss that the full network teaches.", least=0, most=1)
+    ] = 0.0,
+    weights: Annotated[str, Option("Of the losses: mean, sum, or a number for each member, smallest first.")] = "mean",
+) -> Build:
+    """Train CNSN: a VGG-16 that can lose its first convolutions (Fuengfusin and Tamukoh 2021)."""
+    one_of("recipe", recipe, RECIPES)
+    one_of("adapter", adapter, ADAPTERS)
+    one_of("statistics", statistics, get_args(Statistics))
+    shares: tuple[float, ...] | None = None
+    if weights not in ("mean", "sum"):
+        shares = numbers("--weights", weights, float, "mean, sum, or a number for each member such as 0.2,0.3,0.5")
+
+    def build(images: Dataset) -> tuple[Nested, Recipe]:
+        channels, height, width = images.image_shape
+        if min(height, width) < 32:
+            raise ValueError(
+                f"the images of {images.name} are {height} × {width} pixels, and VGG-16 takes 32 × 32 or more: pad "
+                "them, say with numpy.pad, and give them as an .npz file; or train nsn, which takes any size"
+            )
+        net = network(
+            entries=entries,
+            scale=scale,
+            classes=len(images.classes),
+            input_shape=(channels, height, width),
+            adapter=ADAPTERS[adapter],
+            statistics=statistics,  # type: ignore[arg-type] # checked above
+        )
+        length = {} if epochs is None else {"epochs": epochs}
+        how = RECIPES[recipe](**length, preprocess=Preprocess.fit(images.train))
+        each = (1.0,) * len(net.grid) if weights == "sum" else shares
+        return net, replace(how, weights=each, distillation=distillation)
+
+    return build
+
+
+def says(folder: Path) -> str:
+    """What the file of all members takes, against what they would take by themselves (the paper's claim)."""
+    table = Catalogue.from_json(folder / CATALOGUE)
+    if len(table) == 1:
+        return ""
+    file, full, separate = (folder / MODEL).stat().st_size, table[-1].bytes, sum(member.bytes for member in table)
+    kept = "" if table.statistics in (None, "shared") else ", their BatchNorm statistics"
+    return (
+        f"Storage: {human(file, 'B')} for all {len(table)} members in one file; {human(separate, 'B')} if each had "
+        f"its own, {human(full, 'B')} for the largest alone.\n"
+        f"The {human(file - full, 'B')} beyond the largest are the other entries' adapters{kept}, and a header."
+    )

@@ -11,18 +11,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from telescopic.architecture import named_tensors
 from telescopic.cost.nominal import nominal_macs
-from telescopic.data import Augment, Preprocess
+from telescopic.data import Augment, Dataset, Preprocess
 from telescopic.extract import extract
 from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GradientScale, Residual
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet
+from telescopic.papers.paper import Build, Option
+from telescopic.quantities import one_of
 from telescopic.train import Recipe
 
 
@@ -252,16 +254,7 @@ def experiment(
     Raises:
         ValueError: if there is no such experiment, or the network has no such width or exit.
     """
-    single, last = single_network(name), len(channels) * blocks - 1
-    if name not in WAYS and single is None:
-        raise ValueError(
-            f"Doubly Nested Network has no experiment {name!r}; there are {', '.join(WAYS)}, alone and dense, and by "
-            "width and exit alone-w8, alone-x7, alone-x7-w8, dense-w8"
-        )
-    kind, exit_, width = single or ("", None, None)
-    exit_, width = last if exit_ is None else exit_, groups if width is None else width
-    if not (1 <= width <= groups and exit_ <= last):
-        raise ValueError(f"{name} is no member of this network: it has {groups} widths, and exits up to {last}")
+    kind, exit_, width = member(name, groups, len(channels) * blocks - 1)
     way = WAYS.get(name, Way(weights="full-only"))
     net = network(
         width,
@@ -279,6 +272,30 @@ def experiment(
     if kind == "dense":
         return dense(net), recipe(epochs=epochs, preprocess=preprocess)
     return net, told(recipe(epochs=epochs, preprocess=preprocess), way, net, input_shape)
+
+
+def member(name: str, groups: int, last: int) -> tuple[str, int, int]:
+    """What an experiment trains: `alone`, `dense`, or "" for all members; the last exit, and the number of groups.
+
+    Args:
+        name: of the experiment.
+        groups: of the whole network.
+        last: exit of the whole network.
+
+    Raises:
+        ValueError: if there is no such experiment, or the network has no such width or exit.
+    """
+    single = single_network(name)
+    if name not in WAYS and single is None:
+        raise ValueError(
+            f"Doubly Nested Network has no experiment {name!r}; there are {', '.join(WAYS)}, alone and dense, and by "
+            "width and exit alone-w8, alone-x7, alone-x7-w8, dense-w8"
+        )
+    kind, exit_, width = single or ("", None, None)
+    exit_, width = last if exit_ is None else exit_, groups if width is None else width
+    if not (1 <= width <= groups and exit_ <= last):
+        raise ValueError(f"{name} is no member of this network: it has {groups} widths, and exits up to {last}")
+    return kind, exit_, width
 
 
 def single_network(name: str) -> tuple[str, int | None, int | None] | None:
@@ -340,3 +357,34 @@ def classifier_only_(net: Nested, how: Recipe, *, epochs: int = 2) -> Recipe:
     for part in (*net.entries.values(), *net.stages):
         part.requires_grad_(False)
     return replace(how, epochs=epochs, warmup=epochs / 5, learning_rate=how.learning_rate / 4)
+
+
+def train(
+    *,
+    network: Annotated[
+        str, Option("aligned (2 groups of 16, 32, 64 channels: quick on any processor), or paper.")
+    ] = "aligned",
+    groups: Annotated[int | None, Option("Channel groups, and so widths. (default: the network's)", least=2)] = None,
+    channels: Annotated[
+        tuple[int, ...] | None,
+        Option("Channels of a group in each part, e.g. 1,2,4. (default: the network's)", such_as="1,2,4"),
+    ] = None,
+    blocks: Annotated[int | None, Option("Residual blocks a part. (default: the network's)", least=1)] = None,
+    way: Annotated[
+        str, Option("How members learn together: uniform (the paper), macs, ...; a wrong one lists all.")
+    ] = BEST_WAY,
+    epochs: Annotated[int, Option("Passes over the training images.", least=1)] = 30,
+) -> Build:
+    """Train Doubly Nested: a ResNet that can be cut by depth and by width (Kim et al. 2018)."""
+    one_of("network", network, NETWORKS)
+    one_of("way", way, WAYS)
+    named = {"groups": groups, "channels": channels, "blocks": blocks}
+    sizes = {**NETWORKS[network], **{name: size for name, size in named.items() if size is not None}}
+
+    def build(images: Dataset) -> tuple[Nested, Recipe]:
+        preprocess, shape = Preprocess.fit(images.train), images.image_shape
+        return experiment(
+            way, **sizes, epochs=epochs, preprocess=preprocess, input_shape=shape, classes=len(images.classes)
+        )
+
+    return build

@@ -5,13 +5,22 @@ that reads the image directly: model0 is softmax regression, model1 has one hidd
 one set of weights; each weight learns from the smallest member that has it and from the next larger one (Eq. 2).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import nn
 
+from telescopic.data import Dataset
 from telescopic.nested import Nested
 from telescopic.networks import mlp
+from telescopic.papers.paper import Build, Option, Paper, Run, Runs, Trained
+from telescopic.papers.tables import lined
 from telescopic.train import Recipe, pairwise
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,7 @@ def experiment(name: str, *, epochs: int = 600, inputs: int = 784, classes: int 
     Raises:
         ValueError: if there is no such experiment.
     """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"NSN has no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    _known(name)
     if name.startswith("ref-"):
         n = int(name[-1])
         return network(n, inputs=inputs, classes=classes, reference=True), reference_recipe(n, epochs=epochs)
@@ -136,6 +144,11 @@ def experiment(name: str, *, epochs: int = 600, inputs: int = 784, classes: int 
     if name in ("joint", "distilled"):
         how = replace(how, mix=None, distillation=0.5 if name == "distilled" else 0.0)
     return network(n, inputs=inputs, classes=classes), how
+
+
+def _known(name: str) -> None:
+    if name not in EXPERIMENTS:
+        raise ValueError(f"NSN has no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
 
 
 def _recipe(
@@ -157,3 +170,107 @@ def _recipe(
         weights=weights,
         mix=mix,
     )
+
+
+def train(
+    *,
+    hidden: Annotated[int, Option("Hidden layers of the full network; each may be left out later.", least=0)] = 2,
+    epochs: Annotated[int, Option("Passes over the training images; the paper uses 600.", least=1)] = 60,
+) -> Build:
+    """Train NSN: a multi-layer perceptron that can lose its first layers (Fuengfusin and Tamukoh 2019)."""
+
+    def build(images: Dataset) -> tuple[Nested, Recipe]:
+        inputs = images.train.images[0].numel()
+        return network(hidden, inputs=inputs, classes=len(images.classes)), recipe(hidden, epochs=epochs)
+
+    return build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiments:
+    """Train the paper's networks (tables 1 to 3) and print its numbers beside ours. Stop and go on at will."""
+
+    only: Annotated[list[str] | None, Option("An experiment; may be given several times.")] = None
+    epochs: Annotated[int, Option("Passes over the training images.", least=1)] = 600
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            _known(name)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Those that are wanted."""
+        return self.only or EXPERIMENTS[:5]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a summary says of them."""
+        return {"epochs": self.epochs}
+
+    def build(self, name: str, images: Dataset, finished: Callable[[str], Path]) -> tuple[Nested, Recipe]:
+        """Network and recipe of one."""
+        inputs = images.train.images[0].numel()
+        return experiment(name, epochs=self.epochs, inputs=inputs, classes=len(images.classes))
+
+    def facts(self, trained: Trained) -> dict[str, Any]:
+        """The members, and the accuracies that stand beside those of the authors' run."""
+        return {
+            "models": [f"model{member.stages}" for member in trained.net.grid],
+            "curve": {epoch.epoch: epoch.test for epoch in trained.history if epoch.epoch in AUTHORS_RUN},
+        }
+
+
+def tables(found: Runs) -> "list[Table]":
+    """Tables 1 to 3 with ours beside them, the curve against the authors' run, and the ways to mix gradients."""
+    first = {experiment: some[0] for experiment, some in found.items()}  # seed
+    titles = {1: "Table 1: references", 2: "Table 2: model0-1", 3: "Table 3: model0-1-2"}
+    tables = []
+    for number, title in titles.items():
+        table = lined(title, "model", "paper", "ours, best on test", "ours, chosen on validation", "ours, last epoch")
+        rows = [row for row in ROWS if row.table == number]
+        for row in rows:
+            table.add_row(row.model, f"{row.test_accuracy:.4f}", *_ours(first.get(row.experiment), row.hidden))
+        runs = {row.experiment: first[row.experiment] for row in rows if row.experiment in first}
+        how = [f"{name}: {run['data']}, {run['epochs']} epochs, {run['precision']}." for name, run in runs.items()]
+        other = any(run["data"] != PAPER.data[0] for run in runs.values())
+        table.caption = " ".join([*how, "The paper's are of MNIST."] if other else how) or None
+        tables.append(table)
+    main = first.get("model0-1-2")
+    if main is not None:
+        curve = lined("model0-1-2 while training: test accuracy of model0 / 1 / 2", "epoch", "authors' run", "ours")
+        for epoch, theirs in AUTHORS_RUN.items():
+            ours = main["curve"].get(str(epoch))
+            curve.add_row(str(epoch), _slashed(theirs), _slashed(ours) if ours else "–")
+        tables.append(curve)
+    mixes = {name: first[name] for name in ("model0-1-2", "joint", "distilled") if name in first}
+    if len(mixes) > 1:
+        ways = lined("Ways to share gradients, last epoch", "experiment", "epochs", "model0 / 1 / 2")
+        for name, summary in mixes.items():
+            ways.add_row(name, str(summary["epochs"]), _slashed(summary["protocols"]["last"]["test"]))
+        tables.append(ways)
+    return tables
+
+
+def _ours(summary: Run | None, hidden: int) -> list[str]:
+    if summary is None:
+        return ["–"] * 3
+    place = summary["models"].index(f"model{hidden}")
+    rows = (summary["protocols"][name] for name in ("best_test", "validation", "last"))
+    return [f"{row['test'][place]:.4f} (epoch {row['epoch']})" for row in rows]
+
+
+def _slashed(values: Sequence[float]) -> str:
+    return " / ".join(f"{value:.4f}" for value in values)
+
+
+PAPER = Paper(
+    name="nsn",
+    title="Network with Sub-Networks (Fuengfusin and Tamukoh 2019, arXiv 1908.00763)",
+    data=("mnist",),
+    train=train,
+    experiments=Experiments,
+    tables=tables,
+    at_hand="digits",
+    folder="{name}",
+    examples=("--data mnist --epochs 600 --out runs/nsn-mnist", "--only model0-1-2 --epochs 600"),
+)

@@ -11,16 +11,22 @@ and so has this.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from telescopic.data import Preprocess
+from telescopic.data import Dataset, Preprocess
 from telescopic.nested import Nested
 from telescopic.networks import lenet, resnet
+from telescopic.papers.paper import Build, Option
+from telescopic.quantities import one_of
 from telescopic.shrink.family import add_filters_to_family
 from telescopic.train import Recipe, Shrink
+from telescopic.train.checkpoint import read_history
+from telescopic.train.keeper import LAST
 
 
 @dataclass(frozen=True)
@@ -265,3 +271,47 @@ def random_model(
     net = network(network_kind, input_shape=input_shape, classes=classes, widths=widths, learned=learned)
     how = recipe(penalty=penalty if learned else None, epochs=epochs, preprocess=preprocess)
     return net, replace(how, weight_decay=penalty if kind == "fixed-l2" else 0.0)
+
+
+def train(
+    *,
+    penalty: Annotated[
+        float, Option("λ, which takes the place of all widths: the larger, the smaller the network.", least=0)
+    ] = 1e-3,
+    network: Annotated[
+        str, Option("one-layer (10,000 units), mlp (500, 500, 500), lenet (50, 50, 5000), resnet20 (16).")
+    ] = "one-layer",
+    widths: Annotated[
+        tuple[int, ...] | None,
+        Option("Widths to start with, e.g. 2000. (default: the network's)", such_as="500,500,500"),
+    ] = None,
+    by: Annotated[str, Option("What a channel weighs: 1 (channels), its params, or its macs.")] = "channels",
+    method: Annotated[str, Option("gradient (the paper), proximal (exact zeros), or random removal.")] = "gradient",
+    collect: Annotated[
+        str, Option("When dead channels are removed: epoch (the paper), pays, never, or a number of steps.")
+    ] = "epoch",
+    epochs: Annotated[int, Option("Passes over the training images; the paper takes 100.", least=1)] = 20,
+) -> Build:
+    """Train a network that learns its widths and gets faster meanwhile (Leclerc et al., ShrinkNets)."""
+    one_of("network", network, NETWORKS)
+    when: str | int | None = {"never": None}.get(collect, int(collect) if collect.isdecimal() else collect)
+    how = recipe(penalty=penalty, epochs=epochs, by=by, method=method, collect=when)
+    return partial(_built, kind=network, widths=widths, how=how)
+
+
+def _built(images: Dataset, *, kind: str, widths: Sequence[int] | None, how: Recipe) -> tuple[Nested, Recipe]:
+    net = network(kind, input_shape=images.image_shape, classes=len(images.classes), widths=widths)
+    return net, replace(how, preprocess=Preprocess.fit(images.train))
+
+
+def says(folder: Path) -> str:
+    """What a network has become that learned its widths."""
+    history = read_history(folder / LAST)
+    first, last, seconds = history[0], history[-1], sum(epoch.seconds for epoch in history)
+    layers = ", ".join(f"{name} {width:,}" for name, width in zip(history.filters, last.widths, strict=True))
+    share = 100 * sum(epoch.compacting for epoch in history) / seconds
+    return (
+        f"Channels left: {layers}. The filters are part of the weights in {folder}: it is an ordinary network.\n"
+        f"The last epoch was {last.images_per_s / first.images_per_s:.1f} times as fast as the first; removing "
+        f"channels took {share:.1f} % of the time."
+    )

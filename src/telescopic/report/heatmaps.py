@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
-from telescopic.plots import INK, MUTED, PAGE, SIZE, Colour, Plot, blend, canvas, log_ticks, rendered, tick
 from telescopic.quantities import human
+from telescopic.report.plots import INK, MUTED, PAGE, SIZE, Colour, Plot, blend, canvas, log_ticks, rendered, tick
 from telescopic.subnet import Coordinates, Grid
 
 if TYPE_CHECKING:

@@ -17,13 +17,24 @@ from torch import nn
 from telescopic.catalogue import Catalogue
 from telescopic.documents import printable
 from telescopic.files import make_folder, replacing
-from telescopic.heatmaps import HEAT, NAMES, heatmaps
 from telescopic.nested import Nested
-from telescopic.plots import COSTS, MAX_FRONT, MAX_NAMED, VARIABLES, Plot, curves, ramp, some, tradeoff
 from telescopic.quantities import human
+from telescopic.report.heatmaps import HEAT, NAMES, heatmaps
+from telescopic.report.plots import (
+    COSTS,
+    MAX_FRONT,
+    MAX_NAMED,
+    VARIABLES,
+    Plot,
+    curves,
+    ramp,
+    some,
+    tradeoff,
+    write_plots,
+)
+from telescopic.report.widths import widths
 from telescopic.subnet import Grid
 from telescopic.train import History
-from telescopic.widths import widths
 
 _DARK = {"--ink": "#e6e9ed", "--muted": "#9aa4af", "--line": "#3a424c", "--page": "#14171b", "--accent": "#74aaff"}
 PALETTE = {VARIABLES[light]: (light, _DARK[VARIABLES[light]]) for light in VARIABLES}
@@ -84,8 +95,13 @@ def write_report(
     if history and history.filters:
         learned.append(widths(history))
     maps = heatmaps(net.grid, catalogue)
-    _write_plots(folder / "plots", [*worth, *maps, *learned])
-    template = resources.files("telescopic").joinpath("report.html").read_text(encoding="utf-8")
+    plots = [*worth, *maps, *learned]
+    for name in _PLOTS - {plot.name for plot in plots}:  # of an earlier report, which knew more
+        for suffix in ("svg", "png"):
+            (folder / "plots" / f"{name}.{suffix}").unlink(missing_ok=True)
+    make_folder(folder / "plots")
+    write_plots(folder / "plots", plots)
+    template = resources.files("telescopic.report").joinpath("report.html").read_text(encoding="utf-8")
     found = re.search(r"<script>(.*?)</script>", template, re.DOTALL)
     assert found is not None
     page = Template(template).substitute(
@@ -131,17 +147,6 @@ def escape(text: str) -> str:
 def _prose(text: str) -> str:
     """Text for the page, in which no line ends between a number and its unit."""
     return re.sub(r"(?<=\d) (?=[kMGT%])", "&nbsp;", escape(text))
-
-
-def _write_plots(folder: Path, plots: Sequence[Plot]) -> None:
-    make_folder(folder)
-    for name in _PLOTS - {plot.name for plot in plots}:  # of an earlier report, which knew more
-        for suffix in ("svg", "png"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-    for plot in plots:
-        for suffix, content in (("svg", plot.svg.encode()), ("png", plot.png)):
-            with replacing(folder / f"{plot.name}.{suffix}") as temporary:
-                temporary.write_bytes(content)
 
 
 def _figures(heading: str, plots: Sequence[Plot]) -> str:

@@ -19,6 +19,7 @@ from telescopic.extract import extract
 from telescopic.files import make_folder
 from telescopic.papers import shrinknets
 from telescopic.provenance import commit
+from telescopic.quantities import one_of
 from telescopic.shrink.family import fold_family
 from telescopic.train import History, fit
 
@@ -152,10 +153,9 @@ def search(
         ValueError: if the storage cannot be opened, something asked for is unknown, or models fail again and again.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the model under way is begun anew by the next search.
     """
-    precisions = ("precision", precision, ("fp32", "bf16"))
-    for what, value, allowed in (("network", network, ("mlp", "lenet")), ("kind", kind, shrinknets.KINDS), precisions):
-        if value not in allowed:
-            raise ValueError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
+    one_of("network", network, ("mlp", "lenet"))
+    one_of("kind", kind, shrinknets.KINDS)
+    one_of("precision", precision, ("fp32", "bf16"))
     study = open_study(storage, study_name(data, network, kind, epochs, precision))
     epochs = epochs or shrinknets.EPOCHS[network]
     _pick_up(study)

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
+from telescopic.files import make_folder, replacing
 from telescopic.quantities import human
 from telescopic.train import History
 
@@ -174,10 +176,23 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
                 zorder=4,
                 clip_on=False,
             )
-        _name_ends(axes, [history.labels[m] for m in shown], [line[-1] for line in lines], colours)
+        name_ends(axes, [history.labels[m] for m in shown], [line[-1] for line in lines], colours)
         svg, png = rendered(figure)
     caption += f" {len(shown)} of {number} members are drawn." if len(shown) < number else ""
     return Plot(f"training-{quantity}", f"{title.capitalize()} by epoch", caption.strip(), svg, png, colours)
+
+
+def write_plots(folder: Path, plots: Sequence[Plot]) -> list[Path]:
+    """Write plots as SVG and PNG files of their names into a folder, which is made; the paths of the former."""
+    paths = []
+    for plot in plots:
+        make_folder(folder)
+        for suffix, content in (("svg", plot.svg.encode()), ("png", plot.png)):
+            path = folder / f"{plot.name}.{suffix}"
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+        paths.append(folder / f"{plot.name}.svg")
+    return paths
 
 
 @contextmanager
@@ -288,7 +303,7 @@ def _shared(one: Any, other: Any) -> float:
     return float(max(0, width) * max(0, height))
 
 
-def _name_ends(axes: "Axes", labels: Sequence[str], ends: Sequence[float], colours: Sequence[Colour]) -> None:
+def name_ends(axes: "Axes", labels: Sequence[str], ends: Sequence[float], colours: Sequence[Colour]) -> None:
     """Write each line's name at its end."""
     shown = [i for i, end in enumerate(ends) if math.isfinite(end)]
     axes.autoscale_view()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from telescopic.files import make_folder, replacing
 from telescopic.papers import shrinknets
+from telescopic.papers.search.study import trained_for
 from telescopic.papers.tables import narrow
-from telescopic.plots import INK, MUTED, PAGE, Plot, canvas, log_ticks, ramp, rendered, tick
 from telescopic.quantities import human
-from telescopic.search.study import trained_for
+from telescopic.report.plots import INK, MUTED, PAGE, Plot, canvas, log_ticks, ramp, rendered, tick
 
 if TYPE_CHECKING:
     import optuna

@@ -10,10 +10,17 @@ import torch
 
 from telescopic.data import load
 from telescopic.documents import printable
-from telescopic.search.study import open_study, search, study_name
+from telescopic.papers.search.study import open_study, search, study_name
 
 
-def search_in_processes(processes: int, storage: str, *, told: Callable[[str], None] | None, **options: Any) -> None:
+def say(sentence: str) -> None:
+    """Print to standard error, harmlessly."""
+    print(printable(sentence), file=sys.stderr, flush=True)
+
+
+def search_in_processes(
+    processes: int, storage: str, *, told: Callable[[str], None] | None = say, **options: Any
+) -> None:
     """Search in so many processes, with one thread each; in this one if it is one.
 
     Args:
@@ -55,9 +62,9 @@ def _work(storage: str, options: dict[str, Any]) -> None:
     """What one process does."""
     torch.set_num_threads(1)
     try:
-        search(storage, told=lambda sentence: print(printable(sentence), file=sys.stderr, flush=True), **options)
+        search(storage, told=say, **options)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(1)

@@ -1,16 +1,24 @@
-"""Doubly Nested Network's figures 4 and 5, and what joint training costs, from what `reproduce` has left."""
+"""Doubly Nested Network's experiments, repeated: Figures 4 and 5, and what joint training costs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from telescopic.cost import nominal_macs, nominal_params
+from telescopic.data import Dataset, Preprocess
+from telescopic.evaluate import evaluate
+from telescopic.nested import Nested
 from telescopic.papers import doubly_nested
-from telescopic.papers.reproduce import runs
-from telescopic.papers.tables import PROTOCOLS, Runs, narrow
+from telescopic.papers.paper import Option, Paper, Runs, Trained
+from telescopic.papers.reproduce import protocols
+from telescopic.papers.tables import PROTOCOLS, by_settings, narrow
 from telescopic.quantities import human
 from telescopic.subnet import Grid, Subnet
+from telescopic.train import Epoch, Recipe
+from telescopic.train.checkpoint import load_checkpoint
+from telescopic.train.keeper import BEST
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,23 +26,109 @@ if TYPE_CHECKING:
 _SETTINGS = ("data", "train_images", "groups", "channels", "blocks", "epochs", "precision")
 
 
-def doubly_nested_tables(out: Path) -> "list[Table]":
+@dataclass(frozen=True, kw_only=True)
+class Experiments:
+    """Train the paper's network, and what Figures 4 and 5 compare it with, and show both. Stop and go on at will.
+
+    Names are those of `doubly_nested.experiment`, and `sliced-w8`: the first 8 groups of what the experiment `dense`
+    left in the epoch chosen on validation images, of which then the classifier alone is trained (Figure 4).
+    """
+
+    only: Annotated[
+        list[str] | None,
+        Option(
+            "An experiment; may be given several times: a way to train all members, such as uniform or macs; one "
+            "network by itself, such as alone, alone-w8, alone-x7, dense-w8; or sliced-w8, which is cut from dense. "
+            "(default: all that Figures 4 and 5 need at four widths)"
+        ),
+    ] = None
+    groups: Annotated[int, Option("Channel groups, and so widths; the paper has 22.", least=2)] = 22
+    channels: Annotated[
+        tuple[int, ...], Option("Channels of a group in each part of the network.", such_as="1,2,4")
+    ] = doubly_nested.CHANNELS
+    blocks: Annotated[int, Option("Residual blocks in each part.", least=1)] = 5
+    epochs: Annotated[int, Option("Passes over the training images.", least=1)] = 30
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            doubly_nested.member(_whole(name), self.groups, len(self.channels) * self.blocks - 1)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Those that are wanted."""
+        quarters = sorted({self.groups * k // 4 for k in (1, 2, 3)} - {0}, reverse=True)
+        cut = [f"{kind}-w{width}" for kind in ("dense", "sliced") for width in quarters]
+        return self.only or ["uniform", doubly_nested.BEST_WAY, "depth-only", "alone", "dense", *cut]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a summary says of them."""
+        facts = asdict(self) | {"channels": list(self.channels)}
+        return {name: fact for name, fact in facts.items() if name != "only"}
+
+    def build(self, name: str, images: Dataset, finished: Callable[[str], Path]) -> tuple[Nested, Recipe]:
+        """Network and recipe of one."""
+        net, recipe = doubly_nested.experiment(
+            _whole(name),
+            groups=self.groups,
+            channels=self.channels,
+            blocks=self.blocks,
+            epochs=self.epochs,
+            preprocess=Preprocess.fit(images.train),
+            input_shape=images.image_shape,
+            classes=len(images.classes),
+        )
+        if not name.startswith("sliced"):
+            return net, recipe
+        wide, _ = self.build("dense", images, finished)
+        load_checkpoint(finished("dense") / BEST, wide)
+        doubly_nested.slice_(net, wide)
+        return net, doubly_nested.classifier_only_(net, recipe)
+
+    def facts(self, trained: Trained) -> dict[str, Any]:
+        """All members, with costs and accuracies."""
+        net, recipe, shape = trained.net, trained.recipe, trained.images.input_shape
+        facts = {
+            "epochs": self.epochs,  # of a sliced network, those of the dense one; its own are the recipe's
+            "recipe": {key: value for key, value in recipe.to_dict().items() if key != "weights"},  # hundreds
+            "exits": net.grid.exits,
+            "widths": net.grid.widths,
+            "macs": nominal_macs(net, shape),
+            "params": nominal_params(net),
+            "protocols": {
+                protocol: {"epoch": row["epoch"], **_accuracies(trained.history[row["epoch"] - 1])}
+                for protocol, row in protocols(trained.history).items()
+            },
+        }
+        if trained.name.startswith("sliced"):
+            untouched, _ = trained.build()
+            test = evaluate(untouched.eval(), [trained.images.test], recipe.preprocess)[0].tolist()
+            facts["brute_force"] = _rounded(test)
+        return facts
+
+
+def _whole(name: str) -> str:
+    """The experiment with the network that a sliced one begins with."""
+    return name.replace("sliced-w", "dense-w")
+
+
+def _accuracies(epoch: Epoch) -> dict[str, list[float]]:
+    return {"validation": _rounded(epoch.validation), "test": _rounded(epoch.test)}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Of hundreds of members, no more digits than 10,000 images can tell."""
+    return [round(value, 4) for value in values]
+
+
+def tables(found: Runs) -> "list[Table]":
     """Every way to train all members beside members trained alone, and what Figures 4 and 5 show, in percent.
 
     Runs that differ in their settings make tables of their own.
-
-    Args:
-        out: the folder `run_doubly_nested` wrote to; what it lacks has no row, or a dash.
     """
-    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for experiment, some in runs(out).items():
-        for run in some:
-            if "groups" in run:  # else it is another paper's
-                settings = str([run[name] for name in _SETTINGS])
-                groups.setdefault(settings, {}).setdefault(experiment, []).append(run)
     tables = []
-    for _, found in sorted(groups.items()):
-        results = Results(found)
+    for _, some in by_settings(found, _SETTINGS):
+        results = Results(some)
         tables += [_ways(results, protocol) for protocol in PROTOCOLS]
         tables += [_figure_4(results), *_figure_5(results)]
     return [table for table in tables if table.rows]
@@ -200,3 +294,14 @@ def _cells(members: Sequence[Sequence[float]], *, spread: bool = True) -> list[s
     if spread and len(members[0]) > 1:
         cells[0] += f" ±{100 * stdev(members[0]):.1f}"
     return cells
+
+
+PAPER = Paper(
+    name="doubly-nested",
+    title="Doubly Nested Network for Resource-Efficient Inference (Kim et al. 2018, arXiv 1806.07568)",
+    data=("cifar10", "svhn"),
+    train=doubly_nested.train,
+    experiments=Experiments,
+    tables=tables,
+    examples=("--data cifar10 --out runs/dnn", "--only uniform --only alone"),
+)
