@@ -247,11 +247,11 @@ def test_points_lie_where_the_numbers_are() -> None:
 def test_curves_mark_the_kept_epoch() -> None:
     _, catalogue = family()
     history = learned(catalogue)
-    plot = curves(history, "accuracy")
+    plot = curves(history, "score")
     assert plot.caption.startswith("Dashed: epoch 29, the full network's best on validation images, was kept.")
     assert "rate 0.01" in plot.svg and "rate 0.001" in plot.svg
     assert plot.title == "Validation accuracy by epoch" and "12 of" not in plot.caption
-    unseen = curves(learned(catalogue, validation=False), "accuracy")
+    unseen = curves(learned(catalogue, validation=False), "score")
     assert unseen.title == "Test accuracy by epoch" and "Dashed" not in unseen.caption
     assert curves(learned(catalogue, epochs=1), "loss").caption.startswith("Dashed: epoch 1,")
     many = family((0.9,) * 15, None, mlp(8, (8,) * 14, 4))[1]

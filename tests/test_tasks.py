@@ -1,5 +1,6 @@
 """What a network learns to do is a value: its loss, its score, and how the full network teaches, checked by hand."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import f1_score, r2_score
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,8 +21,11 @@ from telescopic.catalogue import BudgetError, Catalogue, measure
 from telescopic.data import Augment, DataError, Dataset, Preprocess, Split
 from telescopic.metric import ACCURACY, Metric
 from telescopic.nested import Nested
+from telescopic.networks import causal_resnet
+from telescopic.report.heatmaps import heatmaps
+from telescopic.report.page import write_report
 from telescopic.tasks import Task
-from telescopic.train import CheckpointError, History, Objective, Recipe, evaluate, fit
+from telescopic.train import CheckpointError, Epoch, History, Objective, Recipe, evaluate, fit
 from telescopic.train.checkpoint import read_facts
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05)
@@ -185,6 +190,34 @@ def test_a_table_of_numbers_is_learned_and_measured(tmp_path: Path) -> None:
     for name in ("min_accuracy", "max_score"):
         with pytest.raises(ValueError, match=f"is R2, .*higher is the better: give min_score, not {name}"):
             catalogue.choose(**{name: 0.5})  # type: ignore[arg-type]
+
+
+def test_a_report_of_an_error_and_of_scores_below_0(tmp_path: Path) -> None:
+    net = network()
+    priced = measure(net, input_shape=(5,))
+    catalogue = priced.scored(MAE.metric, [2.5, 0.75], [2.25, 0.5])
+    epoch = Epoch(1, 1.0, 100.0, 0.1, 1.0, (1.0, 2.0), (2.5, 0.75), (2.25, 0.5))
+    history = History(["exit=0", "exit=1"], 1, [epoch, replace(epoch, epoch=2)], metric=MAE.metric)
+    page = write_report(tmp_path, net, catalogue, history=history, title="mine", source="x").read_text()
+    assert (
+        "MAE 0.5 mm to 2.25 mm on the test examples" in page and "%" not in page.split("<table")[1].split("</table")[0]
+    )
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} >= {"score-macs", "training-score", "training-loss"}
+    assert "validation MAE" in (tmp_path / "plots" / "score-macs.svg").read_text()
+    assert "the best MAE within each budget" in page and 'data-key="score">validation MAE' in page
+    shown = Console(width=80, file=io.StringIO())
+    shown.print(catalogue.table())
+    assert (
+        isinstance(shown.file, io.StringIO) and "MAE mm" in shown.file.getvalue() and " 0.75 " in shown.file.getvalue()
+    )
+    wide = causal_resnet(2, (1,), blocks=1)
+    scores = [0.5 - 0.4 * i for i in range(len(wide.grid))]
+    below = measure(wide, input_shape=(3, 8, 8)).scored(tasks.regression().metric, scores, scores)
+    maps = {plot.name: plot for plot in heatmaps(wide.grid, below)}
+    assert (
+        maps["grid-score"].title == "validation R2"
+        and f"{wide.grid.label(wide.grid[2])}: -0.3" in maps["grid-score"].svg
+    )
 
 
 def test_an_interrupted_run_of_any_task_goes_on(tmp_path: Path) -> None:

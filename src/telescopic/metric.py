@@ -56,6 +56,11 @@ class Metric:
         """The best of some scores."""
         return max(scores, key=self.worth)
 
+    @property
+    def word(self) -> str:
+        """`accuracy` or `score`: what files and sentences call it where its name might hold anything."""
+        return ACCURACY.name if self.name == ACCURACY.name else "score"
+
     def text(self, score: float) -> str:
         """A score as people read it, such as `97.50 %` or `0.4512`."""
         if math.isnan(score):

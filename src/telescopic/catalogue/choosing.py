@@ -88,7 +88,7 @@ class Member:
         return self._accuracy(self.test_score)
 
     def _accuracy(self, score: float | None) -> float | None:
-        if self.metric.name != ACCURACY.name:
+        if self.metric.word != "accuracy":
             raise ValueError(
                 f"{self.label} has no accuracy, for its score is {self.metric.name}: read score, test_score"
             )
@@ -149,7 +149,7 @@ class Budget:
     def name(self) -> str:
         """As the user gives it."""
         least = self.quantity == "score" and self.metric.better == "higher"
-        accuracy = self.quantity == "score" and self.metric.name == ACCURACY.name
+        accuracy = self.quantity == "score" and self.metric.word == "accuracy"
         return f"{'min' if least else 'max'}_{'accuracy' if accuracy else self.quantity}"
 
     def value(self, member: Member) -> float:
@@ -177,7 +177,7 @@ class Budget:
             unit = self.metric.unit if self.quantity == "score" else _UNITS.get(self.quantity, "")
             text = f"{value * (100 if percent else 1):,.12g} {unit}".strip()
         if self.quantity == "score":
-            return f"reaches {text}" if self.metric.name == ACCURACY.name else f"has {self.metric.name} {text}"
+            return f"reaches {text}" if self.metric.word == "accuracy" else f"has {self.metric.name} {text}"
         return _NEEDS[self.quantity].format(text)
 
     def _text(self, value: float) -> str:
@@ -266,11 +266,11 @@ def _rank(member: Member) -> tuple[float, ...]:
 def _praise(member: Member) -> str:
     if member.score is None:
         return "largest"
-    return "most accurate" if member.metric.name == ACCURACY.name else "best"
+    return "most accurate" if member.metric.word == "accuracy" else "best"
 
 
 def _named(member: Member) -> str:
     if member.score is None:
         return member.label
-    name = "" if member.metric.name == ACCURACY.name else f"{member.metric.name} "
+    name = "" if member.metric.word == "accuracy" else f"{member.metric.name} "
     return f"{member.label} ({name}{member.metric.text(member.score)})"

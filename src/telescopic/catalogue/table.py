@@ -231,7 +231,7 @@ class Catalogue(Sequence[Member]):
             table.caption = Text("\n".join(notes))  # as Text, so that nothing in it is taken for markup
         varying = [n for n in _COORDINATES if len({getattr(m.subnet, n) for m in self}) > 1]
         columns = {name: column for name, column in _COLUMNS.items() if getattr(self[0], name) is not None}
-        accuracy, metric = self.metric.name == ACCURACY.name, self.metric
+        accuracy, metric = self.metric.word == "accuracy", self.metric
         said = f" {metric.unit}" if accuracy else f"\n{metric.name} {metric.unit}".rstrip()
         columns |= {name: (columns[name][0] + said, "") for name in ("score", "test_score") if name in columns}
         for header in [*(varying or ["member"]), *(header for header, _ in columns.values())]:
