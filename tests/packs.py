@@ -22,7 +22,7 @@ def small_pack(to: Path, shape: tuple[int, int, int]) -> Path:
     torch.manual_seed(0)
     net = tl.networks.causal_resnet(2, (2, 4), blocks=1, classes=3, in_channels=shape[0]).eval()
     found = tl.measure(net, input_shape=shape)
-    catalogue = replace(found, members=tuple(replace(m, accuracy=MEMBERS.get(m.subnet, 0.1)) for m in found))
+    catalogue = replace(found, members=tuple(replace(m, score=MEMBERS.get(m.subnet, 0.1)) for m in found))
     return tl.pack(
         net,
         to,

@@ -617,7 +617,7 @@ def test_the_best_path_uses_the_catalogue(net: tl.Nested, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="needs accuracies on validation images"):
         tl.best_path(net, table)
     # Accuracy comes with width alone, and all steps take long: one narrow answer at the first exit, then wider.
-    better = tuple(replace(m, accuracy=(m.subnet.width or 0) / 10) for m in table)
+    better = tuple(replace(m, score=(m.subnet.width or 0) / 10) for m in table)
     table = replace(table, members=better)
     asked: list[object] = []
 

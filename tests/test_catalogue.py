@@ -30,7 +30,7 @@ def member(entry: int, **facts: Any) -> Member:
     macs = (1_237_152, 622_496, 7_840)[entry]
     given = {"macs": macs, "params": macs + 10, "bytes": 4 * macs, "peak_activation": 6272, "largest_feature_map": 3136}
     accuracy = (0.989, 0.9843, 0.926)[entry]
-    given |= {"accuracy": accuracy, "test_accuracy": 1 - accuracy, "latency_ms": 0.25 * (3 - entry)}
+    given |= {"score": accuracy, "test_score": 1 - accuracy, "latency_ms": 0.25 * (3 - entry)}
     given |= {
         "latency_p95_ms": 0.3 * (3 - entry),
         "label": f"entry={entry}",
@@ -45,7 +45,7 @@ def catalogue(*members: Member, **facts: Any) -> Catalogue:
 
 
 def unmeasured(*members: Member) -> Catalogue:
-    bare = dict.fromkeys(("accuracy", "test_accuracy", "latency_ms", "latency_p95_ms"))
+    bare = dict.fromkeys(("score", "test_score", "latency_ms", "latency_p95_ms"))
     return Catalogue(tuple(replace(m, **bare) for m in members or catalogue()), (1, 28, 28))
 
 
@@ -249,15 +249,13 @@ def test_a_near_miss_is_told_in_full() -> None:
 
 
 def test_of_equals_the_cheapest() -> None:
-    rows = catalogue(*(member(i, accuracy=0.9) for i in (2, 1, 0)))
+    rows = catalogue(*(member(i, score=0.9) for i in (2, 1, 0)))
     assert rows.choose().label == "entry=2"
     assert rows.choose(max_macs=700e3).binding == ()
 
 
 def test_test_accuracy_plays_no_part() -> None:
-    assert (
-        catalogue(member(1, test_accuracy=0.1), member(0, accuracy=0.9, test_accuracy=1.0)).choose().label == "entry=1"
-    )
+    assert catalogue(member(1, test_score=0.1), member(0, score=0.9, test_score=1.0)).choose().label == "entry=1"
 
 
 def test_without_accuracies_the_largest_that_fits() -> None:
@@ -326,7 +324,7 @@ TABLES = st.lists(st.tuples(FEW, FEW, FEW), min_size=1, max_size=6)
 def scattered(rows: list[tuple[int, int, int]]) -> Catalogue:
     """Members with the given (accuracy in quarters, MACs, parameters)."""
     return catalogue(*(
-        member(0, subnet=Subnet(entry=i, exit=9, width=1), label=f"entry={i}", accuracy=a / 4, macs=m, params=p)
+        member(0, subnet=Subnet(entry=i, exit=9, width=1), label=f"entry={i}", score=a / 4, macs=m, params=p)
         for i, (a, m, p) in enumerate(rows)
     ))  # fmt: skip
 
@@ -418,8 +416,8 @@ def test_the_table_says_it_in_human_units() -> None:
 
 
 def test_the_table_fits_in_80_columns() -> None:
-    wide = {"macs": 123_400_000, "params": 999_000_000, "bytes": 10**8, "peak_activation": 10**8, "accuracy": 1.0}
-    wide |= {"latency_ms": 0.001234, "latency_p95_ms": 123456.0, "test_accuracy": 1.0}
+    wide = {"macs": 123_400_000, "params": 999_000_000, "bytes": 10**8, "peak_activation": 10**8, "score": 1.0}
+    wide |= {"latency_ms": 0.001234, "latency_p95_ms": 123456.0, "test_score": 1.0}
     rows = [Subnet(entry=e, exit=x, width=w) for e in (0, 15) for x in (15, 16) for w in (1, 22)]
     lines = printed(catalogue(*(member(0, subnet=s, label=str(s), **wide) for s in rows)))
     assert lines[0].split() == ["latency", "p95"] and len(lines) > 2 + len(rows)
@@ -476,11 +474,11 @@ def test_csv_has_plain_numbers(tmp_path: Path) -> None:
         (lambda d: d["members"][0].update(macs=1.5), r"macs of entry=2 is a whole number of 0 or more, not 1\.5"),
         (lambda d: d["members"][0].update(params=True), "params of entry=2 is a whole number of 0 or more, not True"),
         (lambda d: d["members"][0].update(bytes=2**63), "bytes of entry=2 is a whole number"),
-        (lambda d: d["members"][0].update(accuracy=97.5), "accuracy of entry=2 is None or a number from 0 to 1"),
+        (lambda d: d["members"][0].update(score=97.5), "accuracy of entry=2 is None or a number from 0 to 1"),
         (lambda d: d["members"][0].update(latency_ms=math.nan), "latency_ms of entry=2 is None or a number"),
         (lambda d: d["members"][0].update(latency_ms=math.inf), "latency_ms of entry=2 is None or a number"),
         (lambda d: d["members"][0].update(latency_ms=None), "entry=2 has latency_ms and latency_p95_ms or neither"),
-        (lambda d: d["members"][0].update(accuracy=None), "the accuracy of all members or of none"),
+        (lambda d: d["members"][0].update(score=None), "the score of all members or of none"),
         (lambda d: d["members"][0].update(label="<script>"), "cannot read sub-network '<script>'"),
         (lambda d: d["members"][0].update(label="entry=1"), "label 'entry=1' does not name entry=2,exit=1,width=1"),
         (lambda d: d["members"][0].update(label=None), "has a label, not None"),

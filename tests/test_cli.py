@@ -345,7 +345,7 @@ def test_of_many_members_the_front_is_shown(
     assert f"These {len(front)} of 52 members are more accurate" in result.stdout
     assert f"All of them:  telescopic catalogue {run}" in result.stdout
     every = invoke("catalogue", run).stdout.splitlines()
-    better = tuple(replace(m, accuracy=(m.subnet.width or 0) / 20) for m in table)
+    better = tuple(replace(m, score=(m.subnet.width or 0) / 20) for m in table)
     _show(replace(table, members=better), Path(run))  # the narrowest that costs least, and one for each wider one
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:14]] == [["-1", str(width)] for width in range(1, 14)]

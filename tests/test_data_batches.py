@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telescopic.data import Augment, DataError, Preprocess, Split, batch_sizes, batches
+from telescopic.data import Augment, DataError, Preprocess, Split, batch_sizes, batches, prepared
 
 
 def numbered(n: int, device: str = "cpu") -> Split:
@@ -73,14 +73,14 @@ def test_bad_requests_are_refused_at_the_call(bad: dict[str, int]) -> None:
         batches(numbered(4), 0)
 
 
-def test_a_split_refuses_other_types_and_shapes() -> None:
-    images, y = pixels(4, 1, 2, 2), torch.arange(4)
-    with pytest.raises(DataError, match=r"images are uint8 .* not float32 \[4, 1, 2, 2\]"):
-        Split(images.float(), y)
-    with pytest.raises(DataError, match=r"not uint8 \[4, 2, 2\]"):
-        Split(images[:, 0], y)
-    with pytest.raises(DataError, match=r"labels are int64 \[4\] for these images, not int64 \[3\]"):
-        Split(images, y[:3])
+def test_a_split_holds_anything_of_the_same_number() -> None:
+    numbers, y = torch.rand(4, 3), torch.rand(4, 2)
+    assert len(Split(numbers, y)) == 4 and Split(numbers, y).images is numbers and Split(numbers, y).labels is y
+    for x, targets in ((numbers, y[:3]), (torch.tensor(1.0), y), (numbers, torch.tensor(1.0))):
+        with pytest.raises(DataError, match=r"as many targets \[n, ...\] as inputs .* these are float32 \["):
+            Split(x, targets)
+    with pytest.raises(DataError, match="tensors, not ndarray and Tensor"):
+        Split(numbers.numpy(), y)  # type: ignore[arg-type]
 
 
 def test_preprocess_values() -> None:
@@ -106,16 +106,32 @@ def test_preprocess_fit_normalises() -> None:
     assert constant.mean == pytest.approx((0.2,)) and constant.std == (1.0,)
 
 
+def test_numbers_that_are_no_bytes_are_not_divided() -> None:
+    words, floats = torch.tensor([[3, 4], [5, 900]]), torch.tensor([[1.0, 10.0], [3.0, 30.0]], dtype=torch.float64)
+    assert Preprocess()(words) is words and Preprocess()(floats) is floats
+    assert Augment()(words, torch.Generator()) is words
+    fitted = Preprocess.fit(Split(floats, torch.zeros(2)))
+    assert fitted == Preprocess((2.0, 20.0), (1.0, 10.0))
+    assert fitted(floats).tolist() == [[-1.0, -1.0], [1.0, 1.0]]
+    like = torch.zeros(1, dtype=torch.float16)
+    assert prepared(words, Preprocess(), like).dtype == torch.int64, "numbers of words stay whole"
+    assert prepared(floats, Preprocess(), like).dtype == torch.float16
+
+
 def test_preprocess_errors() -> None:
     with pytest.raises(ValueError, match="as many means as stds, found 2 and 1"):
         Preprocess((0.0, 0.0), (1.0,))
     for std in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite means and stds above 0"):
             Preprocess((0.0,), (std,))
-    with pytest.raises(ValueError, match=r"takes uint8 \[batch, 3, height, width\], not uint8 \[2, 1, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"takes numbers \[batch, 3, ...\], not uint8 \[2, 1, 4, 4\]"):
         Preprocess((0.0,) * 3, (1.0,) * 3)(pixels(2, 1, 4, 4))
-    with pytest.raises(ValueError, match=r"not float32 \[2, 1, 4, 4\]"):
-        Preprocess()(pixels(2, 1, 4, 4).float())
+    with pytest.raises(ValueError, match=r"takes numbers \[batch, channels, ...\], not int64 \[2, 5\]"):
+        Preprocess((0.5,), (1.0,))(torch.ones(2, 5, dtype=torch.int64))
+    with pytest.raises(DataError, match=r"bytes or floating-point numbers, not int64 \[2, 5\]"):
+        Preprocess.fit(Split(torch.ones(2, 5, dtype=torch.int64), torch.zeros(2)))
+    with pytest.raises(ValueError, match=r"Augment takes images .* not float32 \[2, 5\]"):
+        Augment(pad=1)(torch.rand(2, 5), torch.Generator())
     with pytest.raises(DataError, match="needs images"):
         Preprocess.fit(numbered(0))
 

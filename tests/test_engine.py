@@ -36,7 +36,7 @@ def net() -> tl.Nested:
 def folder(net: tl.Nested, tmp_path_factory: pytest.TempPathFactory) -> Path:
     known = dict(zip(MEMBERS, ACCURACIES, strict=True))
     found = tl.measure(net, input_shape=SHAPE)
-    catalogue = replace(found, members=tuple(replace(m, accuracy=known.get(m.subnet, 0.1)) for m in found))
+    catalogue = replace(found, members=tuple(replace(m, score=known.get(m.subnet, 0.1)) for m in found))
     to = tmp_path_factory.mktemp("packs") / "small.telescope"
     return tl.pack(net, to, members=MEMBERS, catalogue=catalogue, preprocess=PREPROCESS)
 

@@ -15,6 +15,7 @@ from telescopic.catalogue import measure
 from telescopic.data import Dataset, Preprocess, Split, batches
 from telescopic.fits import check_fits, check_training, tried
 from telescopic.nested import Nested
+from telescopic.tasks import regression
 from telescopic.train import Recipe, evaluate, fit, recalibrate
 
 RECIPE = Recipe(epochs=1, batch_size=128)
@@ -83,20 +84,35 @@ def test_a_label_that_is_in_the_test_images_only() -> None:
 def test_labels_are_classes() -> None:
     images = split(3).images
     for labels, reason in (
-        (torch.tensor([0, -1, 1]), "classes from 0, and one is -1"),
-        (torch.tensor([0, 1, -100]), "one is -100"),
-        (torch.tensor([0.0, 1.0, 1.0]), r"int64 \[3\] for these images, not float32 \[3\]"),
-        (torch.tensor([0, 1]), r"int64 \[3\] for these images, not int64 \[2\]"),
-        (images.numpy(), "tensors, not Tensor and ndarray"),
+        (torch.tensor([0, -1, 1]), r"labels go from -1 to 1, .*scores \(3\) are for labels from 0 to 2"),
+        (torch.tensor([0, 1, -100]), "labels go from -100 to 1"),
+        (torch.tensor([0.0, 1.0, 1.0]), r"classes, int64 \[n\], not float32 \[3\]; see telescopic.tasks"),
+        (torch.tensor([[0], [1], [2]]), r"classes, int64 \[n\], not int64 \[3, 1\]"),
     ):
-        with pytest.raises(ValueError, match=reason):
-            Split(images, labels)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"uint8 .* not float32"):
-        Split(images.float() * torch.nan, torch.tensor([0, 1, 2]))
+        same = Split(images, labels)
+        for call in (lambda same=same: run(network(), dataset(same, same, same)),
+                     lambda same=same: evaluate(network(), [same], Preprocess())):  # fmt: skip
+            with pytest.raises(ValueError, match=reason):
+                call()
+
+
+def test_numbers_that_are_not_finite() -> None:
+    y = torch.arange(6) % 3
+    for value, said in ((math.nan, "nan"), (math.inf, "inf")):
+        x = torch.rand(6, 1, 4, 4)
+        x[4, 0, 1, 2] = value
+        with pytest.raises(ValueError, match=rf"inputs\[4, 0, 1, 2\] of a split of 6 examples is {said}"):
+            run(network(), dataset(Split(x, y), split(0), split(0)))
+    many = torch.zeros(5000, 1)
+    many[4999] = math.nan
+    with pytest.raises(ValueError, match=r"targets\[4999, 0\] of a split of 5000"):
+        evaluate(network(scores=1), [Split(torch.rand(5000, 1, 4, 4), many)], Preprocess(), task=regression())
 
 
 def test_splits_of_a_data_set_belong_together() -> None:
-    with pytest.raises(ValueError, match=r"mine: training images are \[1, 4, 4\], but test images \[3, 4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"mine: training inputs are uint8 \[6, 1, 4, 4\], but test inputs uint8 \[6, 3, 4, 4\]"
+    ):
         dataset(split(6), test=split(6, shape=(3, 4, 4)))
     with pytest.raises(ValueError, match=r"mine: a label is 2, and the 2 classes are counted from 0"):
         replace(dataset(split(6)), classes=("a", "b"))
@@ -111,9 +127,9 @@ def test_images_that_the_network_does_not_take() -> None:
     ):
         with pytest.raises(ValueError, match=r"does not take these images \[.*\] \[3, 4, 4\]: .*48"):
             call()
-    with pytest.raises(ValueError, match=r"input_shape is \(1, 4, 4\), and the images of mine are \(3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"input_shape is \(1, 4, 4\), and the inputs of mine are \(3, 4, 4\)"):
         measure(network(), data, input_shape=SHAPE)
-    with pytest.raises(ValueError, match=r"Preprocess takes uint8 \[batch, 2, "):
+    with pytest.raises(ValueError, match=r"Preprocess takes numbers \[batch, 2, "):
         run(network(), dataset(split(12)), preprocess=Preprocess((0.0, 0.0), (1.0, 1.0)))
     pixelwise = Nested([nn.Conv2d(1, 3, 1)], exits={0: nn.Identity()})
     with pytest.raises(

@@ -215,10 +215,10 @@ def test_progress(few: Dataset, capfd: pytest.CaptureFixture[str], monkeypatch: 
         history = fit(network(), few, RECIPE, progress=progress)
         out, err = capfd.readouterr()
         assert out == "" and [line.split()[1] for line in err.splitlines()] == ["fp32", "1/4", "4/4"]
-        assert f"entry=0 {history[-1].test[2]:.2%}" in err
+        assert f"entry=0 {100 * history[-1].test[2]:.2f} %" in err
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     history = fit(network(), few, RECIPE)
-    assert "epoch 4 of 4" in screen.getvalue() and f"{history[-1].test[0]:.2%}" in screen.getvalue()
+    assert "epoch 4 of 4" in screen.getvalue() and f"{100 * history[-1].test[0]:.2f} %" in screen.getvalue()
 
 
 def test_the_callers_random_state_stays(few: Dataset) -> None:

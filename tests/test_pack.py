@@ -48,7 +48,7 @@ def family() -> tl.Nested:
 
 def catalogue_of(net: tl.Nested, accuracies: list[float], latencies: list[float] | None = None) -> tl.Catalogue:
     found = tl.measure(net, input_shape=SHAPE)
-    members = [replace(member, accuracy=accuracy) for member, accuracy in zip(found, accuracies, strict=True)]
+    members = [replace(member, score=accuracy) for member, accuracy in zip(found, accuracies, strict=True)]
     if latencies is None:
         return replace(found, members=tuple(members))
     timed = [replace(m, latency_ms=ms, latency_p95_ms=ms) for m, ms in zip(members, latencies, strict=True)]

@@ -41,8 +41,8 @@ def family(
     members = tuple(
         replace(
             member,
-            accuracy=accuracies and accuracies[i],
-            test_accuracy=tests and tests[i],
+            score=accuracies and accuracies[i],
+            test_score=tests and tests[i],
             latency_ms=0.5 + i if timed else None,
             latency_p95_ms=0.6 + i if timed else None,
         )
@@ -247,11 +247,11 @@ def test_points_lie_where_the_numbers_are() -> None:
 def test_curves_mark_the_kept_epoch() -> None:
     _, catalogue = family()
     history = learned(catalogue)
-    plot = curves(history, "accuracy")
+    plot = curves(history, "score")
     assert plot.caption.startswith("Dashed: epoch 29, the full network's best on validation images, was kept.")
     assert "rate 0.01" in plot.svg and "rate 0.001" in plot.svg
     assert plot.title == "Validation accuracy by epoch" and "12 of" not in plot.caption
-    unseen = curves(learned(catalogue, validation=False), "accuracy")
+    unseen = curves(learned(catalogue, validation=False), "score")
     assert unseen.title == "Test accuracy by epoch" and "Dashed" not in unseen.caption
     assert curves(learned(catalogue, epochs=1), "loss").caption.startswith("Dashed: epoch 1,")
     many = family((0.9,) * 15, None, mlp(8, (8,) * 14, 4))[1]
@@ -335,7 +335,7 @@ def wide(grid: Grid | None = None) -> tuple[Grid, Catalogue]:
         deep = member.exit - member.entry + 2
         figures = {"macs": deep * member.width**2, "params": deep * member.width, "largest_feature_map": member.width}
         accuracy = 1 - 0.5 / (deep * member.width)
-        members.append(replace(seed, subnet=member, label=grid.label(member), accuracy=accuracy, **figures))
+        members.append(replace(seed, subnet=member, label=grid.label(member), score=accuracy, **figures))
     return grid, Catalogue(tuple(members), (8,))
 
 
@@ -415,7 +415,7 @@ def test_heat_maps_of_what_was_measured() -> None:
         assert {(float(x), float(y)) for x, y in marked} == {places[m.label] for m in catalogue.front(cost)}  # type: ignore[arg-type]
         assert words in plot.caption
     assert plots["grid-largest-feature-map"].caption == "" and "rings" not in plots["grid-largest-feature-map"].svg
-    tested = Catalogue(tuple(replace(m, accuracy=None, test_accuracy=0.5) for m in catalogue), (8,))
+    tested = Catalogue(tuple(replace(m, score=None, test_score=0.5) for m in catalogue), (8,))
     assert next(plot.name for plot in heatmaps(grid, tested)) == "grid-test-accuracy"
     timed = {"latency_ms": 0.25, "latency_p95_ms": 0.5}
     conditions = {"machine": "m", "device": "cpu", "threads": 1, "batch": 1}

@@ -13,9 +13,14 @@ from . import networks as networks
 from . import data as data
 from .data import DataError as DataError, Preprocess as Preprocess, Augment as Augment
 
+# What is learned, and how it is scored
+from . import tasks as tasks
+from .tasks import Task as Task
+from .metric import Metric as Metric
+
 # Training every member together
 from . import recipes as recipes
-from .train import Recipe as Recipe, Shrink as Shrink, fit as fit, pairwise as pairwise
+from .train import Recipe as Recipe, Shrink as Shrink, fit as fit, pairwise as pairwise, Objective as Objective
 from .evaluate import evaluate as evaluate
 from .statistics import recalibrate as recalibrate
 from .train import History as History, TrainingError as TrainingError, CheckpointError as CheckpointError

@@ -5,43 +5,63 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from telescopic.data import Preprocess, Split, batches
+from telescopic.data import Preprocess, Split, batches, prepared
 from telescopic.fits import check_fits, in_eval_mode
 from telescopic.nested import Nested
 from telescopic.statistics import warn_of_unseen
+from telescopic.tasks import CLASSIFICATION, Task
 
 
 @torch.no_grad()
-def count_correct(net: Nested, split: Split, preprocess: Preprocess, batch_size: int = 200) -> Tensor:
-    """Number of images that each member classifies rightly, `[members]` int64, in eval mode.
+def score_sums(
+    net: Nested, split: Split, preprocess: Preprocess, task: Task = CLASSIFICATION, batch_size: int = 200
+) -> Tensor:
+    """What all examples of a split add to the score of each member, `[members, numbers]` float64, in eval mode.
 
-    Images may lie on another device than the network.
+    Examples may lie on another device than the network. An empty split adds nothing.
     """
     first = next(net.parameters())
-    device = first.device
-    correct = torch.zeros(len(net.grid), dtype=torch.int64, device=device)
+    added = torch.zeros((), device=first.device)
     with in_eval_mode(net):
-        for images, labels in batches(split, batch_size):
-            guesses = net.all(preprocess(images.to(device)).to(first.dtype)).argmax(2)
-            correct += (guesses == labels.to(device)).sum(1)
-    return correct.cpu()
+        for inputs, targets in batches(split, batch_size):
+            outputs = net.all(prepared(inputs, preprocess, first))
+            added = added + task.sums(outputs, targets.to(first.device))
+        if not len(split):  # which has a shape all the same
+            one = [part.new_zeros(1, *part.shape[1:]) for part in (split.inputs, split.targets)]
+            added = torch.zeros_like(task.sums(net.all(prepared(one[0], preprocess, first)), one[1].to(first.device)))
+    return added.cpu().double()
 
 
-def evaluate(net: Nested, splits: Sequence[Split], preprocess: Preprocess, batch_size: int = 200) -> Tensor:
-    """Accuracy of every member on several splits, with a warning if BatchNorm has seen no data of some member.
+def evaluate(
+    net: Nested,
+    splits: Sequence[Split],
+    preprocess: Preprocess,
+    batch_size: int = 200,
+    *,
+    task: Task = CLASSIFICATION,
+) -> Tensor:
+    """Score of every member on several splits, with a warning if BatchNorm has seen no data of some member.
 
     Args:
         net: the network.
-        splits: images and labels; an empty split gives NaN.
-        preprocess: turns uint8 images into what the network sees.
-        batch_size: images in a batch.
+        splits: inputs and targets; an empty split gives NaN.
+        preprocess: turns inputs into what the network sees.
+        batch_size: examples in a batch.
+        task: what the network has learned; its score is taken. By default classification, whose score is accuracy, a
+            fraction.
 
     Returns:
-        Fractions `[splits, members]`, float64.
+        Scores `[splits, members]`, float64.
 
     Raises:
-        ValueError: if the network does not take the images, or has no score for a label.
+        ValueError: if the network does not take the inputs, or its outputs and the targets do not fit the task.
     """
-    check_fits(net, splits, preprocess)
+    check_fits(net, splits, preprocess, task)
     warn_of_unseen(net)
-    return torch.stack([count_correct(net, s, preprocess, batch_size).double() / len(s) for s in splits])
+    scores = [
+        task.total(score_sums(net, split, preprocess, task, batch_size), len(split))
+        if len(split)
+        else torch.full((len(net.grid),), torch.nan, dtype=torch.float64)
+        for split in splits
+    ]
+    return torch.stack(scores)

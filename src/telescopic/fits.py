@@ -1,4 +1,4 @@
-"""Whether a network, images and labels belong together: found out before anything is trained or measured."""
+"""Whether a network, data and a task belong together: found out before anything is trained or measured."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -8,39 +8,52 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from telescopic.data import Dataset, Preprocess, Split
+from telescopic.data import Augment, Dataset, Preprocess, Split, prepared
 from telescopic.denormals import denormals_as_zero
 from telescopic.inputs import first_line
 from telescopic.nested import Nested
+from telescopic.tasks import CLASSIFICATION, Task
 
 
-def check_training(net: Nested, data: Dataset, preprocess: Preprocess, batch_size: int, world: int) -> int:
-    """Refuse what cannot be trained; warn of images kept apart that are all of one class, and so say nothing.
+def check_training(
+    net: Nested,
+    data: Dataset,
+    preprocess: Preprocess,
+    batch_size: int,
+    world: int,
+    task: Task = CLASSIFICATION,
+    augment: Augment | None = None,
+) -> int:
+    """Refuse what cannot be trained; warn of examples kept apart that say nothing, for all have one target.
 
     Args:
         net: the network.
         data: what it is to learn.
-        preprocess: turns uint8 images into what the network sees.
-        batch_size: images in a batch.
+        preprocess: turns inputs into what the network sees.
+        batch_size: examples in a batch.
         world: number of processes that share a batch.
+        task: what is to be learned.
+        augment: how the inputs are to be changed.
 
     Returns:
-        The fewest images of a batch with which it can be trained: see `telescopic.data.batches`.
+        The fewest examples of a batch with which it can be trained: see `telescopic.data.batches`.
 
     Raises:
-        ValueError: if there are no training images, or all are of one class; if the network does not take the images,
-            or has no score for a label; or if BatchNorm gets too few images to compute a variance.
+        ValueError: if there are no training examples, or all have one target; if a number is not finite; if the network
+            does not take the inputs, or its outputs and the targets do not fit the task; or if BatchNorm gets too few
+            examples to compute a variance.
     """
     if not len(data.train):
         raise ValueError(f"{data.name} has no training images")
+    (augment or Augment())(data.train.inputs[:1].cpu(), torch.Generator())
     with denormals_as_zero():  # torch's threads may begin here, and take it over
-        least = world * check_fits(net, data.splits, preprocess)
-    if one := _only_class(data, data.train):
-        raise ValueError(f"all training images of {data.name} are of class {one}: there is nothing to tell apart")
+        least = world * check_fits(net, data.splits, preprocess, task)
+    score = task.metric.name
+    if one := _only_target(data, data.train):
+        raise ValueError(f"all training images of {data.name} are of {one}: there is nothing to tell apart")
     for what, split in (("validation", data.validation), ("test", data.test)):
-        if one := _only_class(data, split):
-            message = f"all {what} images of {data.name} are of class {one}: accuracy on them says nothing"
-            warnings.warn(message, stacklevel=3)
+        if one := _only_target(data, split):
+            warnings.warn(f"all {what} images of {data.name} are of {one}: {score} on them says nothing", stacklevel=3)
     if min(batch_size, len(data.train)) < least:
         shared = f", shared by {world} processes" if world > 1 else ""
         raise ValueError(
@@ -50,50 +63,72 @@ def check_training(net: Nested, data: Dataset, preprocess: Preprocess, batch_siz
     return max(1, least)
 
 
-def check_fits(net: nn.Module, splits: Sequence[Split], preprocess: Preprocess) -> int:
-    """Refuse images that a network does not take, and labels for which it has no score.
+def check_fits(net: nn.Module, splits: Sequence[Split], preprocess: Preprocess, task: Task = CLASSIFICATION) -> int:
+    """Refuse inputs that a network does not take, and outputs and targets that do not fit the task.
 
     Args:
         net: the network.
-        splits: images and labels; empty ones are not looked at.
-        preprocess: turns uint8 images into what the network sees.
+        splits: inputs and targets; empty ones are not looked at.
+        preprocess: turns inputs into what the network sees.
+        task: what the network is to answer.
 
     Returns:
         See `tried`; 0 if all splits are empty.
 
     Raises:
-        ValueError: if they do not belong together.
+        ValueError: if they do not belong together, or a number in them is not finite.
     """
     splits = [split for split in splits if len(split)]
     if not splits:
         return 0
-    logits, least = tried(net, splits[0], preprocess)
-    if logits.ndim != (3 if isinstance(net, Nested) else 2):
-        raise ValueError(f"a network gives scores [batch, classes], and this one an output of shape {[*logits.shape]}")
-    scores = logits.shape[-1]
-    lowest = min(int(split.labels.min()) for split in splits)
-    highest = max(int(split.labels.max()) for split in splits)
-    if highest >= scores:
-        from_one = "; they seem to be counted from 1: subtract 1" if (lowest, highest) == (1, scores) else ""
-        each = "; each class needs a score of its own" if scores == 1 else ""
-        raise ValueError(
-            f"labels go from {lowest} to {highest}, and the network's scores ({scores}) are for labels from 0 to "
-            f"{scores - 1}{from_one}{each}"
-        )
+    for split in splits:
+        for what, numbers in (("inputs", split.inputs), ("targets", split.targets)):
+            _require_finite(numbers, what)
+    outputs, least = tried(net, splits[0], preprocess)
+    outputs = outputs if isinstance(net, Nested) else outputs[None]
+    if outputs.ndim < 2 or outputs.shape[1] != 2:
+        raise ValueError(f"a network answers each of two examples, and this one gives {[*outputs.shape[1:]]} for two")
+    task.check(outputs, [split.targets for split in splits])
+    target = splits[0].targets[:1].to(outputs.device)
+    _require_each(outputs, target.repeat(2, *[1] * (target.ndim - 1)), task)
     return least
+
+
+def _require_each(outputs: Tensor, targets: Tensor, task: Task) -> None:
+    """Refuse a loss or score that does not tell members and examples apart."""
+    for what, say in (("loss", task.loss), ("score", task.score)):
+        each = None if say is None else say(outputs, targets)
+        shape, wanted = None if each is None else [*each.shape], [*outputs.shape[:2]]
+        if shape is not None and (shape[:2] != wanted or len(shape) > (2 if what == "loss" else 3)):
+            raise ValueError(
+                f"the task's {what} gives {shape or 'one number'} for {wanted[0]} members and two examples, and should "
+                f"give one number for each, {wanted}: leave members and examples apart, as reduction='none' does"
+            )
+
+
+def _require_finite(numbers: Tensor, what: str) -> None:
+    if not numbers.is_floating_point() or numbers.is_meta:
+        return
+    for start in range(0, len(numbers), 4096):  # a mask of all would take as much memory again
+        bad = ~numbers[start : start + 4096].isfinite()
+        if bad.any():
+            place = bad.nonzero()[0].tolist()
+            place[0] += start
+            named = f"{what}[{', '.join(map(str, place))}] of a split of {len(numbers)} examples"
+            raise ValueError(f"{named} is {float(numbers[tuple(place)])}: leave the example out, or fill the gap")
 
 
 @torch.no_grad()
 def tried(net: nn.Module, split: Split, preprocess: Preprocess) -> tuple[Tensor, int]:
-    """What a network answers to an image, given twice.
+    """What a network answers to an input, given twice.
 
     Returns:
-        Its output, of all members if it is nested; and how many images must be in a batch for its BatchNorms in
-        training: 0 without BatchNorm; 2 if one sees a single value of an image in each channel, which alone has no
+        Its output, of all members if it is nested; and how many inputs must be in a batch for its BatchNorms in
+        training: 0 without BatchNorm; 2 if one sees a single value of an input in each channel, which alone has no
         variance; else 1.
 
     Raises:
-        ValueError: if it does not take such images.
+        ValueError: if it does not take such inputs.
     """
     first, least = next(net.parameters()), 0
 
@@ -102,16 +137,16 @@ def tried(net: nn.Module, split: Split, preprocess: Preprocess) -> tuple[Tensor,
         values = inputs[0].numel() // inputs[0].shape[1]  # in a channel, of two images
         least = max(least, 1 if values > 2 else 2)
 
-    x = preprocess(split.images[:1].to(first.device)).to(first.dtype).repeat(2, 1, 1, 1)
+    x = prepared(split.inputs[:1], preprocess, first)
+    x = x.repeat(2, *[1] * (x.ndim - 1))
     hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, _BatchNorm)]
     try:
         with in_eval_mode(net):
             return (net.all(x) if isinstance(net, Nested) else net(x)), least
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = [*split.images.shape[1:]]
-        raise ValueError(
-            f"the network does not take these images [channels, height, width] {shape}: {first_line(error)}"
-        ) from error
+        shape = [*split.inputs.shape[1:]]
+        known = "images [channels, height, width]" if len(shape) == 3 else "inputs"
+        raise ValueError(f"the network does not take these {known} {shape}: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -129,8 +164,11 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _only_class(data: Dataset, split: Split) -> str | None:
-    """The class of all images of a split, if there is one and no other."""
-    found = set(split.labels.tolist())
-    label = found.pop() if len(found) == 1 else None
-    return None if label is None else f"{label} ({data.classes[label]})" if data.classes else str(label)
+def _only_target(data: Dataset, split: Split) -> str | None:
+    """What all examples of a split have for a target, if it is the same."""
+    targets = split.targets
+    if not len(targets) or not bool((targets == targets[:1]).all()):
+        return None
+    label = targets[0].tolist()
+    named = f"{label} ({data.classes[label]})" if data.classes and isinstance(label, int) else str(label)
+    return f"class {named}" if targets.ndim == 1 and targets.dtype == torch.int64 else f"target {named:.50}"

@@ -15,12 +15,14 @@ def human(value: float, unit: str = "") -> str:
     """Write a quantity with three digits: `1.24 M`, `4.95 MB`, `1.30 ms`, `97.50 %`.
 
     Args:
-        value: the quantity, 0 or more.
+        value: the quantity.
         unit: what it counts: `""` for a plain number and `"B"` for bytes take decimal prefixes (1 kB = 1000 B), `"ms"`
             takes none, and `"%"` writes a fraction as a percentage with two decimals.
     """
     if unit == "%":
         return f"{100 * value:.2f} %"
+    if value < 0:
+        return f"-{human(-value, unit)}"
     if math.isinf(value):
         return f"∞ {unit}".rstrip()
     prefixes = [""] if unit == "ms" else list(_POWERS)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.ambient import plain
-from telescopic.data import Augment, Preprocess, Split, batches
+from telescopic.data import Augment, Preprocess, Split, batches, prepared
 from telescopic.fits import in_eval_mode, tried
 from telescopic.nested import Nested, rebuilt
 from telescopic.wrappers import copied
@@ -89,7 +89,7 @@ def recalibrate_(
             generator = torch.Generator().manual_seed(seed)
             for images, _ in islice(batches(split, size, seed=seed), min(num_images, len(split)) // size):
                 images = images if augment is None else augment(images, generator)
-                x = preprocess(images.to(first.device)).to(first.dtype)
+                x = prepared(images, preprocess, first)
                 net.all(x) if isinstance(net, Nested) else net(x)
     finally:
         for norm in found:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 
+from telescopic.metric import ACCURACY, Metric
 from telescopic.quantities import human
 from telescopic.subnet import Coordinates, Subnet
 
@@ -20,8 +21,10 @@ class Member:
     Attributes:
         subnet: which, with all three coordinates.
         label: its short name in its grid.
-        accuracy: fraction of the validation images classified rightly; None if not measured.
-        test_accuracy: the same of the test images.
+        score: how good it is on the validation examples, as `metric` says: by default accuracy, the fraction that is
+            classified rightly; None if not measured.
+        test_score: the same of the test examples.
+        metric: what the two mean, the same for all members of a network.
         macs: multiply-adds of one example; this and the next four as `telescopic.Cost` defines them.
         params: number of parameters.
         bytes: parameters and buffers, in bytes.
@@ -36,8 +39,9 @@ class Member:
 
     subnet: Coordinates
     label: str
-    accuracy: float | None = None
-    test_accuracy: float | None = None
+    score: float | None = None
+    test_score: float | None = None
+    metric: Metric = ACCURACY
     macs: int
     params: int
     bytes: int
@@ -59,12 +63,36 @@ class Member:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < 2**63:
                 raise ValueError(f"{name} of {self.label} is a whole number of 0 or more, not {value!r:.50}")
-        for name in ("accuracy", "test_accuracy", "latency_ms", "latency_p95_ms"):
-            value, most = getattr(self, name), 1 if name.endswith("accuracy") else 1e12
-            if value is not None and not (type(value) in (int, float) and 0 <= value <= most):
-                raise ValueError(f"{name} of {self.label} is None or a number from 0 to {most:g}, not {value!r:.50}")
+        for score, what in ((self.score, ""), (self.test_score, "test ")):
+            if score is not None:
+                self.metric.require(score, f"{what}{self.metric.name} of {self.label}")
+        for name in ("latency_ms", "latency_p95_ms"):
+            value = getattr(self, name)
+            if value is not None and not (type(value) in (int, float) and 0 <= value <= 1e12):
+                raise ValueError(f"{name} of {self.label} is None or a number from 0 to 1e+12, not {value!r:.50}")
         if (self.latency_ms is None) != (self.latency_p95_ms is None):
             raise ValueError(f"{self.label} has latency_ms and latency_p95_ms or neither")
+
+    @property
+    def accuracy(self) -> float | None:
+        """The score, where it is one.
+
+        Raises:
+            ValueError: if it is another.
+        """
+        return self._accuracy(self.score)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The test score, likewise."""
+        return self._accuracy(self.test_score)
+
+    def _accuracy(self, score: float | None) -> float | None:
+        if self.metric.word != "accuracy":
+            raise ValueError(
+                f"{self.label} has no accuracy, for its score is {self.metric.name}: read score, test_score"
+            )
+        return score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,39 +115,42 @@ class BudgetError(ValueError):
 
 
 _COMPARED = {"latency_ms": "latency_p95_ms"}  # as the engine and its controller do: what holds in 95 % of passes
-_UNITS = {"bytes": "B", "peak_activation": "B", "latency_ms": "ms", "accuracy": "%"}
+_UNITS = {"bytes": "B", "peak_activation": "B", "latency_ms": "ms"}
 _NEEDS = {
     "macs": "needs {} MACs",
     "params": "has {} parameters",
     "bytes": "takes {}",
     "peak_activation": "needs {} for feature maps",
     "latency_ms": "takes {} in 95 % of passes",
-    "accuracy": "reaches {}",
 }
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A bound on one quantity of a member: the least accuracy, or the most of anything else.
+    """A bound on one quantity of a member: the worst score, or the most of anything else.
 
     Raises:
-        ValueError: if the limit is not a number of 0 or more, or as an accuracy not a fraction.
+        ValueError: if the limit is not a number of 0 or more, or no such score.
     """
 
     quantity: str
     limit: float
+    metric: Metric = ACCURACY
 
     def __post_init__(self) -> None:
         """Refuse limits that cannot be meant."""
-        if not isinstance(self.limit, Real) or not self.limit >= 0:
-            raise ValueError(f"{self.name} is a number of 0 or more, not {self.limit!r}")
-        if self.quantity == "accuracy" and self.limit > 1:
-            raise ValueError(f"min_accuracy is a fraction from 0 to 1: write {self.limit:g} % as {self.limit / 100:g}")
+        negative = self.quantity == "score" and self.metric.unit != "%"
+        if not isinstance(self.limit, Real) or not self.limit >= (-math.inf if negative else 0):
+            raise ValueError(f"{self.name} is a number{'' if negative else ' of 0 or more'}, not {self.limit!r}")
+        if self.quantity == "score" and self.metric.unit == "%" and self.limit > 1:
+            raise ValueError(f"{self.name} is a fraction from 0 to 1: write {self.limit:g} % as {self.limit / 100:g}")
 
     @property
     def name(self) -> str:
         """As the user gives it."""
-        return f"{'min' if self.quantity == 'accuracy' else 'max'}_{self.quantity}"
+        least = self.quantity == "score" and self.metric.better == "higher"
+        accuracy = self.quantity == "score" and self.metric.word == "accuracy"
+        return f"{'min' if least else 'max'}_{'accuracy' if accuracy else self.quantity}"
 
     def value(self, member: Member) -> float:
         """What the member has of this quantity, as it is compared: of a latency the one that 95 % of passes keep."""
@@ -127,26 +158,34 @@ class Budget:
 
     def excess(self, member: Member) -> float:
         """How many times the member goes beyond the limit; at most 1 if it fits."""
-        value = self.value(member)
-        small, large = (value, self.limit) if self.quantity == "accuracy" else (self.limit, value)
+        value, least = self.value(member), self.quantity == "score" and self.metric.better == "higher"
+        small, large = (value, self.limit) if least else (self.limit, value)
+        if min(small, large) < 0:  # only scores can be
+            return 1 + (large - small) / (abs(self.limit) or 1.0)
         return large / small if small else (math.inf if large else 1.0)
 
     def admits(self, member: Member) -> bool:
         """Whether the member keeps within the limit."""
-        value = self.value(member)
-        return bool(value >= self.limit if self.quantity == "accuracy" else value <= self.limit)
+        value, limit = self.value(member), self.limit
+        return bool(value >= limit if self.quantity == "score" and self.metric.better == "higher" else value <= limit)
 
     def need(self, member: Member) -> str:
         """What the member has of this quantity, in words; in full where rounding would hide the difference."""
-        value, unit = self.value(member), _UNITS.get(self.quantity, "")
-        text = human(value, unit)
-        if text == human(self.limit, unit):
-            text = f"{value * (100 if unit == '%' else 1):,.12g} {unit}".strip()
+        value, percent = self.value(member), self.quantity == "score" and self.metric.unit == "%"
+        text = self._text(value)
+        if text == self._text(self.limit):
+            unit = self.metric.unit if self.quantity == "score" else _UNITS.get(self.quantity, "")
+            text = f"{value * (100 if percent else 1):,.12g} {unit}".strip()
+        if self.quantity == "score":
+            return f"reaches {text}" if self.metric.word == "accuracy" else f"has {self.metric.name} {text}"
         return _NEEDS[self.quantity].format(text)
+
+    def _text(self, value: float) -> str:
+        return self.metric.text(value) if self.quantity == "score" else human(value, _UNITS.get(self.quantity, ""))
 
     def __str__(self) -> str:
         """Name and limit: `max_macs 700 k`."""
-        return f"{self.name} {human(self.limit, _UNITS.get(self.quantity, ''))}"
+        return f"{self.name} {self._text(self.limit)}"
 
 
 def within(costs: Sequence[float], worths: Sequence[float], most: float) -> int | None:
@@ -216,7 +255,7 @@ def _nearest_miss(members: Sequence[Member], budgets: Sequence[Budget]) -> str:
 
 
 def _worth(member: Member) -> tuple[float, ...]:
-    return (member.macs, member.params) if member.accuracy is None else (member.accuracy,)
+    return (member.macs, member.params) if member.score is None else (member.metric.worth(member.score),)
 
 
 def _rank(member: Member) -> tuple[float, ...]:
@@ -225,8 +264,13 @@ def _rank(member: Member) -> tuple[float, ...]:
 
 
 def _praise(member: Member) -> str:
-    return "largest" if member.accuracy is None else "most accurate"
+    if member.score is None:
+        return "largest"
+    return "most accurate" if member.metric.word == "accuracy" else "best"
 
 
 def _named(member: Member) -> str:
-    return member.label if member.accuracy is None else f"{member.label} ({human(member.accuracy, '%')})"
+    if member.score is None:
+        return member.label
+    name = "" if member.metric.word == "accuracy" else f"{member.metric.name} "
+    return f"{member.label} ({name}{member.metric.text(member.score)})"

@@ -1,6 +1,5 @@
 """How every member of a nested network is measured."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,6 +14,7 @@ from telescopic.evaluate import evaluate
 from telescopic.extract import extract, joined
 from telescopic.nested import Nested
 from telescopic.statistics import has_statistics
+from telescopic.tasks import CLASSIFICATION, Task
 
 
 @plain()
@@ -23,53 +23,53 @@ def measure(
     data: Dataset | None = None,
     *,
     preprocess: Preprocess | None = None,
+    task: Task = CLASSIFICATION,
     input_shape: Sequence[int] | None = None,
     latency: bool = False,
     batch: int = 1,
     threads: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Catalogue:
-    """Measure every member of a network: its accuracy in one pass over the data, its costs as a module of its own.
+    """Measure every member of a network: its score in one pass over the data, its costs as a module of its own.
 
     Args:
         net: the network; it is left as it is.
-        data: images of which the validation and test splits are classified; None leaves accuracy out.
-        preprocess: turns uint8 images into what the network sees; by default into fractions of 255.
-        input_shape: shape of one example, without the batch; by default that of the images.
+        data: on whose validation and test splits the members are tried; None leaves scores out.
+        preprocess: turns inputs into what the network sees; by default bytes into fractions of 255.
+        task: what the network has learned, and so how it is scored.
+        input_shape: shape of one example, without the batch; by default that of the inputs.
         latency: whether to time the members, half a second each; see `measure_latency`.
         batch: examples in a timed pass.
         threads: threads within an operation in a timed pass; None keeps torch's present number.
-        progress: called with what is done (`cost`, `accuracy`, `latency`), and how much of how much.
+        progress: called with what is done (`cost`, the score's name, `latency`), and how much of how much.
 
     Raises:
-        ValueError: if there is neither data nor an input shape, they differ, the network does not take it, or it has
-            no score for a label.
+        ValueError: if there is neither data nor an input shape, they differ, the network does not take it, or its
+            outputs and the targets do not fit the task.
     """
     if input_shape is None:
         if data is None:
             raise ValueError("give data, or input_shape of one example without the batch, such as (1, 28, 28)")
         input_shape = data.input_shape
     if data is not None and data.input_shape != tuple(input_shape):
-        raise ValueError(f"input_shape is {tuple(input_shape)}, and the images of {data.name} are {data.input_shape}")
+        raise ValueError(f"input_shape is {tuple(input_shape)}, and the inputs of {data.name} are {data.input_shape}")
     report = progress or (lambda what, done, of: None)
-    accuracies: list[list[float | None]] = [[None] * len(net.grid)] * 2
+    scores: list[list[float]] | None = None
     if data is not None:
-        report("accuracy", 0, 1)
-        measured = evaluate(net, [data.validation, data.test], preprocess or Preprocess())
-        accuracies = [[a if math.isfinite(a) else None for a in split] for split in measured.tolist()]
-        report("accuracy", 1, 1)
+        report(task.metric.name, 0, 1)
+        scores = evaluate(net, [data.validation, data.test], preprocess or Preprocess(), task=task).tolist()
+        report(task.metric.name, 1, 1)
     on_paper = on_meta(net)
     members = []
     for i, subnet in enumerate(net.grid):
         path = [module for _, module in on_paper.path(subnet)]
-        member = joined(path, subnet.width, net.groups).eval()  # as `extract` gives it, but not copied
+        member = joined(on_paper, path, subnet.width).eval()  # as `extract` gives it, but not copied
         price = cost_on_meta(member, input_shape)
-        validation, test = accuracies[0][i], accuracies[1][i]
-        label = net.grid.label(subnet)
-        members.append(Member(subnet=subnet, label=label, accuracy=validation, test_accuracy=test, **asdict(price)))
+        members.append(Member(subnet=subnet, label=net.grid.label(subnet), **asdict(price)))
         report("cost", i + 1, len(net.grid))
     statistics = net.statistics if len(net.grid.entries) > 1 and has_statistics(net) else None
     catalogue = Catalogue(tuple(members), tuple(input_shape), statistics=statistics)
+    catalogue = catalogue if scores is None else catalogue.scored(task.metric, *scores)
     return measure_latency(net, catalogue, batch=batch, threads=threads, progress=progress) if latency else catalogue
 
 

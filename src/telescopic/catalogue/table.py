@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from telescopic import documents
 from telescopic.catalogue import choosing
 from telescopic.catalogue.choosing import Budget, Choice, Member
 from telescopic.files import replacing
+from telescopic.metric import ACCURACY, Metric
 from telescopic.quantities import human
 from telescopic.subnet import Coordinates, Statistics, Subnet
 
@@ -18,13 +21,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CostName = Literal["macs", "params", "bytes", "peak_activation", "latency_ms"]
-_OPTIONAL = ("accuracy", "test_accuracy", "latency_ms", "latency_p95_ms")
+_OPTIONAL = ("score", "test_score", "latency_ms", "latency_p95_ms")
 _COORDINATES = ("entry", "exit", "width")
 CONDITIONS = ("machine", "device", "threads", "batch")
 """Of a latency: what makes two measurements comparable."""
 _COLUMNS = {
-    "accuracy": ("valid %", "%"),
-    "test_accuracy": ("test %", "%"),
+    "score": ("valid", ""),
+    "test_score": ("test", ""),
     "macs": ("MACs", ""),
     "params": ("params", ""),
     "bytes": ("size", "B"),
@@ -49,12 +52,12 @@ class Catalogue(Sequence[Member]):
         device: kind of device it was measured on, such as `cpu`.
         threads: threads within an operation during the measurement.
         batch: examples in a pass during the measurement.
-        statistics: policy for BatchNorm's statistics (see `Nested`) under which accuracy was measured; None for a
+        statistics: policy for BatchNorm's statistics (see `Nested`) under which scores were measured; None for a
             network without them, or with one entry, where all policies are the same.
 
     Raises:
-        ValueError: if there is no member, one occurs twice, something was measured of some members only, the
-            conditions of a latency are missing, or there is no such policy.
+        ValueError: if there is no member, one occurs twice, something was measured of some members only, scores mean
+            different things, the conditions of a latency are missing, or there is no such policy.
     """
 
     members: tuple[Member, ...]
@@ -72,6 +75,8 @@ class Catalogue(Sequence[Member]):
         for name in _OPTIONAL:
             if len({getattr(member, name) is None for member in self.members}) > 1:
                 raise ValueError(f"a catalogue has the {name} of all members or of none")
+        if len({member.metric for member in self.members}) > 1:
+            raise ValueError("the scores of a catalogue's members mean the same, and these have several metrics")
         if not all(type(size) is int and size > 0 for size in self.input_shape):
             raise ValueError(f"input_shape {self.input_shape} must be whole numbers above 0")
         timed = self.members[0].latency_ms is not None
@@ -105,10 +110,12 @@ class Catalogue(Sequence[Member]):
         max_peak_activation: float | None = None,
         max_latency_ms: float | None = None,
         min_accuracy: float | None = None,
+        min_score: float | None = None,
+        max_score: float | None = None,
     ) -> Choice:
-        """The most accurate member on validation images that keeps every budget; of equals, the cheapest.
+        """The member with the best score on validation examples that keeps every budget; of equals, the cheapest.
 
-        Accuracy on test images plays no part. If accuracy was not measured, the largest member that fits is taken.
+        Scores on test examples play no part. If none was measured, the largest member that fits is taken.
 
         Args:
             max_macs: most multiply-adds.
@@ -116,7 +123,9 @@ class Catalogue(Sequence[Member]):
             max_bytes: most bytes of parameters and buffers.
             max_peak_activation: most bytes of feature maps alive at one time.
             max_latency_ms: most milliseconds in 95 % of passes, as `Engine.run` understands it.
-            min_accuracy: least accuracy on validation images, a fraction.
+            min_accuracy: least accuracy on validation examples, a fraction.
+            min_score: least score, whatever it is, where the higher is the better.
+            max_score: most of a score of which the lower is the better, such as an error.
 
         Returns:
             The member, with `why` it was chosen: how many fit, and which budget stands against a better one.
@@ -131,9 +140,11 @@ class Catalogue(Sequence[Member]):
             "bytes": max_bytes,
             "peak_activation": max_peak_activation,
             "latency_ms": max_latency_ms,
-            "accuracy": min_accuracy,
         }
         budgets = [Budget(quantity, limit) for quantity, limit in given.items() if limit is not None]
+        for name, limit in (("min_accuracy", min_accuracy), ("min_score", min_score), ("max_score", max_score)):
+            if limit is not None:
+                budgets.append(self._bound(name, limit))
         for budget in budgets:
             self._require(budget.quantity)
         choice = choosing.choose(self.members, budgets)
@@ -146,23 +157,46 @@ class Catalogue(Sequence[Member]):
         return replace(choice, why=f"{choice.why}; latencies were measured elsewhere, on {self.machine}")
 
     def front(self, cost: CostName = "macs") -> list[Member]:
-        """The Pareto front: every member that is more accurate (on validation images) than all that cost no more.
+        """The Pareto front: every member with a better score (on validation examples) than all that cost no more.
 
         Args:
             cost: what it costs.
 
         Returns:
-            The members by rising cost, and so by rising accuracy.
+            The members by rising cost, and so each better than the one before.
 
         Raises:
-            ValueError: if there is no such cost, or it or the accuracy was not measured.
+            ValueError: if there is no such cost, or it or the score was not measured.
         """
         if cost not in get_args(CostName):
             raise ValueError(f"{cost!r} is no cost of a member; give one of {', '.join(get_args(CostName))}")
-        self._require("accuracy")
+        self._require("score")
         self._require(cost)
-        costs, worths = [getattr(member, cost) for member in self], [member.accuracy or 0.0 for member in self]
+        costs, worths = [getattr(m, cost) for m in self], [self.metric.worth(m.score or 0.0) for m in self]
         return [self[place] for place in choosing.front(costs, worths)]
+
+    @property
+    def metric(self) -> Metric:
+        """What the scores of its members mean."""
+        return self[0].metric
+
+    def scored(self, metric: Metric, validation: Sequence[float], test: Sequence[float]) -> "Catalogue":
+        """The same catalogue with scores, in grid order; NaN of all stands for none.
+
+        If only some are not finite, there is a warning, and no score of that kind.
+        """
+        columns: list[Sequence[float | None]] = []
+        for what, scores in (("validation", validation), ("test", test)):
+            bad = [m.label for m, score in zip(self, scores, strict=True) if not math.isfinite(score)]
+            if bad and len(bad) < len(self):
+                named = ", ".join(bad[:8])
+                warnings.warn(f"no {what} {metric.name} is kept: it is not finite for {named}", stacklevel=2)
+            columns.append([None] * len(self) if bad else scores)
+        members = (
+            replace(member, score=score, test_score=tested, metric=metric)
+            for member, score, tested in zip(self, *columns, strict=True)
+        )
+        return replace(self, members=tuple(members))
 
     def latency_is_from_here(self, *, batch: int = 1, threads: int | None = None, device: str = "cpu") -> bool:
         """Whether latency was measured on this machine under these conditions, so that it need not be again.
@@ -197,18 +231,24 @@ class Catalogue(Sequence[Member]):
             table.caption = Text("\n".join(notes))  # as Text, so that nothing in it is taken for markup
         varying = [n for n in _COORDINATES if len({getattr(m.subnet, n) for m in self}) > 1]
         columns = {name: column for name, column in _COLUMNS.items() if getattr(self[0], name) is not None}
+        accuracy, metric = self.metric.word == "accuracy", self.metric
+        said = f" {metric.unit}" if accuracy else f"\n{metric.name} {metric.unit}".rstrip()
+        columns |= {name: (columns[name][0] + said, "") for name in ("score", "test_score") if name in columns}
         for header in [*(varying or ["member"]), *(header for header, _ in columns.values())]:
             table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
         for member in self if members is None else members:
             names = [str(getattr(member.subnet, name)) for name in varying] or [member.label]
-            cells = [human(getattr(member, name), unit) for name, (_, unit) in columns.items()]
-            table.add_row(*names, *(cell.removesuffix(" %").removesuffix(" ms") for cell in cells))
+            values = ((name, getattr(member, name), unit) for name, (_, unit) in columns.items())
+            cells = [metric.text(v) if name in ("score", "test_score") else human(v, unit) for name, v, unit in values]
+            units = (f" {metric.unit}", " ms") if metric.unit else (" ms",)
+            table.add_row(*names, *(cell.removesuffix(units[0]).removesuffix(units[-1]) for cell in cells))
         return table
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         facts = {name: getattr(self, name) for name in (*CONDITIONS, "statistics")}
-        return {"input_shape": list(self.input_shape), **facts, "members": [_row(member) for member in self]}
+        facts |= {"metric": self.metric.to_dict(), "members": [_row(member) for member in self]}
+        return {"input_shape": list(self.input_shape), **facts}
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -218,16 +258,20 @@ class Catalogue(Sequence[Member]):
             ValueError: if the data are anything else.
         """
         if isinstance(data, Mapping):
-            data = {"statistics": None, **data}  # version 0.1.0 did not write it
-        data = _exactly(data, ("input_shape", *CONDITIONS, "statistics", "members"), "a catalogue")
+            data = {"statistics": None, "metric": None, **data}  # version 0.1.0 did not write them
+        data = _exactly(data, ("input_shape", *CONDITIONS, "statistics", "metric", "members"), "a catalogue")
         if not isinstance(data["members"], list) or not isinstance(data["input_shape"], list):
             raise ValueError("members and input_shape of a catalogue are lists")
-        names = [f.name for f in fields(Member) if f.name != "subnet"]
+        old = data["metric"] is None  # the only score was accuracy then
+        metric = ACCURACY if old else Metric.from_dict(data["metric"])
+        given = {"score": "accuracy", "test_score": "test_accuracy"} if old else {}
+        names = [given.get(name, name) for name in _FACTS]
         members = []
         for row in data["members"]:
-            row = dict(_exactly(row, (*_COORDINATES, *names), "a member of a catalogue"))
-            subnet = Coordinates.of(Subnet(**{name: row.pop(name) for name in _COORDINATES}))
-            members.append(Member(subnet=subnet, **row))
+            row = _exactly(row, (*_COORDINATES, *names), "a member of a catalogue")
+            subnet = Coordinates.of(Subnet(**{name: row[name] for name in _COORDINATES}))
+            known = {name: row[written] for name, written in zip(_FACTS, names, strict=True)}
+            members.append(Member(subnet=subnet, metric=metric, **known))
         conditions = {name: data[name] for name in CONDITIONS}
         return cls(tuple(members), tuple(data["input_shape"]), **conditions, statistics=data["statistics"])
 
@@ -251,20 +295,32 @@ class Catalogue(Sequence[Member]):
     def to_csv(self, path: str | Path) -> None:
         """Write one line a member, in plain numbers: fractions, bytes, milliseconds; empty where not measured."""
         with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            rows = [_row(member) for member in self]
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            called = {"score": self.metric.name, "test_score": f"test_{self.metric.name}"}
+            writer = csv.writer(file)
+            writer.writerow(called.get(name, name) for name in _row(self[0]))
+            writer.writerows(_row(member).values() for member in self)
+
+    def _bound(self, name: str, limit: float) -> Budget:
+        """A bound on the score, by a name that fits it."""
+        budget = Budget("score", limit, self.metric)
+        if (name != "min_accuracy" and name[:3] == budget.name[:3]) or name == budget.name:
+            return budget
+        better = f"of which the {self.metric.better} is the better"
+        raise ValueError(f"the score of this catalogue is {self.metric.name}, {better}: give {budget.name}, not {name}")
 
     def _require(self, quantity: str) -> None:
         if getattr(self[0], quantity) is None:
-            remedy = "validation images: measure(net, data)" if quantity == "accuracy" else "measure(net, latency=True)"
-            raise ValueError(f"this catalogue has no {quantity}, which takes {remedy}")
+            name = self.metric.name if quantity == "score" else quantity
+            remedy = "validation images: measure(net, data)" if quantity == "score" else "measure(net, latency=True)"
+            raise ValueError(f"this catalogue has no {name}, which takes {remedy}")
+
+
+_FACTS = tuple(f.name for f in fields(Member) if f.name not in ("subnet", "metric"))
 
 
 def _row(member: Member) -> dict[str, Any]:
     coordinates = {name: getattr(member.subnet, name) for name in _COORDINATES}
-    return coordinates | {f.name: getattr(member, f.name) for f in fields(Member) if f.name != "subnet"}
+    return coordinates | {name: getattr(member, name) for name in _FACTS}
 
 
 def _exactly(data: object, names: Sequence[str], what: str) -> Mapping[str, Any]:

@@ -86,8 +86,11 @@ def show_choice(choice: "Choice") -> None:
     """Print a member that was chosen, and why."""
     from telescopic.quantities import human
 
-    accuracy = "" if choice.accuracy is None else f", {human(choice.accuracy, '%')} on validation images"
-    tell(f"{choice.label}: {human(choice.macs)} MACs, {human(choice.params)} parameters{accuracy}\n{choice.why}")
+    metric, judged = choice.metric, ""
+    if choice.score is not None:
+        named = "" if metric.word == "accuracy" else f"{metric.name} "
+        judged = f", {named}{metric.text(choice.score)} on validation {'examples' if named else 'images'}"
+    tell(f"{choice.label}: {human(choice.macs)} MACs, {human(choice.params)} parameters{judged}\n{choice.why}")
 
 
 @contextmanager

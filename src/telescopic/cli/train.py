@@ -100,7 +100,7 @@ def _train(
 
 def _show(table: "Catalogue", folder: Path) -> None:
     """Print every member; of very many, those on the Pareto front."""
-    if len(table) <= MOST_SHOWN or table[0].accuracy is None:
+    if len(table) <= MOST_SHOWN or table[0].score is None:
         return show_table(table.table())
     front = table.front()
     show_table(table.table(front))

@@ -4,17 +4,17 @@ import difflib
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from telescopic.data import readers, sources
-from telescopic.data.batches import Augment, Preprocess, Split, batch_sizes, batches
+from telescopic.data.batches import Augment, Preprocess, Split, batch_sizes, batches, prepared
+from telescopic.data.dataset import Dataset
+from telescopic.data.dividing import divide, taken
 from telescopic.data.folder import read_folder
+from telescopic.data.own import of
 from telescopic.data.readers import DataError
 from telescopic.data.sources import Fetched
 
@@ -30,6 +30,8 @@ __all__ = [
     "fetch",
     "load",
     "names",
+    "of",
+    "prepared",
 ]
 
 _READERS: dict[str, Callable[[Mapping[str, bytes]], readers.Arrays]] = {
@@ -38,52 +40,6 @@ _READERS: dict[str, Callable[[Mapping[str, bytes]], readers.Arrays]] = {
     "cifar10": readers.read_cifar10,
     "svhn": readers.read_svhn,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Three splits that share no image, the names of the classes, and a sentence on where the data came from.
-
-    Raises:
-        DataError: if images of two splits have different shapes, or a label has no name although others have.
-    """
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    classes: tuple[str, ...]
-    source: str
-
-    def __post_init__(self) -> None:
-        """Refuse splits that do not belong together."""
-        for part in ("validation", "test"):
-            split: Split = getattr(self, part)
-            shape, first = list(split.images.shape[1:]), list(self.train.images.shape[1:])
-            if len(split) and len(self.train) and shape != first:
-                raise DataError(f"{self.name}: training images are {first}, but {part} images {shape}")
-        filled = [split for split in self.splits if len(split) and not split.labels.is_meta]
-        highest = max((int(split.labels.max()) for split in filled), default=0)
-        if self.classes and highest >= len(self.classes):
-            raise DataError(
-                f"{self.name}: a label is {highest}, and the {len(self.classes)} classes are counted from 0"
-            )
-
-    @property
-    def splits(self) -> tuple[Split, Split, Split]:
-        """Training, validation and test images."""
-        return self.train, self.validation, self.test
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
-
-    def to(self, device: torch.device | str) -> "Dataset":
-        """The same data on a device."""
-        train, validation, test = (split.to(device) for split in self.splits)
-        return replace(self, train=train, validation=validation, test=test)
 
 
 def names() -> tuple[str, ...]:
@@ -135,10 +91,10 @@ def load(
     everything = np.arange(len(arrays.labels))
     images, labels = arrays.images, arrays.labels
     if arrays.test_images is None or arrays.test_labels is None:
-        everything, held = _divide(labels, everything, -(-len(labels) // 5), seed=0)
-        test = _split(images, labels, held)
+        everything, held = divide(labels, everything, -(-len(labels) // 5), seed=0)
+        test = taken(images, labels, held)
     else:
-        test = _split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
+        test = taken(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
     if not len(everything):
         raise DataError(f"{key} has {len(labels)} images, too few to train and to test with")
     if len(one := np.unique(labels)) == 1:
@@ -149,15 +105,13 @@ def load(
         if not 0 <= number < len(everything):
             raise DataError(f"{key} has {len(everything)} training images: it can give 0 to {len(everything) - 1} "
                             f"of them for validation, not {number}")  # fmt: skip
-        everything, held = _divide(labels, everything, number, seed)
-        kept_apart = _split(images, labels, held)
+        everything, held = divide(labels, everything, number, seed)
+        kept_apart = taken(images, labels, held)
     else:
-        kept_apart = _split(
-            arrays.validation_images, arrays.validation_labels, np.arange(len(arrays.validation_labels))
-        )
+        kept_apart = taken(arrays.validation_images, arrays.validation_labels, np.arange(len(arrays.validation_labels)))
         if validation not in (None, len(kept_apart)):
             raise DataError(f"{key} has {len(kept_apart)} validation images of its own: it cannot give {validation}")
-    made = Dataset(key, _split(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
+    made = Dataset(key, taken(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
     _warn_of_missing(made)
     return made
 
@@ -214,30 +168,3 @@ def _unknown(name: str) -> DataError:
     guess = f" (did you mean {near[0]}?)" if near else ""
     return DataError(f"unknown data set {name!r}{guess}: give one of {', '.join(names())}, "
                      "or the path of an .npz file or of a folder of images by class")  # fmt: skip
-
-
-def _split(images: readers.Images, labels: readers.Labels, index: NDArray[np.intp]) -> Split:
-    return Split(torch.from_numpy(images[index]), torch.from_numpy(labels[index]))
-
-
-def _divide(
-    labels: readers.Labels, index: NDArray[np.intp], number: int, seed: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Split an index in two, `number` of it in the second part; both keep their order.
-
-    Every class is divided in proportion. Each part gets one image of every class at least, the first part before the
-    second, if the class has as many and the part has as many as there are classes.
-    """
-    # RandomState, not a Generator: numpy keeps its stream for ever, so the split is the same in all versions.
-    shuffled = np.random.RandomState(seed).permutation(index)
-    classes = np.unique(labels[index])
-    place = np.empty(len(index))  # of an image among those of its class, from 0 to 1
-    for label in classes:
-        members = np.flatnonzero(labels[shuffled] == label)
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-        if number >= len(classes) and len(members) > 1:
-            place[members[0]] = 0
-        if len(index) - number >= len(classes):
-            place[members[-1]] = 1
-    order = np.argsort(place, kind="stable")
-    return np.sort(shuffled[order[number:]]), np.sort(shuffled[order[:number]])

@@ -1,4 +1,4 @@
-"""Images on their way into a network: a split, its batches, augmentation, normalisation; on the images' device."""
+"""Examples on their way into a network: a split, its batches, augmentation, normalisation; on the examples' device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,45 +9,57 @@ from torch import Tensor
 from torch.nn import functional
 
 from telescopic.data.readers import DataError
+from telescopic.tasks import facts
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 `[n, channels, height, width]` with their labels int64 `[n]`, which count classes from 0.
+    """Inputs `[n, ...]` and what the network is to answer, targets `[n, ...]`, of any type.
+
+    Of images classified, inputs are uint8 `[n, channels, height, width]` and targets int64 `[n]`, which count classes
+    from 0; they may be called `images` and `labels`.
 
     Raises:
-        DataError: another type or shape, or a negative label.
+        DataError: if they are no tensors, or not as many.
     """
 
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
 
     def __post_init__(self) -> None:
         """Refuse what is not a split."""
-        if not isinstance(self.images, Tensor) or not isinstance(self.labels, Tensor):
-            found = f"{type(self.images).__name__} and {type(self.labels).__name__}"
-            raise DataError(f"images and labels are tensors, not {found}: see torch.as_tensor")
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise DataError(f"images are uint8 [n, channels, height, width], not {_facts(self.images)}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise DataError(f"labels are int64 [{len(self.images)}] for these images, not {_facts(self.labels)}")
-        if (
-            len(self) and not self.labels.is_meta and int(self.labels.min()) < 0
-        ):  # which torch's loss may take for images to be left out
-            raise DataError(f"labels count classes from 0, and one is {int(self.labels.min())}")
+        if not isinstance(self.inputs, Tensor) or not isinstance(self.targets, Tensor):
+            found = f"{type(self.inputs).__name__} and {type(self.targets).__name__}"
+            raise DataError(f"inputs and targets are tensors, not {found}: see telescopic.data.of")
+        if not self.inputs.ndim or self.inputs.shape[:1] != self.targets.shape[:1]:
+            both = f"{facts(self.inputs)} and {facts(self.targets)}"
+            raise DataError(f"there are as many targets [n, ...] as inputs [n, ...], and these are {both}")
+
+    @property
+    def images(self) -> Tensor:
+        """The inputs."""
+        return self.inputs
+
+    @property
+    def labels(self) -> Tensor:
+        """The targets."""
+        return self.targets
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
+        """Number of examples."""
+        return len(self.inputs)
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.inputs.to(device), self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Pixels to numbers: `(x / 255 - mean) / std`, one mean and std for all channels or one for each."""
+    """Pixels to numbers: `(x / 255 - mean) / std`, one mean and std for all channels or one for each.
+
+    Inputs that are no bytes are not divided by 255: `(x - mean) / std`, or as they are, such as the numbers of words.
+    """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -61,27 +73,41 @@ class Preprocess:
 
     @classmethod
     def fit(cls, split: Split) -> "Preprocess":
-        """Mean and standard deviation of each channel over all pixels of a split; a constant channel gets std 1."""
-        if not len(split):
-            raise DataError("Preprocess.fit needs images, the split has none")
+        """Mean and standard deviation of each channel over all of a split; a constant channel gets std 1."""
+        inputs = split.inputs
+        if not len(split) or inputs.ndim < 2:
+            raise DataError(f"Preprocess.fit needs images, or inputs [n, channels, ...]; the split has {facts(inputs)}")
+        if inputs.is_floating_point():
+            flat = inputs.double().transpose(0, 1).flatten(1)
+            deviations = flat.std(1, correction=0)
+            return cls(tuple(flat.mean(1).tolist()), tuple(torch.where(deviations > 0, deviations, 1.0).tolist()))
+        if inputs.dtype != torch.uint8:
+            raise DataError(f"Preprocess.fit takes bytes or floating-point numbers, not {facts(inputs)}")
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
-        for channel in split.images.unbind(1):  # a histogram is exact and needs no float copy of the images
+        for channel in inputs.unbind(1):  # a histogram is exact and needs no float copy of the images
             share = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
             mean.append(float(share @ values))
             std.append(float(share @ (values - mean[-1]).square()) ** 0.5 or 1.0)
         return cls(tuple(mean), tuple(std))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images uint8 `[batch, channels, height, width]` to float32 of the same shape."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(self.mean) not in (1, images.shape[1]):
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Inputs `[batch, channels, ...]` as the network sees them: bytes become float32, other types stay."""
+        x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+        if self == Preprocess():
+            return x
+        if not x.is_floating_point() or x.ndim < 2 or len(self.mean) not in (1, x.shape[1]):
             channels = "channels" if len(self.mean) == 1 else len(self.mean)
-            raise ValueError(f"Preprocess takes uint8 [batch, {channels}, height, width], not {_facts(images)}")
-        x = images.float() / 255
-        if self != Preprocess():
-            mean, std = (torch.tensor(value, device=x.device).view(-1, 1, 1) for value in (self.mean, self.std))
-            x = (x - mean) / std
-        return x
+            raise ValueError(f"this Preprocess takes numbers [batch, {channels}, ...], not {facts(inputs)}")
+        shape = (-1, *[1] * (x.ndim - 2))
+        mean, std = (torch.tensor(value, device=x.device).view(shape) for value in (self.mean, self.std))
+        return (x - mean) / std
+
+
+def prepared(inputs: Tensor, preprocess: Preprocess, like: Tensor) -> Tensor:
+    """What a network sees: on the device of its parameters and, unless these are whole numbers, in their type."""
+    x = preprocess(inputs.to(like.device))
+    return x.to(like.dtype) if x.is_floating_point() else x
 
 
 @dataclass(frozen=True)
@@ -97,7 +123,15 @@ class Augment:
             raise ValueError(f"Augment pads by 0 pixels or more, not {self.pad}")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Images uint8 `[batch, channels, height, width]` to as many of the same shape, determined by the generator."""
+        """Images uint8 `[batch, channels, height, width]` to as many of the same shape, determined by the generator.
+
+        Raises:
+            ValueError: if there is something to do, and these are no images.
+        """
+        if not (self.pad or self.flip):
+            return images
+        if images.ndim != 4:
+            raise ValueError(f"Augment takes images [batch, channels, height, width], not {facts(images)}")
         batch, _, height, width = images.shape
         x = images
         if self.pad:
@@ -125,13 +159,13 @@ def batches(
     world: int = 1,
     least: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of images uint8 `[batch, channels, height, width]` and labels `[batch]`, the last, smaller one included.
+    """Batches of inputs `[batch, ...]` and targets `[batch, ...]`, the last, smaller one included.
 
-    A last one of fewer than `least` images, of which a BatchNorm could not be trained, joins the one before.
+    A last one of fewer than `least` examples, of which a BatchNorm could not be trained, joins the one before.
 
-    Without a seed the images come in order, else in a permutation that depends on (seed, epoch) only. Of every batch
-    each of `world` processes gets every `world`-th image, beginning at its `rank`: together they see exactly the
-    batches that one process would see. A last batch of fewer than `world` images is empty for some of them.
+    Without a seed the examples come in order, else in a permutation that depends on (seed, epoch) only. Of every batch
+    each of `world` processes gets every `world`-th one, beginning at its `rank`: together they see exactly the
+    batches that one process would see. A last batch of fewer than `world` examples is empty for some of them.
 
     Raises:
         ValueError: at once, for a batch size below 1, a negative seed or a rank outside the world.
@@ -160,16 +194,12 @@ def _batches(
     if seed is not None:
         # Mixed, not added: seed 0's epoch 1 must not be seed 1's epoch 0. Drawn on the CPU: the same on every device.
         state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(state)).to(split.images.device)
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(state)).to(split.inputs.device)
     start = 0
     for size in sizes:
         part = slice(start + rank, start := start + size, world)
         if order is None:
-            yield split.images[part], split.labels[part]
+            yield split.inputs[part], split.targets[part]
         else:
-            # index_select copies whole images, 6 times as fast on CPU as indexing, which goes element by element.
-            yield split.images.index_select(0, order[part]), split.labels.index_select(0, order[part])
-
-
-def _facts(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            # index_select copies whole examples, 6 times as fast on CPU as indexing, which goes element by element.
+            yield split.inputs.index_select(0, order[part]), split.targets.index_select(0, order[part])

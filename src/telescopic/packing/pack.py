@@ -147,7 +147,7 @@ def pack(
             notes = _notes(manifest, made, _compared(plain, network, x))
             verdicts: list[Verdict] = []
             if images is not None:
-                test, threads = catalogue[0].test_accuracy is not None, torch.get_num_threads()
+                test, threads = catalogue[0].test_score is not None, torch.get_num_threads()
                 manifest, verdicts = to_int8(
                     plain, folder, manifest, images, test=test, max_loss=max_loss, threads=threads, report=report
                 )
@@ -194,7 +194,7 @@ def _chosen(net: Nested, catalogue: Catalogue, wanted: Wanted) -> tuple[list[Mem
     kept = [member for member in catalogue if member.subnet.width in good]
     if wanted == "all":
         return kept, left_out
-    if catalogue[0].accuracy is not None:
+    if catalogue[0].score is not None:
         front = type(catalogue).front
         cost: Literal["latency_ms", "macs"] = "macs" if catalogue[0].latency_ms is None else "latency_ms"
         best = {member.subnet for member in front(_only(catalogue, kept), cost)}
@@ -230,10 +230,11 @@ def _written(folder: Path, made: Cut, members: Sequence[Member], report: Report)
             files[segment.name] = f"segment{number:03}.onnx"
             write_graph(graph, folder / files[segment.name], weights)
             report("writing", number + 1, len(made.segments))
-    packed = [
-        Packed(m.subnet, m.label, m.accuracy, m.test_accuracy, m.macs, m.params, *made.chains[m.subnet])
-        for m in members
-    ]
+    packed = []
+    for m in members:
+        # A manifest has room for accuracy alone: of members with another score it knows what they cost.
+        scores = (m.accuracy, m.test_accuracy) if m.metric.word == "accuracy" else (None, None)
+        packed.append(Packed(m.subnet, m.label, *scores, m.macs, m.params, *made.chains[m.subnet]))
     tensors = {name: tuple(tensor.shape[1:]) for name, tensor in made.tensors.items()}
     return Manifest(tuple(packed), files, {INPUT: tensors.pop(INPUT), **tensors}, constants)
 

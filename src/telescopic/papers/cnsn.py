@@ -205,7 +205,7 @@ def train(
         shares = numbers("--weights", weights, float, "mean, sum, or a number for each member such as 0.2,0.3,0.5")
 
     def build(images: Dataset) -> tuple[Nested, Recipe]:
-        channels, height, width = images.input_shape
+        channels, height, width = images.image_shape
         if min(height, width) < 32:
             raise ValueError(
                 f"the images of {images.name} are {height} × {width} pixels, and VGG-16 takes 32 × 32 or more: pad "

@@ -65,7 +65,7 @@ class Experiments:
             epochs=self.epochs,
             short=self.recipe == "short",
             preprocess=Preprocess.fit(images.train),
-            input_shape=images.input_shape,
+            input_shape=images.image_shape,
             classes=len(images.classes),
         )
         if len(net.grid) > 1:

@@ -382,7 +382,7 @@ def train(
     sizes = {**NETWORKS[network], **{name: size for name, size in named.items() if size is not None}}
 
     def build(images: Dataset) -> tuple[Nested, Recipe]:
-        preprocess, shape = Preprocess.fit(images.train), images.input_shape
+        preprocess, shape = Preprocess.fit(images.train), images.image_shape
         return experiment(
             way, **sizes, epochs=epochs, preprocess=preprocess, input_shape=shape, classes=len(images.classes)
         )

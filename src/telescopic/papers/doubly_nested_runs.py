@@ -75,7 +75,7 @@ class Experiments:
             blocks=self.blocks,
             epochs=self.epochs,
             preprocess=Preprocess.fit(images.train),
-            input_shape=images.input_shape,
+            input_shape=images.image_shape,
             classes=len(images.classes),
         )
         if not name.startswith("sliced"):

@@ -300,7 +300,7 @@ def train(
 
 
 def _built(images: Dataset, *, kind: str, widths: Sequence[int] | None, how: Recipe) -> tuple[Nested, Recipe]:
-    net = network(kind, input_shape=images.input_shape, classes=len(images.classes), widths=widths)
+    net = network(kind, input_shape=images.image_shape, classes=len(images.classes), widths=widths)
     return net, replace(how, preprocess=Preprocess.fit(images.train))
 
 

@@ -76,7 +76,7 @@ class Experiments:
 
     def build(self, name: str, images: Dataset, finished: Callable[[str], Path]) -> tuple[Nested, Recipe]:
         """Network and recipe of one."""
-        sizes: dict[str, Any] = {"input_shape": images.input_shape, "classes": len(images.classes)}
+        sizes: dict[str, Any] = {"input_shape": images.image_shape, "classes": len(images.classes)}
         return shrinknets.experiment(name, preprocess=Preprocess.fit(images.train), **self.settings, **sizes)
 
     def facts(self, trained: Trained) -> dict[str, Any]:

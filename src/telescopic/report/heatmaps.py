@@ -24,16 +24,17 @@ HEAT = [
     Colour(f"--h{i}", blend(("#e3ecf8", "#5b93de", "#12305f"), t), blend(("#1f2d40", "#3a76c9", "#d3e6ff"), t))
     for i, t in enumerate(level / (_LEVELS - 1) for level in range(_LEVELS))
 ]
-# What there is a map of, how it is called, its unit, and which cost its Pareto front is of.
+# What there is a map of, how it is called ({} is the metric), its unit, and which cost its Pareto front is of.
 _QUANTITIES: dict[str, tuple[str, str, CostName | None]] = {
-    "accuracy": ("validation accuracy", "%", "macs"),
-    "test_accuracy": ("test accuracy", "%", None),
+    "score": ("validation {}", "", "macs"),
+    "test_score": ("test {}", "", None),
     "latency_ms": ("latency in ms", "ms", "latency_ms"),
     "macs": ("MACs of one example", "", "macs"),
     "params": ("parameters", "", "params"),
     "largest_feature_map": ("largest feature map", "B", None),
 }
-NAMES = {f"grid-{name.removesuffix('_ms').replace('_', '-')}" for name in _QUANTITIES}
+_FILES = [name.removesuffix("_ms").replace("_", "-") for name in _QUANTITIES]
+NAMES = {f"grid-{name.replace('score', word)}" for name in _FILES for word in ("score", "accuracy")}
 _LEFT, _RIGHT, _TOP, _BOTTOM, _BAR = 36.0, 14.0, 22.0, 66.0, 7.0  # margins and the bar's height, in points
 _CELL, _HEIGHT = 30.0, 460.0  # a cell's largest side, and the most that all rows take
 _HEADING = 1.3  # rows that the name of an entry takes
@@ -48,15 +49,18 @@ def heatmaps(grid: Grid, catalogue: Catalogue) -> list[Plot]:
     """
     if len(grid.widths) == 1 or len(grid.widths) == len(grid):
         return []
-    plots = []
+    plots, metric = [], catalogue.metric
+    good = "accurate" if metric.word == "accuracy" else "good"
     for name, (title, unit, cost) in _QUANTITIES.items():
         values = [getattr(member, name) for member in catalogue]
-        if values[0] is None or (name == "test_accuracy" and catalogue[0].accuracy is not None):
+        if values[0] is None or (name == "test_score" and catalogue[0].score is not None):
             continue
-        front = catalogue.front(cost) if cost and catalogue[0].accuracy is not None else []
+        if name in ("score", "test_score"):
+            title, unit, name = title.format(metric.name), metric.unit, name.replace("score", metric.word)
+        front = catalogue.front(cost) if cost and catalogue[0].score is not None else []
         marked = [member.subnet for member in front]
         means = {"latency_ms": "as fast", "params": "with as few parameters"}.get(str(cost), "with as few MACs")
-        caption = f"○ is on the Pareto front: no other member {means} is as accurate." if marked else ""
+        caption = f"○ is on the Pareto front: no other member {means} is as {good}." if marked else ""
         plots.append(heatmap(f"grid-{name}", title, grid, values, unit=unit, marked=marked, caption=caption))
     return plots
 
@@ -80,7 +84,7 @@ def heatmap(
         name: name of the plot, as an identifier.
         title: what is drawn.
         grid: all members.
-        values: one of each member, in grid order, 0 or more.
+        values: one of each member, in grid order.
         unit: of the values, as `quantities.human` takes it.
         marked: members with a ring.
         caption: what to say below.
@@ -123,7 +127,7 @@ class _Scale:
     def of(cls, values: Sequence[float]) -> Self:
         low, high = min(values), max(values)
         if low == high:  # the middle of a scale around it
-            return cls(0.95 * low, 1.05 * high or 1.0, False)
+            return cls(low - 0.05 * abs(low), high + 0.05 * abs(high) if high else 1.0, False)
         return cls(low, high, 0 < 30 * low < high)
 
     def colour(self, value: float) -> Colour:

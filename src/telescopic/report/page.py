@@ -42,10 +42,11 @@ PALETTE = {VARIABLES[light]: (light, _DARK[VARIABLES[light]]) for light in VARIA
 PALETTE["--panel"] = ("#f3f5f7", "#1d2228")
 PALETTE |= {c.variable: (c.light, c.dark) for number in range(1, MAX_NAMED + 1) for c in ramp(number)}
 PALETTE |= {c.variable: (c.light, c.dark) for c in HEAT}
-_PLOTS = {"accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss", *NAMES}
+_PLOTS = {f"{word}-{cost}" for word in ("accuracy", "score") for cost in ("macs", "params", "latency")}
+_PLOTS |= {"training-accuracy", "training-score", "training-loss", *NAMES}
 _PLOTS |= {"training-widths"}
 _COLUMNS = {
-    **{"accuracy": ("validation", "%"), "test_accuracy": ("test", "%"), "macs": ("MACs", ""), "params": ("params", "")},
+    **{"score": ("validation", ""), "test_score": ("test", ""), "macs": ("MACs", ""), "params": ("params", "")},
     **{"bytes": ("size", "B"), "peak_activation": ("peak", "B"), "largest_feature_map": ("largest map", "B")},
     **{"latency_ms": ("latency", "ms"), "latency_p95_ms": ("p95", "ms")},
 }
@@ -69,7 +70,7 @@ def write_report(
     Args:
         folder: where; made if it is not there.
         net: the network, for the picture of it.
-        catalogue: all its members, measured; without accuracy the page has no plot of it.
+        catalogue: all its members, measured; without scores the page has no plot of them.
         history: how it was trained, for the curves.
         title: heading of the page.
         source: what to type in a command that takes a member out, such as `runs/nsn-mnist`.
@@ -86,12 +87,12 @@ def write_report(
         raise ValueError(f"this catalogue is of another network: its members are not those of {net.grid}")
     if history is not None and history.labels != tuple(member.label for member in catalogue):
         raise ValueError(f"this history is of another network: its members are not those of {net.grid}")
-    known = catalogue[0].accuracy is not None or catalogue[0].test_accuracy is not None
+    known = catalogue[0].score is not None or catalogue[0].test_score is not None
     costs = [cost for cost in COSTS if known and getattr(catalogue[0], cost) is not None]
     worth = [tradeoff(catalogue, cost) for cost in costs]
     learned = [curves(history, "loss")] if history else []
     if history and any(map(math.isfinite, (*history[-1].validation, *history[-1].test))):
-        learned.insert(0, curves(history, "accuracy"))
+        learned.insert(0, curves(history, "score"))
     if history and history.filters:
         learned.append(widths(history))
     maps = heatmaps(net.grid, catalogue)
@@ -127,15 +128,19 @@ def write_report(
 
 
 def summary(catalogue: Catalogue) -> str:
-    """A family in one sentence: how many sizes, from what cost to what cost, and how accurate they are."""
+    """A family in one sentence: how many sizes, from what cost to what cost, and how good they are."""
     small, large = (human(pick(member.macs for member in catalogue)) for pick in (min, max))
     sizes = "One size" if len(catalogue) == 1 else f"{len(catalogue)} sizes in one set of weights"
     costs = f"{large} MACs" if small == large else f"from {small} to {large} MACs"
-    for name, images in (("test_accuracy", "test"), ("accuracy", "validation")):
-        accuracies = [accuracy for member in catalogue if (accuracy := getattr(member, name)) is not None]
-        if accuracies:
-            worst, best = (human(pick(accuracies), "%") for pick in (min, max))
-            return f"{sizes}: {costs}, {best if worst == best else f'{worst} to {best}'} of the {images} images right."
+    metric = catalogue.metric
+    for name, kept in (("test_score", "test"), ("score", "validation")):
+        scores = [score for member in catalogue if (score := getattr(member, name)) is not None]
+        if scores:
+            low, high = (metric.text(pick(scores)) for pick in (min, max))
+            span = high if low == high else f"{low} to {high}"
+            if metric.word == "accuracy":
+                return f"{sizes}: {costs}, {span} of the {kept} images right."
+            return f"{sizes}: {costs}, {metric.name} {span} on the {kept} examples."
     return f"{sizes}: {costs}."
 
 
@@ -162,12 +167,16 @@ def _figures(heading: str, plots: Sequence[Plot]) -> str:
 
 def _table(catalogue: Catalogue) -> str:
     shown = {name: column for name, column in _COLUMNS.items() if getattr(catalogue[0], name) is not None}
-    front = catalogue.front() if catalogue[0].accuracy is not None else []
+    front = catalogue.front() if catalogue[0].score is not None else []
     colours = ramp(len(catalogue)) if len(catalogue) <= MAX_NAMED else []
     heads = ['<th scope="col" data-key="member">member</th>']
-    for name, (header, unit) in shown.items():
-        first = ' data-first="descending"' if unit == "%" else ""  # the best first
-        heads.append(f'<th scope="col" data-key="{name}"{first}>{header}</th>')
+    metric = catalogue.metric
+    for name, (header, _) in shown.items():
+        judged = name in ("score", "test_score")
+        first = ' data-first="descending"' if judged and metric.better == "higher" else ""  # the best first
+        header += f" {escape(metric.name)}" if judged and metric.word == "score" else ""
+        key = name.replace("score", metric.word)
+        heads.append(f'<th scope="col" data-key="{key}"{first}>{header}</th>')
     rows = []
     for i, member in enumerate(catalogue):
         dot = f'<span class="dot" style="--c:var({colours[i].variable})"></span>' if colours else ""
@@ -176,7 +185,8 @@ def _table(catalogue: Catalogue) -> str:
         for name, (_, unit) in shown.items():
             value = getattr(member, name)
             exact = f"{value:,} bytes" if unit == "B" else f"{value:,}"
-            cells.append(f'<td data-value="{value!r}" title="{exact}">{human(value, unit)}</td>')
+            text = escape(metric.text(value)) if name in ("score", "test_score") else human(value, unit)
+            cells.append(f'<td data-value="{value!r}" title="{exact}">{text}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head, body = "".join(heads), "\n".join(rows)
     return f'<table class="members"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
@@ -191,7 +201,7 @@ def _commands(catalogue: Catalogue, source: str) -> str:
         return command(f"--subnet {label}", label.replace("=", "").replace(",", "-"))
 
     few = len(catalogue) <= MAX_NAMED
-    front = catalogue.front() if catalogue[0].accuracy is not None and not few else []
+    front = catalogue.front() if catalogue[0].score is not None and not few else []
     middle = catalogue[len(catalogue) // 2].macs
     step = 10 ** max(0, len(str(middle)) - 2)  # rounded up to two digits, so that this member fits
     budget = human(-(-middle // step) * step).replace(" ", "")

@@ -1,4 +1,4 @@
-"""Plots of a trained family: accuracy against cost, and how it learned. Each as SVG, as PNG, and for a page."""
+"""Plots of a trained family: scores against cost, and how it learned. Each as SVG, as PNG, and for a page."""
 
 import io
 import math
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
 from telescopic.files import make_folder, replacing
+from telescopic.metric import Metric
 from telescopic.quantities import human
 from telescopic.train import History
 
@@ -24,7 +25,7 @@ MAX_NAMED = 20  # members with a colour each, in the plots and in the page
 MAX_SURE = 6  # points that are all named; of more, those whose name has room
 MAX_FRONT = 10  # members of a long front that are named, or listed
 MAX_CURVES = 12  # members whose training is drawn
-# What accuracy is plotted against, and how the axis is called.
+# What scores are plotted against, and how the axis is called.
 COSTS: dict[CostName, str] = {"macs": "MACs of one example", "params": "parameters", "latency_ms": "latency in ms"}
 
 # Colours in light mode; a page has a CSS variable for each, which is another colour in dark mode.
@@ -85,24 +86,27 @@ class Plot:
 
 
 def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
-    """Accuracy of every member against a cost, with the Pareto front.
+    """Score of every member, such as accuracy, against a cost, with the Pareto front.
 
     Args:
-        catalogue: has accuracy on validation images, which gives the front, or at least on test images.
+        catalogue: has scores on validation examples, which give the front, or at least on test examples.
         cost: one of `COSTS` that was measured.
     """
-    kind = "test_accuracy" if catalogue[0].accuracy is None else "accuracy"
-    assert getattr(catalogue[0], kind) is not None, "a plot of accuracy needs accuracy"
-    front = catalogue.front(cost) if kind == "accuracy" else []
+    kind, metric = ("test_score" if catalogue[0].score is None else "score"), catalogue.metric
+    assert getattr(catalogue[0], kind) is not None, "a plot of scores needs scores"
+    front = catalogue.front(cost) if kind == "score" else []
+    examples, good = ("images", "accurate") if metric.word == "accuracy" else ("examples", "good")
     few = len(catalogue) <= MAX_NAMED
     colours = ramp(len(catalogue)) if few else []
     places = [(float(getattr(member, cost)), float(getattr(member, kind))) for member in catalogue]
-    tests = [(x, m.test_accuracy) for m, (x, _) in zip(catalogue, places, strict=True) if m.test_accuracy is not None]
+    tests = [(x, m.test_score) for m, (x, _) in zip(catalogue, places, strict=True) if m.test_score is not None]
     tests, names = tests if few and front else [], []
     with canvas() as (figure, axes):
         log = _cost_axis(axes, [x for x, _ in places])
-        low = _accuracy_axis(axes, [y for _, y in [*places, *tests]])
-        axes.set(xlabel=COSTS[cost] + " (logarithmic)" * log, title=f"{'validation' if front else 'test'} accuracy")
+        low = _score_axis(axes, [y for _, y in [*places, *tests]], metric)
+        axes.set(
+            xlabel=COSTS[cost] + " (logarithmic)" * log, title=f"{'validation' if front else 'test'} {metric.name}"
+        )
         corners = sorted(place for member, place in zip(catalogue, places, strict=True) if member in front)
         if corners:
             corners.append((axes.get_xlim()[1], corners[-1][1]))
@@ -120,47 +124,50 @@ def tradeoff(catalogue: Catalogue, cost: CostName) -> Plot:
         _name_points(axes, names, [*places, *tests], corners)
         svg, png = rendered(figure)
     sentences = {
-        "The line is the Pareto front: the best accuracy within each budget.": front,
-        "A cheaper member is at least as accurate as the faint ones.": few and 0 < len(front) < len(catalogue),
-        "Hollow: on test images, which decide nothing.": tests,
-        f"The axis starts at {100 * low:.3g} %.": low > 0,
+        f"The line is the Pareto front: the best {metric.name} within each budget.": front,
+        f"A cheaper member is at least as {good} as the faint ones.": few and 0 < len(front) < len(catalogue),
+        f"Hollow: on test {examples}, which decide nothing.": tests,
+        f"The axis starts at {100 * low:.3g} %.": low > 0 and metric.unit == "%",
     }
     caption = " ".join(text for text, holds in sentences.items() if holds)
-    return Plot(f"accuracy-{cost.removesuffix('_ms')}", f"Accuracy against {COSTS[cost]}", caption, svg, png, colours)
+    name = f"{metric.word}-{cost.removesuffix('_ms')}"
+    return Plot(name, f"{_capital(metric.name)} against {COSTS[cost]}", caption, svg, png, colours)
 
 
-def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
-    """Accuracy or training loss of the members, epoch by epoch, with the chosen epoch marked.
+def curves(history: History, quantity: Literal["score", "loss"]) -> Plot:
+    """Score or training loss of the members, epoch by epoch, with the chosen epoch marked.
 
     Args:
         history: one epoch or more.
-        quantity: what is drawn; accuracy is on validation images, or on test images if there are no others.
+        quantity: what is drawn; scores are on validation examples, or on test examples if there are no others.
     """
     number = len(history.labels)
     shown = some(range(number), MAX_CURVES)
     # What learned its widths is kept as it was at the end.
     colours, chosen = ramp(len(shown)), history[-1] if history.filters else history.best()
     judged = math.isfinite(chosen.validation[history.full])
-    kind, title = ("validation", "validation accuracy") if judged else ("test", "test accuracy")
-    kind, title = ("losses", "training loss") if quantity == "loss" else (kind, title)
+    metric, kind = history.metric, "losses" if quantity == "loss" else "validation" if judged else "test"
+    title = "training loss" if quantity == "loss" else f"{kind} {metric.name}"
     epochs = [epoch.epoch for epoch in history]
     lines = [[float(getattr(epoch, kind)[m]) for epoch in history] for m in shown]
     settled = [v for line in lines for v in line[len(line) // 20 :] if math.isfinite(v)] or [0.0]
-    marked = judged and not history.filters
-    caption = f"Dashed: epoch {chosen.epoch}, the full network's best on validation images, was kept." if marked else ""
+    marked, examples = judged and not history.filters, "images" if metric.word == "accuracy" else "examples"
+    caption = (
+        f"Dashed: epoch {chosen.epoch}, the full network's best on validation {examples}, was kept." if marked else ""
+    )
     right = 0.04 + 0.018 * min(18, max(map(len, history.labels)))
     with canvas(place=(0.14, 0.16, 0.86 - right, 0.74)) as (figure, axes):
         axes.set(xlabel="epoch", xlim=(0, epochs[-1] + (len(epochs) == 1)))
         axes.locator_params(axis="x", integer=True, nbins=6)
-        if quantity == "accuracy":
-            low = _accuracy_axis(axes, settled)
-            if any(value < low for line in lines for value in line):
+        if quantity == "score":
+            low = _score_axis(axes, settled, metric)
+            if metric.unit == "%" and any(value < low for line in lines for value in line):
                 caption += f" The axis starts at {100 * low:.3g} %; the first epochs lie below it."
         elif 0 < 4 * min(settled) < max(settled):
             axes.set_yscale("log")
             log_ticks(axes.yaxis, min(settled), max(settled))
         axes.set(title=title + " (logarithmic)" * (axes.get_yscale() == "log"))
-        _mark_rates(axes, history, *((0.01, "bottom") if quantity == "accuracy" else (0.99, "top")))
+        _mark_rates(axes, history, *((0.01, "bottom") if quantity == "score" else (0.99, "top")))
         if marked:
             axes.axvline(chosen.epoch, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
         for line, colour in zip(lines, colours, strict=True):
@@ -179,7 +186,8 @@ def curves(history: History, quantity: Literal["accuracy", "loss"]) -> Plot:
         name_ends(axes, [history.labels[m] for m in shown], [line[-1] for line in lines], colours)
         svg, png = rendered(figure)
     caption += f" {len(shown)} of {number} members are drawn." if len(shown) < number else ""
-    return Plot(f"training-{quantity}", f"{title.capitalize()} by epoch", caption.strip(), svg, png, colours)
+    name = f"training-{metric.word if quantity == 'score' else quantity}"
+    return Plot(name, f"{_capital(title)} by epoch", caption.strip(), svg, png, colours)
 
 
 def write_plots(folder: Path, plots: Sequence[Plot]) -> list[Path]:
@@ -237,14 +245,20 @@ def _cost_axis(axes: "Axes", costs: Sequence[float]) -> bool:
     return False
 
 
-def _accuracy_axis(axes: "Axes", accuracies: Sequence[float]) -> float:
-    """Set the vertical axis around the accuracies, and return where it starts."""
-    low, high = min(accuracies), max(accuracies)
-    margin = 0.1 * (high - low) or 0.005
-    axes.set_ylim(max(0, low - margin), min(1.01, high + margin))
+def _score_axis(axes: "Axes", scores: Sequence[float], metric: Metric) -> float:
+    """Set the vertical axis around the scores, and return where it starts."""
+    low, high, fraction = min(scores), max(scores), metric.unit == "%"
+    margin = 0.1 * (high - low) or 0.005 * (1 if fraction else abs(high) or 1)
+    axes.set_ylim(max(0 if fraction else -math.inf, low - margin), min(1.01 if fraction else math.inf, high + margin))
     axes.locator_params(axis="y", nbins=5)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.6g} %")
+    unit = f" {metric.unit}".rstrip()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value if fraction else value:.6g}{unit}")
     return float(axes.get_ylim()[0])
+
+
+def _capital(text: str) -> str:
+    """With a capital first letter, and the others as they are, such as those of R2 and MAE."""
+    return text[:1].upper() + text[1:]
 
 
 def log_ticks(axis: Any, low: float, high: float) -> None:

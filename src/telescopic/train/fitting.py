@@ -7,9 +7,11 @@ from typing import Any, Literal
 from telescopic.ambient import plain
 from telescopic.data import Dataset
 from telescopic.nested import Nested
+from telescopic.tasks import Task
 from telescopic.train.folder import occupied
 from telescopic.train.history import History
 from telescopic.train.loop import Training
+from telescopic.train.objective import task_for
 from telescopic.train.precision import PRECISIONS, Precision
 from telescopic.train.recipe import Recipe
 from telescopic.train.result import Result
@@ -21,6 +23,7 @@ def fit(
     data: Dataset,
     recipe: Recipe,
     *,
+    task: Task | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -35,23 +38,25 @@ def fit(
     """Train every member of a network together. The network is changed in place, and in eval mode afterwards.
 
     Runs on one CPU or GPU, or on several processes under `torchrun`; a batch is then divided among them, and the sum
-    of their gradients is that of the whole batch. The images stay on the device as uint8. Networks of 2-d convolutions
-    are trained in torch's channels-last layout where that is faster, and given back in the usual one. A last batch with
-    too few images for BatchNorm joins the one before. On one CPU with the same number of threads, an interrupted and
-    resumed run ends with exactly the weights of an uninterrupted one.
+    of their gradients is that of the whole batch. The data stay on the device, images as uint8. Networks of 2-d
+    convolutions are trained in torch's channels-last layout where that is faster, and given back in the usual one. A
+    last batch with too few examples for BatchNorm joins the one before. On one CPU with the same number of threads, an
+    interrupted and resumed run ends with exactly the weights of an uninterrupted one.
 
     Args:
         net: the network, initialised.
-        data: images and labels.
+        data: what is to be learned.
         recipe: how to train.
+        task: what the network is to do with the data, such as `telescopic.tasks.regression()`; by default classify,
+            with the recipe's label smoothing.
         out: folder of the run, for `last.safetensors`, `best.safetensors` and `log.csv`, and at the end for the bundle
             `model.safetensors` and the catalogue, which the command line works on; None keeps nothing on disk. One
             process at a time may write it.
         resume: go on from `out`'s last checkpoint, if there is one. The recipe may then have more epochs, and other
             milestones in those to come, but not in the past; a one-cycle schedule keeps its length.
-        seed: order of the images, their augmentation, and dropout.
-        keep: which weights the network holds at the end: those of the epoch in which the full network was most
-            accurate on the validation images, or the last epoch's, also where there are no such images.
+        seed: order of the examples, their augmentation, and dropout.
+        keep: which weights the network holds at the end: those of the epoch in which the full network had the best
+            score on the validation examples, or the last epoch's, also where there are no such examples.
         precision: fp32, or bf16 by autocast (evaluation stays in fp32). `auto` goes on as the run began; a new one
             times a step in each and takes the faster, and says so. The history knows which it was.
         cpu: stay on the CPU even if there is a GPU.
@@ -66,8 +71,8 @@ def fit(
 
     Raises:
         ValueError: if recipe and network do not fit, such as one that shrinks a network without filters; if the
-            network and the images or labels do not; if `precision` is none of the three; or `out` already holds a run
-            and `resume` is False.
+            network, the data and the task do not, or a number in the data is not finite; if `precision` is none of the
+            three; or `out` already holds a run and `resume` is False.
         HeldError: if another process is training in `out`.
         WriteError: if a file cannot be written, say on a full disk; what was written before it is whole.
         CheckpointError: if the checkpoint to resume from is corrupt or of another run.
@@ -85,14 +90,17 @@ def fit(
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
     first = accelerator.process_index == 0
-    shown = progress if first else False
+    shown, task = progress if first else False, task_for(task, recipe)
     with occupied(folder, resume=resume, writes=first) as lost:
-        result = Result(net, data, recipe, folder, seed, provenance or {}) if folder is not None and first else None
+        result = (
+            Result(net, data, recipe, task, folder, seed, provenance or {}) if folder is not None and first else None
+        )
         training = Training(
             accelerator,
             net,
             data,
             recipe,
+            task,
             folder,
             lost,
             seed=seed,

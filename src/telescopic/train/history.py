@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 from telescopic.files import replacing
+from telescopic.metric import ACCURACY, Metric
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,12 @@ class Epoch:
     Attributes:
         epoch: its number, from 1.
         seconds: time for training and evaluating it.
-        images_per_s: training images a second, evaluation left out.
+        images_per_s: training examples a second, evaluation left out.
         learning_rate: the optimizer's rate in it.
-        loss: weighted sum of the members' losses, mean over images, without the L2 penalty.
+        loss: weighted sum of the members' losses, mean over examples, without the L2 penalty.
         losses: each member's own training loss, in grid order.
-        validation: each member's accuracy on the validation images, a fraction; NaN if there are none.
-        test: each member's accuracy on the test images, a fraction.
+        validation: each member's score on the validation examples, such as accuracy, a fraction; NaN if there are none.
+        test: each member's score on the test examples.
         widths: living channels of each filter, of a network that learns its widths.
         compacting: seconds, of those above, in which dead channels were removed.
     """
@@ -48,6 +49,7 @@ class History(Sequence[Epoch]):
         epochs: what has been seen so far.
         filters: name of each filter, of a network that learns its widths.
         precision: in which it is trained, fp32 or bf16.
+        metric: what the scores mean.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class History(Sequence[Epoch]):
         epochs: Sequence[Epoch] = (),
         filters: Sequence[str] = (),
         precision: str = "fp32",
+        metric: Metric = ACCURACY,
     ) -> None:
         self.labels, self.full, self.epochs, self.filters = tuple(labels), full, list(epochs), tuple(filters)
-        self.precision = precision
+        self.precision, self.metric = precision, metric
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -75,10 +78,10 @@ class History(Sequence[Epoch]):
         return self.epochs[index]
 
     def best(self, by: Literal["validation", "test"] = "validation") -> Epoch:
-        """The first epoch in which the full network was most accurate.
+        """The first epoch in which the full network had its best score.
 
         By `validation` it is an honest choice; by `test` it is NSN's and CNSN's protocol, which looks at the test
-        images to choose. Without validation images, `validation` gives the last epoch.
+        images to choose. Without validation examples, `validation` gives the last epoch.
 
         Raises:
             ValueError: if no epoch has finished.
@@ -88,13 +91,13 @@ class History(Sequence[Epoch]):
         scores = [getattr(epoch, by)[self.full] for epoch in self.epochs]
         if any(math.isnan(score) for score in scores):
             return self.epochs[-1]
-        return self.epochs[scores.index(max(scores))]
+        return self.epochs[scores.index(self.metric.best(scores))]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         epochs = [asdict(epoch) for epoch in self.epochs]
         about = {"labels": self.labels, "full": self.full, "filters": self.filters, "precision": self.precision}
-        return {**about, "epochs": epochs}
+        return {**about, "metric": self.metric.to_dict(), "epochs": epochs}
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -112,7 +115,8 @@ class History(Sequence[Epoch]):
         precision = data.get("precision", "fp32")  # older ones do not say
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"the precision of a history is fp32 or bf16, not {precision!r:.50}")
-        return cls(labels, full, [_epoch(row, len(labels), len(filters)) for row in rows], filters, precision)
+        metric = Metric.from_dict(data["metric"]) if "metric" in data else ACCURACY  # likewise
+        return cls(labels, full, [_epoch(row, len(labels), len(filters)) for row in rows], filters, precision, metric)
 
     def to_csv(self, path: Path) -> None:
         """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each.

@@ -170,10 +170,10 @@ class Keeper:
 
 
 def fingerprint(data: Dataset) -> str:
-    """What tells whether data are the same: of its training and validation images, in this order."""
+    """What tells whether data are the same: of its training and validation examples, in this order."""
     number = 0
     for split in (data.train, data.validation):
-        for tensor in (split.images, split.labels):
+        for tensor in (split.inputs, split.targets):
             number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
     return f"crc32 {number:08x}"
 

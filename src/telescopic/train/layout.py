@@ -1,7 +1,7 @@
 """How features lie in memory while a network is trained."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from telescopic.layers.filter import Filter
 
@@ -37,3 +37,8 @@ def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.me
 def lay_out_(net: nn.Module, layout: torch.memory_format) -> None:
     """Put all kernels of a network into a layout, whatever they were in."""
     net.to(memory_format=layout)  # type: ignore[call-overload] # torch's own stub lacks this form
+
+
+def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Inputs in a layout, if they are images, which alone have it."""
+    return x.to(memory_format=layout) if x.ndim == 4 else x

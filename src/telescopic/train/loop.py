@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from telescopic.data import Dataset, Split, batch_sizes, batches
+from telescopic.data import Dataset, Split, batch_sizes, batches, prepared
 from telescopic.denormals import denormals_as_zero
-from telescopic.evaluate import count_correct
+from telescopic.evaluate import score_sums
 from telescopic.fits import check_training
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
 from telescopic.statistics import recalibrate_
+from telescopic.tasks import Task, exact
 from telescopic.train.balance import gradient_factors
 from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import Stop, stop_requests
 from telescopic.train.keeper import LAST, Keeper, fingerprint
-from telescopic.train.layout import lay_out_, layout_for
+from telescopic.train.layout import laid_out, lay_out_, layout_for
 from telescopic.train.method import Method, Nothing
 from telescopic.train.objective import Objective, objective_weights
 from telescopic.train.optimizer import optimizer_for
@@ -50,9 +52,10 @@ class Training:
         net: the network, which is moved to the accelerator's device.
         data: what it learns.
         recipe: how.
+        task: what that is.
         out: the run's folder, or None.
         lost: whether another process has the folder now.
-        seed: of the order of the images, their augmentation, and dropout.
+        seed: of the order of the examples, their augmentation, and dropout.
         precision: fp32, bf16, or `auto`.
         told: whether to say which precision was chosen.
         checkpoint_seconds: how long the last state may be out of date.
@@ -72,6 +75,7 @@ class Training:
         net: Nested,
         data: Dataset,
         recipe: Recipe,
+        task: Task,
         out: Path | None,
         lost: Callable[[], bool],
         *,
@@ -81,21 +85,24 @@ class Training:
         checkpoint_seconds: float,
     ) -> None:
         self.accelerator, self.net, self.data, self.recipe = accelerator, net, data, recipe
-        self.out, self.seed = out, seed
+        self.task, self.out, self.seed = task, out, seed
         self.rank, self.world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
         if self.world > 1:
             atexit.register(_leave_group)
-        self.least = check_training(net, data, recipe.preprocess, recipe.batch_size, self.world)
+        about = (recipe.preprocess, recipe.batch_size, self.world, task, recipe.augment)
+        self.least = check_training(net, data, *about)
         net.to(device)
-        self.precision = precision_for(net, recipe, data, accelerator, out, told) if precision == "auto" else precision
-        self.layout, self.dtype = layout_for(net, device, self.precision), next(net.parameters()).dtype
+        self.precision = precision
+        if precision == "auto":
+            self.precision = precision_for(net, recipe, data, task, accelerator, out, told)
+        self.layout, self.like = layout_for(net, device, self.precision), next(net.parameters()).new_empty(0)
         lay_out_(net, self.layout)
         self.factors = gradient_factors(net, objective_weights(net, recipe)) if recipe.balanced else []
         self.optimizer = optimizer_for(net, recipe, device)
         self.train = data.train.to(device)
         self.apart = [_share(split, self.rank, self.world).to(device) for split in (data.validation, data.test)]
         self.sizes = batch_sizes(len(self.train), recipe.batch_size, self.least)
-        example = recipe.preprocess(self.train.images[:2]).to(self.dtype)
+        example = prepared(self.train.inputs[:2], recipe.preprocess, self.like)
         self.method: Method = Nothing()
         if recipe.shrink is not None:
             steps = recipe.epochs * len(self.sizes)
@@ -104,7 +111,8 @@ class Training:
         options: dict[str, Any] = {"writes": self.rank == 0, "seconds": checkpoint_seconds}
         self.keeper = Keeper(out, net, self.optimizer, example, self._same(), facts, lost, **options)
         labels = [net.grid.label(member) for member in net.grid]
-        begun = History(labels, net.grid.index(net.grid.full), filters=tuple(filters(net)))
+        full = net.grid.index(net.grid.full)
+        begun = History(labels, full, filters=tuple(filters(net)), metric=task.metric)
         self.history, self.position = self.keeper.resume(begun)
         self.history.precision = self.precision
         self.objective = self._wrapped()
@@ -173,10 +181,10 @@ class Training:
         self.method.seconds = position.compacting
         share = {"rank": self.rank, "world": self.world, "least": self.least}
         order = batches(self.train, recipe.batch_size, seed=self.seed, epoch=position.epoch, **share)
-        for batch, (images, target) in enumerate(order):
+        for batch, (inputs, targets) in enumerate(order):
             if batch < position.batch:
                 continue
-            sums += self._step(batch, images, target)
+            sums += self._step(batch, inputs, targets)
             report.batch(batch + 1)
             overdue = request.requested or self.keeper.overdue()
             pause = overdue and self.world == 1 and batch + 1 < num_batches
@@ -193,17 +201,17 @@ class Training:
         self._require_finite(totals, num_batches)
         return trained, totals
 
-    def _step(self, batch: int, images: Tensor, target: Tensor) -> Tensor:
-        """Learn from a batch; its losses, summed over this process's images `[1 + members]`."""
+    def _step(self, batch: int, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Learn from a batch; its losses, summed over this process's examples `[1 + members]`."""
         recipe, epoch, device = self.recipe, self.position.epoch, self.accelerator.device
         step = (epoch - 1) * len(self.sizes) + batch
         # Seeding every step leaves no random state to carry from a killed run to its continuation.
         generator = torch.manual_seed((self.seed * 1_000_003 + step) * self.world + self.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(epoch, (batch + 0.5) / len(self.sizes))
-        x = recipe.preprocess(recipe.augment(images, generator)).to(self.dtype, memory_format=self.layout)
+        x = prepared(recipe.augment(inputs, generator), recipe.preprocess, self.like)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, losses = self.objective(x, target)
+            loss, losses = self.objective(laid_out(x, self.layout), targets)
         self.optimizer.zero_grad()
         # The mean over processes that the wrapper takes becomes the sum over the whole batch.
         torch.autograd.backward(self.method.minimised(loss * (self.world / self.sizes[batch])))
@@ -222,10 +230,10 @@ class Training:
             self._wrap_again()
         if self.net.statistics == "recalibrated":
             recalibrate_(self.net, self.train, recipe.preprocess, augment=recipe.augment, seed=self.seed)
-        accuracy = []
-        for mine, whole in zip(self.apart, (self.data.validation, self.data.test), strict=True):
-            correct = self._sum(count_correct(self.net, mine, recipe.preprocess).to(self.accelerator.device))
-            accuracy.append(tuple((correct.cpu().double() / len(whole)).tolist()))
+        validation, test = (
+            self._scores(mine, len(whole))
+            for mine, whole in zip(self.apart, (self.data.validation, self.data.test), strict=True)
+        )
         return Epoch(
             epoch=epoch,
             seconds=time.monotonic() - began,
@@ -233,22 +241,30 @@ class Training:
             learning_rate=recipe.rate(epoch),
             loss=totals[0].item(),
             losses=tuple(totals[1:].tolist()),
-            validation=accuracy[0],
-            test=accuracy[1],
+            validation=validation,
+            test=test,
             widths=living(self.net),
             compacting=self.method.seconds,
         )
+
+    def _scores(self, mine: Split, examples: int) -> tuple[float, ...]:
+        """Each member's score on a split, of which this process has its part; NaN if it is empty."""
+        if not examples:
+            return (math.nan,) * len(self.history.labels)
+        added = exact(score_sums(self.net, mine, self.recipe.preprocess, self.task).to(self.accelerator.device))
+        return tuple(self.task.total(self._sum(added).cpu().double(), examples).tolist())
 
     def _same(self) -> dict[str, Any]:
         """In what a run must agree with the one that it goes on from."""
         data, recipe = self.data, self.recipe
         about = {"recipe": recipe.to_dict(), "seed": self.seed, "data": data.name, "train_images": len(data.train)}
         about |= {"precision": self.precision, "statistics": self.net.statistics}
+        about |= {"task": self.task.facts()}
         return about if self.out is None else about | {"images": fingerprint(data)}
 
     def _wrapped(self) -> nn.Module:
         """The objective, for several processes too."""
-        module: nn.Module = self.accelerator.prepare_model(Objective(self.net, self.recipe))
+        module: nn.Module = self.accelerator.prepare_model(Objective(self.net, self.recipe, self.task))
         return module
 
     def _wrap_again(self) -> None:
@@ -289,5 +305,5 @@ def _leave_group() -> None:
 
 
 def _share(split: Split, rank: int, world: int) -> Split:
-    """The part of a split that one process classifies."""
-    return split if world == 1 else Split(split.images[rank::world], split.labels[rank::world])
+    """The part of a split that one process is tried on."""
+    return split if world == 1 else Split(split.inputs[rank::world], split.targets[rank::world])

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from telescopic.layers.filter import Filter
 from telescopic.nested import Mix, Nested
+from telescopic.tasks import Task, classification
 from telescopic.train.recipe import Recipe
 
 
@@ -37,29 +37,31 @@ class Objective(nn.Module):
 
     Args:
         net: the network.
-        recipe: weights, mix, distillation and label smoothing.
+        recipe: weights, mix and distillation.
+        task: what is learned; by default classification with the recipe's label smoothing.
 
     Raises:
-        ValueError: if the recipe's weights or mix do not fit the network.
+        ValueError: if the recipe's weights or mix do not fit the network, or recipe and task do not fit.
     """
 
     weights: Tensor
 
-    def __init__(self, net: Nested, recipe: Recipe) -> None:
+    def __init__(self, net: Nested, recipe: Recipe, task: Task | None = None) -> None:
         super().__init__()
         weights = objective_weights(net, recipe)
         self.net = net
         self.recipe = recipe
+        self.task = task_for(task, recipe)
         self.full = net.grid.index(net.grid.full)
         exact = torch.promote_types(next(net.parameters()).dtype, torch.float32)
         self.register_buffer("weights", torch.tensor(weights, dtype=exact), persistent=False)
 
-    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of one batch, summed over its images.
+    def forward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of one batch, summed over its examples.
 
         Args:
-            x: preprocessed images `[batch, ...]`.
-            labels: classes `[batch]`.
+            x: inputs `[batch, ...]` as the network sees them.
+            targets: what is to be answered `[batch, ...]`.
 
         Returns:
             The weighted sum over members (a scalar to minimise), and each member's own loss `[members]`, detached.
@@ -68,18 +70,11 @@ class Objective(nn.Module):
         if not self.net.causal and self.recipe.drawn is not None:  # where each width is a pass
             asked = weights.nonzero().view(-1).tolist()
         # In float32 at least: bf16 is too coarse for sums over a batch.
-        logits = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
+        outputs = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
         full = self.full if asked is None else asked.index(self.full)
-        # [members, classes, batch]: a softmax over few classes takes 8 times as long along the last axis.
-        logits = logits.transpose(1, 2)
-        losses = functional.cross_entropy(
-            logits,
-            labels.expand(len(logits), -1),
-            label_smoothing=self.recipe.label_smoothing,
-            reduction="none",
-        ).sum(1)
+        losses = self.task.loss(outputs, targets).sum(1)
         if self.recipe.distillation:
-            losses = torch.lerp(losses, self._distillation(logits, losses, full), self.recipe.distillation)
+            losses = torch.lerp(losses, self._taught(outputs, losses, full), self.recipe.distillation)
         if asked is None:
             return (weights * losses).sum(), losses.detach()
         # What a member that is drawn one time in n has lost counts n times in the mean over an epoch.
@@ -100,13 +95,33 @@ class Objective(nn.Module):
             chosen[m] = self.weights[m]
         return chosen * (self.weights.sum() / chosen.sum())
 
-    def _distillation(self, logits: Tensor, losses: Tensor, full: int) -> Tensor:
-        """T²·KL(full ‖ member) `[members]`; the full network itself keeps its own loss."""
-        temperature = self.recipe.temperature
-        soft = functional.log_softmax(logits / temperature, dim=1)
-        teacher = soft[full].detach().expand_as(soft)
-        divergence = functional.kl_div(soft, teacher, reduction="none", log_target=True).sum((1, 2)) * temperature**2
-        return divergence.index_copy(0, torch.tensor([full], device=soft.device), losses[full : full + 1])
+    def _taught(self, outputs: Tensor, losses: Tensor, full: int) -> Tensor:
+        """T²·(how far from the full network's answers) `[members]`; the full network itself keeps its own loss."""
+        assert self.task.teach is not None
+        soft, teacher = outputs / self.recipe.temperature, slice(full, full + 1)
+        distance = self.task.teach(soft, soft[teacher].detach()).sum(1) * self.recipe.temperature**2
+        return distance.index_copy(0, torch.tensor([full], device=soft.device), losses[teacher])
+
+
+def task_for(task: Task | None, recipe: Recipe) -> Task:
+    """What is learned: the task given, or else classification as the recipe says.
+
+    Raises:
+        ValueError: if the recipe has what the task does not know.
+    """
+    if task is None:
+        return classification(label_smoothing=recipe.label_smoothing)
+    if recipe.label_smoothing not in (0, task.settings.get("label_smoothing")):
+        raise ValueError(
+            "with a task given, the recipe's label_smoothing has no meaning: write "
+            f"telescopic.tasks.classification(label_smoothing={recipe.label_smoothing:g})"
+        )
+    if recipe.distillation and task.teach is None:
+        raise ValueError(
+            f"the recipe has distillation {recipe.distillation:g}, but the task does not say how a smaller member is "
+            "taught by the full one: give it teach="
+        )
+    return task
 
 
 def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:

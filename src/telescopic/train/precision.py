@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from telescopic.data import Dataset
+from telescopic.data import Dataset, prepared
 from telescopic.nested import Nested
 from telescopic.shrink.example import unchanged
+from telescopic.tasks import Task
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.keeper import LAST
-from telescopic.train.layout import lay_out_, layout_for
+from telescopic.train.layout import laid_out, lay_out_, layout_for
 from telescopic.train.objective import Objective
 from telescopic.train.recipe import Recipe
 
@@ -29,7 +30,9 @@ WORTH = 1.2
 """So many times as fast bf16 has to be: it rounds to 8 bits, and what a clock says differs from time to time."""
 
 
-def step_seconds(net: Nested, recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[float, float]:
+def step_seconds(
+    net: Nested, recipe: Recipe, inputs: Tensor, targets: Tensor, task: Task | None = None
+) -> tuple[float, float]:
     """Seconds of a training step in fp32 and in bf16, without the optimizer's part, which is the same in both.
 
     Weights, buffers, modes and torch's random state are as before afterwards; gradients are gone, and kernels may lie
@@ -38,8 +41,9 @@ def step_seconds(net: Nested, recipe: Recipe, images: Tensor, labels: Tensor) ->
     Args:
         net: the network, on the device that it is trained on.
         recipe: how it is trained.
-        images: a batch of uint8 images, on the same device.
-        labels: their classes.
+        inputs: a batch of them, on the same device.
+        targets: theirs.
+        task: what is learned.
 
     Returns:
         Two medians; infinity for bf16, and nothing is timed, where it is known not to pay: on processors without
@@ -52,18 +56,18 @@ def step_seconds(net: Nested, recipe: Recipe, images: Tensor, labels: Tensor) ->
     seconds: dict[str, list[float]] = {"fp32": [], "bf16": []}
     try:
         with unchanged(net, training=True):
-            objective, x = Objective(net, recipe).to(device), recipe.preprocess(images)
+            objective, x = Objective(net, recipe, task).to(device), prepared(inputs, recipe.preprocess, first)
             began = time.perf_counter()
             for round_ in range(1 + ROUNDS):  # the first of them warms up
                 for precision, times in seconds.items():
                     layout = layout_for(net, device, precision)
                     lay_out_(net, layout)
-                    given = x.to(first.dtype, memory_format=layout)
+                    given = laid_out(x, layout)
                     objective.zero_grad()
                     now = _now(device)
                     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                        loss, _ = objective(given, labels)
-                    (loss / len(labels)).backward()
+                        loss, _ = objective(given, targets)
+                    (loss / len(targets)).backward()
                     if round_:
                         times.append(_now(device) - now)
                 if round_ and time.perf_counter() - began > ENOUGH_S:
@@ -79,14 +83,14 @@ def faster(fp32: float, bf16: float) -> Literal["fp32", "bf16"]:
 
 
 def precision_for(
-    net: Nested, recipe: Recipe, data: Dataset, accelerator: "Accelerator", out: Path | None, told: bool
+    net: Nested, recipe: Recipe, data: Dataset, task: Task, accelerator: "Accelerator", out: Path | None, told: bool
 ) -> Literal["fp32", "bf16"]:
     """That in which the run in `out` began; of a new one, that in which a step takes less time, the same for all."""
     if out is not None and (out / LAST).exists():
         return "bf16" if read_facts(out / LAST).get("precision") == "bf16" else "fp32"
     batch = slice(math.ceil(min(recipe.batch_size, len(data.train)) / accelerator.num_processes))
-    images, labels = (part[batch].to(accelerator.device) for part in (data.train.images, data.train.labels))
-    times = torch.tensor(step_seconds(net, recipe, images, labels), device=accelerator.device)
+    inputs, targets = (part[batch].to(accelerator.device) for part in (data.train.inputs, data.train.targets))
+    times = torch.tensor(step_seconds(net, recipe, inputs, targets, task), device=accelerator.device)
     fp32, bf16 = accelerator.reduce(times, "sum").tolist()  # the sums, which no process has different ones of
     chosen = faster(fp32, bf16)
     if told:

@@ -34,13 +34,14 @@ class Plain(Silent):
         if last.epoch < self.epochs and time.monotonic() - self.shown < PLAIN_SECONDS:
             return
         self.shown = time.monotonic()
-        accuracy = "  ".join(
-            f"{label} {test:.2%}" for label, test in zip(self.history.labels[:8], last.test, strict=False)
+        text = self.history.metric.text
+        scores = "  ".join(
+            f"{label} {text(test)}" for label, test in zip(self.history.labels[:8], last.test, strict=False)
         )
         more = f"  and {len(last.test) - 8} more" if len(last.test) > 8 else ""
         left = _left(self.history, self.epochs)
         print(
-            f"epoch {last.epoch}/{self.epochs}  loss {last.loss:.4f}  test: {accuracy}{more}  "
+            f"epoch {last.epoch}/{self.epochs}  loss {last.loss:.4f}  test: {scores}{more}  "
             f"{last.images_per_s:,.0f} images/s  {left} left{_widths(self.history, ' ')}",
             file=sys.stderr,
             flush=True,
@@ -48,7 +49,7 @@ class Plain(Silent):
 
 
 class Live(Silent):
-    """A table that stays in place: loss, accuracy of every member, speed, time left."""
+    """A table that stays in place: loss, score of every member, speed, time left."""
 
     def __init__(self, history: History, epochs: int, num_batches: int) -> None:
         self.history, self.epochs, self.num_batches, self.done = history, epochs, num_batches, 0
@@ -78,11 +79,12 @@ class Live(Silent):
                 f"   loss {last.loss:.4f}   {last.images_per_s:,.0f} images/s   "
                 f"{_left(self.history, self.epochs)} left   best: epoch {best.epoch}{_widths(self.history, chr(10))}"
             )
+            text = self.history.metric.text
             for name in ("member", "training loss", "validation", "test"):
                 table.add_column(name, justify="left" if name == "member" else "right")
             rows = list(zip(self.history.labels, last.losses, last.validation, last.test, strict=True))
             for label, loss, validation, test in rows if len(rows) <= 12 else [*rows[:4], *rows[-8:]]:
-                table.add_row(label, f"{loss:.4f}", f"{validation:.2%}", f"{test:.2%}")
+                table.add_row(label, f"{loss:.4f}", text(validation), text(test))
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=1.0, completed=share, width=60))
         return Group(head, bar, table)

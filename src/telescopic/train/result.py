@@ -3,20 +3,20 @@
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from telescopic.architecture import describe
 from telescopic.bundle import Bundle, BundleError, save
 from telescopic.catalogue import Catalogue, measure
-from telescopic.data import Dataset
+from telescopic.data import Dataset, prepared
 from telescopic.files import CATALOGUE as CATALOGUE
 from telescopic.files import MODEL as MODEL
 from telescopic.nested import Nested
 from telescopic.provenance import commit
 from telescopic.shrink.family import filters, fold_family
 from telescopic.statistics import warn_of_unseen
+from telescopic.tasks import Task
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.history import Epoch, History
 from telescopic.train.keeper import LAST, fingerprint
@@ -26,20 +26,28 @@ from telescopic.train.recipe import Recipe
 class Result:
     """A run's bundle and catalogue, which are written at its end; whether they can be is found out at its start.
 
-    What has learned its widths is kept without filters: an ordinary network. Accuracies are those that the history
+    What has learned its widths is kept without filters: an ordinary network. Scores are those that the history
     has of the epoch kept. A network that cannot be priced or described gets a warning, and is trained all the same.
 
     Args:
         net: the network.
         data: what it learns.
         recipe: how.
+        task: what that is.
         out: the folder of the run.
         seed: of its random numbers.
         facts: more of them for the bundle's provenance.
     """
 
     def __init__(
-        self, net: Nested, data: Dataset, recipe: Recipe, out: Path, seed: int, facts: Mapping[str, Any]
+        self,
+        net: Nested,
+        data: Dataset,
+        recipe: Recipe,
+        task: Task,
+        out: Path,
+        seed: int,
+        facts: Mapping[str, Any],
     ) -> None:
         self.net, self.data, self.recipe, self.out = net, data, recipe, out
         self.facts = {
@@ -48,6 +56,7 @@ class Result:
             "images": fingerprint(data),
             "validation_images": len(data.validation),
             "seed": seed,
+            "task": task.facts(),
             "recipe": recipe.to_dict(),
             "commit": commit(),
         }
@@ -86,14 +95,7 @@ class Result:
         warn_of_unseen(self.net)
         plain = self._plain()
         priced = self.priced if plain is self.net else measure(plain, input_shape=self.data.input_shape)
-        accuracies = [[a if math.isfinite(a) else None for a in split] for split in (epoch.validation, epoch.test)]
-        catalogue = replace(
-            priced,
-            members=tuple(
-                replace(member, accuracy=validation, test_accuracy=test)
-                for member, validation, test in zip(priced, *accuracies, strict=True)
-            ),
-        )
+        catalogue = priced.scored(history.metric, epoch.validation, epoch.test)
         catalogue.to_json(self.out / CATALOGUE)
         catalogue.to_csv((self.out / CATALOGUE).with_suffix(".csv"))
         save(
@@ -112,9 +114,7 @@ class Result:
         if not filters(self.net):
             return self.net
         first = next(self.net.parameters())
-        return fold_family(
-            self.net, self.recipe.preprocess(self.data.train.images[:2].to(first.device)).to(first.dtype)
-        )
+        return fold_family(self.net, prepared(self.data.train.inputs[:2], self.recipe.preprocess, first))
 
     def _stands(self, facts: Mapping[str, Any]) -> bool:
         """Whether what is there is of this very state, and perhaps has latencies measured."""

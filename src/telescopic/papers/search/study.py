@@ -223,7 +223,7 @@ def _train(
         drawn = [trial.suggest_int(f"channels{i}", *space.channels) for i in range(len(channels))]
         powers = [trial.suggest_float(f"hidden{i}", *space.hidden) for i in range(len(hidden))]
         widths = [*drawn, *(round(2**power) for power in powers)]
-    shape = images.input_shape
+    shape = images.image_shape
     net, recipe = shrinknets.random_model(
         kind,
         network,
