@@ -24,7 +24,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Floors, lowest first. A room (a module or package directly under telescopic) imports from lower floors, or from rooms
 # of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
 FLOORS = (
-    ("subnet", "files", "documents", "provenance", "quantities"),
+    ("subnet", "files", "documents", "extras", "provenance", "quantities"),
     ("ambient", "classes", "denormals", "stock", "wrappers"),
     ("images", "inputs", "neighbours", "tensorfile"),
     ("data", "layers"),

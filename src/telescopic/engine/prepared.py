@@ -14,6 +14,7 @@ from telescopic.engine.backends import Backend, Graphs, Preparing
 from telescopic.engine.joined import join
 from telescopic.engine.manifest import Manifest, Step, checksum
 from telescopic.engine.ways import Way
+from telescopic.extras import needs
 from telescopic.files import held, make_folder, replacing_folder
 
 _LIST = "graphs.json"
@@ -46,14 +47,10 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
         with held(make_folder(store) / ".preparing", kept, wait=True):
             if found := _whole(kept, manifest, verify):  # another process was faster
                 return found
-            with replacing_folder(kept, replace=True) as made:
+            slower = "open the engine with cache=False, where long chains are slower"
+            with replacing_folder(kept, replace=True) as made, needs("onnx", slower):
                 _prepare(folder, manifest, backend, made)
             return _whole(kept, manifest, verify=False) or plain  # they have just been written
-    except ImportError as error:
-        raise ImportError(
-            f"{error.name} is not installed, with which graphs are prepared for this machine: "
-            'pip install "telescopic[onnx]"; or open the engine with cache=False, where long chains are slower'
-        ) from error
     except OSError:  # no reason not to run
         return plain
 

@@ -18,6 +18,7 @@ from telescopic.ambient import plain
 from telescopic.data import Dataset, Split, batch_sizes, batches
 from telescopic.denormals import denormals_as_zero
 from telescopic.evaluate import count_correct
+from telescopic.extras import needs
 from telescopic.files import WriteError, held, make_folder
 from telescopic.fits import check_training
 from telescopic.nested import Nested
@@ -110,7 +111,9 @@ def fit(
     # Imported by torch after the group of processes is made, its functions hold that in their defaults for ever: gloo's
     # threads are then still there when the interpreter is taken down, which ends the process with an abort at times.
     import torch.distributed.nn
-    from accelerate import Accelerator
+
+    with needs("train"):
+        from accelerate import Accelerator
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
