@@ -106,7 +106,7 @@ def broken(number: random.Random) -> tuple[bytes, bool]:
     method = number.choice(("POST",) * 12 + ("PUT", "GET", "BREW"))
     path = number.choice(("/predict",) * 12 + ("/members", "/../etc", "/%00"))
     size = number.choice((len(body),) * 8 + (-1, len(body) + 5, 10**12))
-    head = f"{method} {path}{query} HTTP/1.1\r\nHost: here\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\n"
+    head = f"{method} {path}{query} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\n"
     return head.encode("utf-8", "replace") + b"Connection: close\r\n\r\n" + body, size > len(body)
 
 
@@ -143,7 +143,7 @@ def main() -> None:
             statuses[sent(port, *broken(number))] += 1
             if done % 100 == 99:
                 kind, body = good(number)
-                head = f"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: {kind}\r\n"
+                head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
                 head += f"Content-Length: {len(body)}\r\n\r\n"
                 assert sent(port, head.encode() + body) == 200, "a good request was not answered"
                 memory.append(psutil.Process(process.pid).memory_info().rss / 1e6)

@@ -56,7 +56,9 @@ class Server:
 
 def request(method: str, path: str, body: bytes = b"") -> bytes:
     """A request as it goes over the wire."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/x-npy\r\nContent-Length: {len(body)}"
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-npy\r\nContent-Length: {len(body)}"
+    )
     return f"{head}\r\n\r\n".encode() + body
 
 

@@ -10,7 +10,7 @@ from packs import family_packs
 @pytest.fixture(autouse=True)
 def precision_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` is fp32 in tests, also on a processor that is faster in bf16: what they compare depends on no clock."""
-    monkeypatch.setattr("telescopic.train.loop.step_seconds", lambda *args: (0.0, math.inf))
+    monkeypatch.setattr("telescopic.train.precision.step_seconds", lambda *args: (0.0, math.inf))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from torch import nn
 
 from telescopic import architecture, documents, layers, shrink, tensorfile
 from telescopic.architecture import build, describe, register_layer
-from telescopic.bundle import Bundle, BundleError, load, save, store
+from telescopic.bundle import Bundle, BundleError, header, load, save, store
 from telescopic.catalogue import Catalogue, CatalogueError, Member, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
@@ -328,7 +328,7 @@ def test_plain_module_is_a_bundle_of_one_member(tmp_path) -> None:
 
 def test_families_come_with_the_package(tmp_path, monkeypatch) -> None:
     net = perceptron()
-    monkeypatch.setattr(store, "MODELS", tmp_path)
+    monkeypatch.setattr(header, "MODELS", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BundleError, match="no file small-mlp; the families that come with telescopic: none"):
         load("small-mlp")

@@ -122,7 +122,7 @@ def test_a_run_knows_its_validation_images(trained: Path, tmp_path: Path) -> Non
     assert len(source.data().validation) == 400
     assert torch.equal(source.data().validation.images, wanted.validation.images)
     other = source.bundle.provenance | {"data": "mnist"}
-    source = replace(source, bundle=replace(source.bundle, provenance=other))
+    vars(source)["bundle"] = replace(source.bundle, provenance=other)
     assert len(source.data("digits").validation) == 143, "of other data a tenth, as ever"
     assert len(Source.open(str(trained)).data().validation) > 0
 
@@ -140,6 +140,42 @@ def test_latency_is_measured_once_and_kept(trained: Path, monkeypatch: pytest.Mo
     assert kept.threads == 1 and all((member.latency_ms or 0) > 0 for member in kept)
     monkeypatch.setattr("telescopic.run.measure_latency", lambda *a, **k: pytest.fail("measured again"))
     assert invoke("catalogue", str(trained), "--latency", "--threads", "1").exit_code == 0
+
+
+WITHOUT_TORCH = """
+import json, sys
+from typer.testing import CliRunner
+from telescopic import cli
+for words in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(cli.app, words)
+    print(json.dumps([result.exit_code, str(result.exception or result.output), "torch" in sys.modules]))
+"""
+
+
+def test_choosing_does_not_load_torch(trained: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    content = (trained / "model.safetensors").read_bytes()
+    place = content.index(b"middle")  # the name of a class: the form of the header stays as it is
+    damaged.write_bytes(content[:place] + b"M" + content[place + 1 :])
+    commands = [
+        ["--help"],
+        ["choose", "--help"],
+        ["choose", "nsn-mnist", "--max-macs", "700k"],
+        ["choose", "doubly-nested-cifar10", "--max-params", "100k", "--min-accuracy", "0.1"],
+        ["choose", str(trained), "--max-macs", "1.5k"],
+        ["catalogue", "nsn-mnist"],
+        ["catalogue", str(trained), "--to", str(tmp_path / "table.csv")],
+        ["choose", "nsn-mnist", "--max-macs", "5"],
+        ["choose", str(damaged)],
+    ]
+    words = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    told = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [code for code, _, _ in told] == [0] * 7 + [1] * 2, told
+    assert not any(loaded for _, _, loaded in told)
+    outputs = [output for _, output, _ in told]
+    assert outputs[2].startswith("entry=1: ") and outputs[4] == invoke(*commands[4]).output
+    assert "nearest is entry=2" in outputs[7] and "damaged: what it says" in outputs[8]
 
 
 def test_choose_keeps_the_budget_and_says_why(trained: Path) -> None:

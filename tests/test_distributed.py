@@ -22,7 +22,7 @@ from telescopic.data import Dataset, Split
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.shrink.family import add_filters_to_family, filters
-from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, fit, loop, pairwise
+from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, fit, pairwise, precision
 from telescopic.train.checkpoint import read_facts
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.1, l2=1e-3, mix=pairwise(3), distillation=0.2)
@@ -94,7 +94,7 @@ def each_process(folder: Path) -> None:
     save_file(state(net), folder / f"resumed-{rank}.safetensors")
 
     # What the clocks of the processes say together decides for both: one alone would take bf16.
-    loop.step_seconds = lambda *args: (1.0, 0.5) if rank == 0 else (1.0, 2.0)
+    precision.step_seconds = lambda *args: (1.0, 0.5) if rank == 0 else (1.0, 2.0)
     options["precision"] = "auto"
     seen["precision"] = fit(network(), data(53), replace(RECIPE, epochs=1), **options).precision
 

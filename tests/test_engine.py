@@ -126,7 +126,9 @@ def test_what_is_no_input_is_refused(engine: tl.Engine, x: np.ndarray) -> None:
 def test_the_best_member_within_a_latency(engine: tl.Engine, x: np.ndarray) -> None:
     told(engine, {1: [1, 2, 3, 4], 3: [2, 4, 6, 8]})
     for budget, place in ((100, 3), (12, 3), (11.9, 1), (6, 1), (5.9, 0), (3, 0), (0.1, 0)):  # p95 counts
-        assert engine.run(x, max_latency_ms=budget).subnet == MEMBERS[place]
+        answer = engine.run(x, max_latency_ms=budget)
+        assert answer.subnet == MEMBERS[place] and answer.fits == (budget >= 3)  # or the fastest answers, and says so
+    assert engine.run(x).fits and engine.run(x, quality=0).fits
     assert engine.within(5.9, batch=1).subnet == MEMBERS[1]  # exit=1 is deeper than exit=0, and less accurate
     # Two examples lie in the middle; six take twice as long as three.
     assert engine.timing(MEMBERS[3], 2).median_ms == pytest.approx(6)

@@ -19,7 +19,9 @@ from telescopic.data import Preprocess
 from telescopic.data.folder import read_folder
 from telescopic.engine.inputs import checked
 from telescopic.images import ImageError, TooManyPixels, decode, shape
-from telescopic.serve.bodies import read
+from telescopic.serve.bodies import Takes
+from telescopic.serve.decoders import Decoders
+from telescopic.serve.limits import Limits
 
 from packs import small_pack
 
@@ -78,7 +80,7 @@ PLAIN = {
     "clear, 16 bits.png": png(DEEP, 0, clear=struct.pack(">H", DEEP[1, 1])),
     "alpha.png": file(Image.fromarray(RGBA[..., :2], "LA")),
 }
-TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+TYPES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 
 
 @pytest.mark.parametrize(("files", "channels"), [(PLAIN, 1), (COLOURED | PLAIN, 3)])
@@ -91,9 +93,11 @@ def test_what_is_learned_is_what_is_served(tmp_path: Path, files: dict[str, byte
     learned = read_folder(tmp_path / "own", (6, 5)).images[: len(files)]
     assert learned.shape[1:] == (channels, 6, 5)
     engine = tl.Engine(small_pack(tmp_path / "small.telescope", (channels, 6, 5)), cache=False)
+    decoders, takes = Decoders(Limits()), Takes(engine.input_shape, True, 1)
     for name, pixels in zip(sorted(files), learned, strict=True):
-        served, _ = read(files[name], TYPES[name.rpartition(".")[2]], engine)
-        assert np.array_equal(served, engine.prepared(pixels[None])), name
+        served, _ = decoders.submit(files[name], TYPES[name.rpartition(".")[2]], takes).result(30)
+        assert np.array_equal(served, pixels), name
+    decoders.close()
     if channels == 3:  # what is grey in the file is grey in colours
         grey = [pixels for name, pixels in zip(sorted(files), learned, strict=True) if name in PLAIN]
         assert len(grey) == len(PLAIN) and all((pixels == pixels[0]).all() for pixels in grey)

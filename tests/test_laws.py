@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import told_widths
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     register_layer(Around)
     register_layer(Reader)
     register_layer(Gain)
+    for layer in (told_widths.ToldLinear, told_widths.ToldConv, told_widths.ToldNorm, told_widths.Block):
+        register_layer(layer)
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -194,6 +197,9 @@ FAMILIES: dict[str, tuple[Callable[[], Nested], tuple[int, ...]]] = {
                                  {0: nn.Flatten(), 1: nn.Flatten()}), (2, 3)),
     "attention": (encoder, (3, 4)),
     "tied in a stage": (tied, (3,)),
+    "told widths": (told_widths.slimmable, (2, 4, 4)),
+    "told widths, statistics per entry": (lambda: told_widths.slimmable(statistics="per-entry"), (2, 4, 4)),
+    "told widths inside blocks": (told_widths.transformer, (3, 4)),
 }  # fmt: skip
 NOT_REBUILT = {"attention", "tied in a stage"}  # a description of these would build another network
 

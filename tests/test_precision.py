@@ -40,7 +40,7 @@ def state(net: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, fp32: float, bf16: float) -> None:
-    monkeypatch.setattr("telescopic.train.loop.step_seconds", lambda *args: (fp32, bf16))
+    monkeypatch.setattr("telescopic.train.precision.step_seconds", lambda *args: (fp32, bf16))
 
 
 def capable(monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool]) -> None:
@@ -134,7 +134,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(monkeypatch: pytest.M
     with pytest.raises(InterruptedError):
         fit(network(), data(), RECIPE, out=tmp_path, on_epoch=stop, checkpoint_seconds=0, progress=False)
     assert read_facts(tmp_path / "last.safetensors")["precision"] == "bf16"
-    monkeypatch.setattr("telescopic.train.loop.step_seconds", lambda *args: pytest.fail("timed again"))
+    monkeypatch.setattr("telescopic.train.precision.step_seconds", lambda *args: pytest.fail("timed again"))
     history = fit(halved, data(), RECIPE, out=tmp_path, resume=True, keep="last", progress=False)
     assert len(history) == 2 and history.precision == "bf16"
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in halved.state_dict().items())
@@ -159,7 +159,7 @@ def test_experiments_that_are_compared_are_trained_alike(monkeypatch: pytest.Mon
     options: dict[str, Any] = {"data": "digits", "epochs": 1, "progress": False}
     timed(monkeypatch, 1.0, 0.5)
     reproduce(nsn.PAPER, tmp_path, only=["model0-1-2"], **options)
-    monkeypatch.setattr("telescopic.train.loop.step_seconds", lambda *args: pytest.fail("timed again"))
+    monkeypatch.setattr("telescopic.train.precision.step_seconds", lambda *args: pytest.fail("timed again"))
     reproduce(nsn.PAPER, tmp_path, only=["model0-1-2", "model0-1"], **options)
     assert {name: found["precision"] for name, found in summaries(tmp_path).items()} == {
         "model0-1-2": "bf16",

@@ -31,6 +31,7 @@ from packs import MEMBERS, small_pack
 
 SHAPE = (1, 6, 5)
 SMALL, MIDDLE, LARGE = MEMBERS
+HERE = "http://localhost"
 NPY = {"content-type": "application/x-npy"}
 
 
@@ -54,7 +55,7 @@ def engine(folder: Path) -> tl.Engine:
 
 @pytest.fixture(scope="module")
 def client(engine: tl.Engine) -> Iterator[TestClient]:
-    with TestClient(application(engine, slo_ms=60_000, max_batch=8, max_body=100_000)) as client:
+    with TestClient(application(engine, slo_ms=60_000, max_batch=8, max_body=100_000), base_url=HERE) as client:
         yield client
 
 
@@ -167,15 +168,16 @@ def header(text: str) -> bytes:
     [
         (b"{", "application/json", 422, "JSON"),
         (b"\xff\xfe", "application/json", 422, "JSON"),
-        (b"[" * 50_000, "application/json", 422, "JSON|recursion"),
-        (b'{"inputs": NaN}', "application/json", 422, "inputs: Input should be a valid array"),
-        (b'{"inputs": [[[NaN]]]}', "application/json", 422, "inputs have shape"),
+        (b"[" * 50_000, "application/json", 422, "more values than 8 examples"),
+        (b"[" * 250, "application/json", 422, "JSON: recursion limit"),
+        (b'{"inputs": NaN}', "application/json", 422, "it is no JSON"),
+        (b'{"inputs": [[[NaN]]]}', "application/json", 422, "it is no JSON"),
         (b"x", "text/plain", 415, "not 'text/plain'"),
-        (b"", "application/x-npy", 422, "no array in the format of numpy.save"),
+        (b"", "application/x-npy", 422, "no array of numbers in the format of numpy.save"),
         (npy(np.zeros((1, *SHAPE), np.float64)), "application/x-npy", 422, "float32 or uint8 pixels, not float64"),
         (npy(np.full((1, *SHAPE), np.nan, np.float32)), "application/x-npy", 422, "NaN or infinity"),
         (npy(np.zeros((9, *SHAPE), np.float32)), "application/x-npy", 422, "at most 8 examples, not 9"),
-        (npy(np.array([None], object)), "application/x-npy", 422, "does not fit its size"),
+        (npy(np.array([None], object)), "application/x-npy", 422, "no array of numbers"),
         (
             header("{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,)}"),
             "application/x-npy",
@@ -214,12 +216,14 @@ def test_what_else_it_answers(client: TestClient) -> None:
     kinds = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert kinds["application/json"]["schema"]["properties"].keys() >= {"inputs", "pixels", "deadline_ms", "quality"}
     page = client.get("/")
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)|url\(|https?://(?!www.w3.org/2000/svg)", page.text)
+    assert "default-src 'none'; script-src 'self';" in page.headers["content-security-policy"]
+    parts = page.text + client.get("/page.js").text + client.get("/page.css").text
+    found = re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)([^\"' >]*)|url\(|https?://(?!www.w3.org/2000/svg)", parts)
+    assert sorted(found) == ["page.css", "page.js"] and not re.search("<script>|<style>|[ ]on[a-z]+=|style=", page.text)
 
 
 def test_counts(engine: tl.Engine, pixels: np.ndarray) -> None:
-    with TestClient(application(engine, slo_ms=60_000, max_batch=8)) as client:
+    with TestClient(application(engine, slo_ms=60_000, max_batch=8), base_url=HERE) as client:
         for _ in range(3):
             client.post("/predict", json={"pixels": pixels.tolist(), "subnet": "exit=-1"})
         client.post("/predict", json={"pixels": pixels.tolist(), "deadline_ms": 0.0001})
@@ -241,7 +245,7 @@ def test_mounted_in_another_application(engine: tl.Engine, pixels: np.ndarray) -
     # Whose server tells only itself of start and end.
     outer = FastAPI()
     outer.mount("/family", application(engine, slo_ms=60_000, max_batch=8))
-    with TestClient(outer) as client:
+    with TestClient(outer, base_url=HERE) as client:
         assert len(client.post("/family/predict", json={"pixels": pixels.tolist()}).json()["predictions"]) == 2
         assert client.get("/family/").status_code == 200
 
@@ -314,7 +318,7 @@ def test_a_pass_that_fails_is_told_and_the_next_one_runs(engine: tl.Engine, monk
 def test_a_full_queue_is_503_and_says_when_to_come_again(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, body = Gate(engine, monkeypatch), npy(np.zeros((8, *SHAPE), np.float32))
     app = application(engine, slo_ms=60_000, max_batch=8, max_waiting=8)
-    with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
+    with TestClient(app, base_url=HERE) as client, ThreadPoolExecutor(2) as pool:
         taken = [pool.submit(client.post, "/predict", content=body, headers=NPY)]
         gate.wait_for(1)
         taken.append(pool.submit(client.post, "/predict", content=body, headers=NPY))
@@ -371,7 +375,7 @@ def test_served_to_the_end(server: tuple[subprocess.Popen, str], pixels: np.ndar
     ) as response:
         assert len(json.load(response)["predictions"]) == 2
     with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), timeout=30) as slow:
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n")
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         slow.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body[:10])
         with urllib.request.urlopen(f"{address}/health", timeout=30) as response:  # it has come as far as this one
             assert json.load(response)["status"] == "ok"
@@ -419,4 +423,4 @@ def test_the_server_does_not_close_connections_before_a_load_balancer_would(monk
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: seen.append(self.config))
     with listening("127.0.0.1", 0) as taken:
         run_on(taken, FastAPI())
-    assert seen[0].timeout_keep_alive > 60 and seen[0].limit_concurrency == 1000
+    assert seen[0].timeout_keep_alive > 60

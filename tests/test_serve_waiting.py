@@ -137,7 +137,7 @@ def test_the_queue_is_bounded() -> None:
 
 def test_large_inputs_make_the_default_bound_smaller() -> None:
     machine = Machine()
-    machine.input_shape = (3, 1024, 1024)  # 12 MiB: 21 of them in 256 MiB
+    machine.input_shape = (3, 512, 512)  # 3 MiB: 21 of them in 64 MiB
     assert queue(machine).max_waiting == 21
     machine.input_shape = (2**26,)
     assert queue(machine).max_waiting == 8

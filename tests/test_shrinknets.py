@@ -21,6 +21,7 @@ from telescopic.cost import cost
 from telescopic.data import Augment, Dataset, Preprocess, Split, batches, load
 from telescopic.extract import extract
 from telescopic.layers import Filter
+from telescopic.layers.cuts import named_tensors
 from telescopic.layers.filter import TokenFilter, attached, detach_
 from telescopic.nested import Nested
 from telescopic.networks import lenet, mlp
@@ -31,7 +32,6 @@ from telescopic.report.plots import write_plots
 from telescopic.report.widths import widths
 from telescopic.shrink import add_filters, compact_, fold, price_
 from telescopic.shrink.family import Every, add_filters_to_family, filters, fold_family, living
-from telescopic.shrink.log import named_tensors
 from telescopic.shrink.shapes import reshape_
 from telescopic.testing import check_nested
 from telescopic.train import CheckpointError, History, Recipe, Shrink, fit
@@ -128,7 +128,7 @@ def test_a_proximal_step_by_hand() -> None:
     (part,) = filters(net).values()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.5)
     by_hand = shrinking(net, Shrink(penalty=0.2, method="proximal"), optimizer)
-    assert by_hand.penalty() == 0.0
+    assert by_hand.minimised(torch.zeros(())).item() == 0.0
     with torch.no_grad():
         part.theta.copy_(torch.tensor([0.5, 0.03, 0.04, -0.2]))
     by_hand.after_step(1)
@@ -159,7 +159,7 @@ def test_the_penalty_weighs_channels_by_what_they_cost() -> None:
     total = float(part.theta.detach().sum())
     # 64 inputs and 10 classes; a bias and θ besides.
     for by, price in (("channels", 1), ("macs", 64 + 10), ("params", 64 + 1 + 1 + 10)):
-        penalty = shrinking(net, Shrink(penalty=0.5, by=by), optimizer).penalty()  # type: ignore[arg-type]
+        penalty = shrinking(net, Shrink(penalty=0.5, by=by), optimizer).minimised(torch.zeros(()))  # type: ignore[arg-type]
         assert isinstance(penalty, Tensor) and penalty.item() == pytest.approx(0.5 * price * total)
 
 
@@ -181,7 +181,7 @@ def test_streams_that_share_theta_pay_for_it_once() -> None:
     assert len(net.twins) > 0 and len(filters(net)) == 13 + 2
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     x = torch.rand(2, 1, 32, 32, dtype=torch.float64)
-    penalty = Shrinking(net, Shrink(penalty=1), optimizer, x, steps=1, seed=0).penalty()
+    penalty = Shrinking(net, Shrink(penalty=1), optimizer, x, steps=1, seed=0).minimised(torch.zeros(()))
     assert isinstance(penalty, Tensor)
     thetas = [p for name, p in net.named_parameters() if name.endswith("theta")]
     assert penalty.item() == pytest.approx(sum(float(theta.detach().sum()) for theta in thetas))

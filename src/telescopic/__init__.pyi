@@ -5,6 +5,7 @@ from .subnet import Subnet as Subnet, Coordinates as Coordinates, Grid as Grid
 from .nested import Nested as Nested
 from .nest import nest as nest
 from .causal import causal_ as causal_
+from .slim import slim as slim
 from . import layers as layers
 from . import networks as networks
 

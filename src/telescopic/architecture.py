@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from telescopic.classes import drops
-from telescopic.documents import printable
+from telescopic.documents import MAX_PARTS, printable
 from telescopic.layers import (
     CausalBatchNorm1d,
     CausalBatchNorm2d,
@@ -26,13 +26,13 @@ from telescopic.layers import (
     SharedHead,
 )
 from telescopic.layers.filter import Filter, TokenFilter, attach_, attached
+from telescopic.layers.narrowing import takes_width
+from telescopic.layers.slim import Slim
 from telescopic.nested import Nested
 from telescopic.stock import STOCK
 from telescopic.tensorfile import DTYPES
 from telescopic.wrappers import is_compiled
 
-MAX_PARTS = 10_000
-"""Most modules and members that a description may amount to; a module copied for statistics per entry counts thrice."""
 MAX_DEPTH = 100
 """Most levels of modules and lists within each other."""
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -272,6 +272,9 @@ class _Builder:
             sizes = [self.sizes[id(stage)] for stage in stages]
             behind = [*list(accumulate(reversed(sizes)))[::-1], 0]  # stage → parts from there on
             parts += 3 * sum(behind[place] for place in places[1:] if 0 <= place < len(behind))
+        held = [*stages, *(part for _, part in (*entries, *exits))]
+        if any(takes_width(part) for part in held if isinstance(part, nn.Module)):  # and so what each width runs
+            parts += 3 * sum(self.sizes[id(part)] for part in held) * (max(groups, 1) if isinstance(groups, int) else 1)
         return parts
 
 
@@ -348,6 +351,7 @@ for _classes, _arguments in STOCK:
         _kept = [name for name in _arguments if name in inspect.signature(_cls).parameters]
         _LAYERS[_cls.__name__] = replace(_layer(_cls, _kept), plain=True)
 _LAYERS[_name(Residual)] = _layer(Residual, None)
+_LAYERS[_name(Slim)] = _layer(Slim, None)
 for _cls in (
     CausalBatchNorm1d,
     CausalBatchNorm2d,

@@ -6,7 +6,7 @@ from torch import nn
 
 from telescopic import folding
 from telescopic.ambient import plain
-from telescopic.layers.narrowing import flat, narrow, narrow_outputs
+from telescopic.layers.narrowing import flat, narrowed
 from telescopic.nested import Nested
 from telescopic.subnet import Subnet
 from telescopic.wrappers import copied, unwrapped
@@ -37,19 +37,16 @@ def extract(net: Nested, subnet: Subnet | None = None, *, fold_bn: bool = False)
     """
     net = unwrapped(net)
     member = net.grid.resolve(subnet)
-    taken = joined([module for _, module in net.path(member)], member.width, net.groups)
+    taken = joined(net, [module for _, module in net.path(member)], member.width)
     if fold_bn:
         return nn.Sequential(*_flat(folding.fold_bn(taken))).eval()
     return copied(taken).eval()
 
 
-def joined(path: Sequence[nn.Module], width: int, groups: int) -> nn.Sequential:
-    """An adapter, stages and a head in one, for the first `width` of `groups` groups; not copied where none is cut."""
-    adapter, *others = path
-    if groups > 1:
-        done: dict[nn.Module, nn.Module] = {}  # one activation may stand in several stages
-        adapter, others = narrow_outputs(adapter, width, groups), [narrow(part, width, done) for part in others]
-    return nn.Sequential(*(layer for part in (adapter, *others) for layer in _flat(part)))
+def joined(net: Nested, path: Sequence[nn.Module], width: int) -> nn.Sequential:
+    """An adapter, stages and a head of a network in one, in ordinary layers; not copied where nothing is cut."""
+    parts = narrowed(path, width, net.groups, causal=net.causal)
+    return nn.Sequential(*(layer for part in parts for layer in _flat(part)))
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:

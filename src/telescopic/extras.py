@@ -22,12 +22,11 @@ def install_line(extra: str) -> str:
 
 
 @contextmanager
-def needs(extra: str, remedy: str = "") -> Iterator[None]:
+def needs(extra: str) -> Iterator[None]:
     """Import what belongs to an extra inside; of a library that is missing it is said how to have it.
 
     Args:
         extra: as in `pyproject.toml`.
-        remedy: what else one can do.
 
     Raises:
         ImportError: if one is missing.
@@ -37,5 +36,5 @@ def needs(extra: str, remedy: str = "") -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "telescopic":
             raise
-        line = f"{error.name.partition('.')[0]} is not installed: {install_line(extra)}"
-        raise ImportError(line + (f"; or {remedy}" if remedy else ""), name=error.name) from error
+        name = error.name.partition(".")[0]
+        raise ImportError(f"{name} is not installed: {install_line(extra)}", name=error.name) from error

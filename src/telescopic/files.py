@@ -15,6 +15,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+MODEL, CATALOGUE = "model.safetensors", "catalogue.json"
+"""What a finished run leaves in its folder for whoever does not train: the network as a bundle, and its catalogue."""
 _DRAFTS = re.compile(r"\.telescopic-[0-9a-f]{16}\.tmp")
 _LOCK = ".lock"
 # What a file system answers that has no locks.

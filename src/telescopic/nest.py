@@ -15,7 +15,8 @@ from telescopic.inputs import dtype_and_device, explained, with_batch
 from telescopic.layers.adapters import Adapter, step_down, strided_stem
 from telescopic.layers.axes import Watch
 from telescopic.layers.heads import Head, pooled_head
-from telescopic.nested import Nested, Statistics
+from telescopic.nested import Nested
+from telescopic.subnet import Statistics
 from telescopic.wrappers import unwrapped
 
 

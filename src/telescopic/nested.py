@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,10 @@ from torch.func import functional_call
 from telescopic.inputs import raise_fault
 from telescopic.layers.causal import prefix
 from telescopic.layers.heads import SharedHead
+from telescopic.layers.narrowing import in_width, takes_width
 from telescopic.layers.sized import require_channels_first, require_sized
-from telescopic.subnet import Coordinates, Grid, Subnet
+from telescopic.subnet import Coordinates, Grid, Statistics, Subnet
 from telescopic.wrappers import copied
-
-Statistics = Literal["shared", "per-entry", "recalibrated"]
-"""Policy for running statistics, see `Nested`."""
 
 Mix = tuple[tuple[float, ...], ...]
 """Gradient mix, `[members, members]`: `mix[m][o]` scales what member m's loss sends to the parameters owned by o."""
@@ -42,13 +40,17 @@ class Nested(nn.Module):
             shared; or `recalibrated`, which is per-entry too, but `fit` computes them anew from training images
             before it evaluates, instead of leaving them as running means (see `recalibrate`). The policy changes no
             weight and no output in training mode, only those in eval mode.
-        groups: number of channel groups, and so of widths. With several, stages are channel-causal: given the first w
-            groups of channels they return the first w groups (see `layers.causal`). An adapter is run whole, and a
-            member narrows what it gives. Heads take any width, as `layers.SharedHead` does. A layer of yours with
-            tensors has a method `narrow(width)` that returns what it is for the first groups.
+        groups: number of channel groups, and so of widths. With several, either the stages are channel-causal: given
+            the first w groups of channels they return the first w groups (see `layers.causal`). Then an adapter is run
+            whole, and a member narrows what it gives; heads take any width, as `layers.SharedHead` does; and a layer of
+            yours with tensors has a method `narrow(width)` that returns what it is for the first groups. Or some layers
+            are told their width, which takes a pass for each: they have, beside `narrow`, a method `in_width(width)`
+            that returns what a member runs in their place, with the same parameters and buffers of its own. All else
+            is then run as it is.
 
     Attributes:
         grid: all members, smallest first.
+        causal: whether the features of the full width hold those of all others, so that one pass answers for all.
 
     Raises:
         ValueError: if an index lies outside the network, a dropout is no probability, stages share a parameter, the
@@ -90,17 +92,23 @@ class Nested(nn.Module):
         self.dropout = tuple(float(p) for p in dropout)
         self.statistics = statistics
         self._refuse_shared_parameters()
-        if groups > 1:
+        self.causal = not (groups > 1 and any(takes_width(part) for _, part in self.parts()))
+        if groups > 1 and self.causal:
             require_sized(self.parts(), groups)
-        # Parts as the streams of the later entries see them, where that differs: "<entry>-<part>" → module.
+        # Parts as members see them who enter later or are narrower, where that differs: "<entry>-<part>@<width>".
         self.twins = nn.ModuleDict()
-        if statistics != "shared":
-            parts = [("", i, stage) for i, stage in enumerate(self.stages)]
-            parts += [("exit", exit_, exits[exit_]) for exit_ in self.grid.exits]
-            for entry in self.grid.entries[1:]:
-                for kind, i, module in parts:
-                    if entry <= i + (kind == "exit") and any(True for _ in module.buffers()):
-                        self.twins[f"{entry}-{kind}{i}"] = twin(module)
+        parts = [(str(i), i, stage) for i, stage in enumerate(self.stages)]
+        parts += [(f"exit{exit_}", exit_ + 1, exits[exit_]) for exit_ in self.grid.exits]
+        first = self.grid.entries[0]
+        for entry in self.grid.entries:
+            seen = {f"entry{entry}": entries[entry]} | {name: part for name, place, part in parts if entry <= place}
+            for name, part in seen.items():
+                own = statistics != "shared" and entry != first and not name.startswith("entry")
+                if own and any(True for _ in part.buffers()):
+                    part = self.twins[f"{entry}-{name}"] = twin(part)
+                if not self.causal and takes_width(part) and (own or name.startswith("entry") or entry == first):
+                    for width in range(1, groups):
+                        self.twins[f"{entry}-{name}@{width}"] = in_width(part, width)
 
     def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Logits of one member, by default the full network.
@@ -119,7 +127,7 @@ class Nested(nn.Module):
         member = self.grid.resolve(subnet)
         (_, adapter), *stages, head = path = self.path(member)
         try:
-            features = self._narrowed(adapter, adapter(x), member)
+            features = self._narrowed(adapter, adapter(x), member) if self.causal else adapter(x)
             for step, stage in enumerate(stages):
                 features = self._drop(self._narrow_run(*stage, features, member), step)
             return self._narrow_run(*head, features, member)
@@ -150,7 +158,8 @@ class Nested(nn.Module):
         lanes = self._lanes(mix if torch.is_grad_enabled() else None)
         answers: list[Tensor] = []
         order: list[int] = []
-        every = list(range(self.groups))
+        levels = self.groups if self.causal else 1
+        every = list(range(levels))
 
         def branch(x: Tensor, step: int, running: Iterable[_Lane]) -> None:
             """Run one step of lanes that agree so far, once for each way in which they now differ."""
@@ -161,13 +170,13 @@ class Nested(nn.Module):
             for (module, scale, last), group in ways.items():
                 if last:
                     # Wide features hold the narrow ones, so one pass answers for all widths.
-                    rows = _run_head(module, x, scale, self.groups)
+                    rows = _run_head(module, x, scale, levels)
                     for lane in group:
                         answers.append(rows if lane.widths == every else rows[lane.widths])
                         order.extend(lane.members)
                 else:
                     out = _run(module, x, scale)
-                    if not step and self.groups > 1:
+                    if not step and levels > 1:
                         require_channels_first(module, out)
                     branch(self._drop(out, step - 1) if step else out, step + 1, group)
 
@@ -184,10 +193,12 @@ class Nested(nn.Module):
         """What a member runs, in order: its adapter, its stages, its head; each as (name of the part, module).
 
         Two members run the same part in the same state if and only if both name and module agree: with statistics
-        per entry, a stage is one part (one set of parameters) but a module for each entry.
+        per entry, a stage is one part (one set of parameters) but a module for each entry; and so for each width, if
+        it has to be told.
         """
         member = self.grid.resolve(subnet)
-        path = [(f"entries.{member.entry}", self.entries[str(member.entry)])]
+        adapter = self._seen_by(member, f"entry{member.entry}", self.entries[str(member.entry)])
+        path = [(f"entries.{member.entry}", adapter)]
         for i, stage in list(enumerate(self.stages))[member.entry : member.exit + 1]:
             path.append((f"stages.{i}", self._seen_by(member, str(i), stage)))
         head = self._seen_by(member, f"exit{member.exit}", self.exits[str(member.exit)])
@@ -202,9 +213,10 @@ class Nested(nn.Module):
         return owners
 
     def _seen_by(self, member: Coordinates, name: str, part: nn.Module) -> nn.Module:
-        if self.statistics == "shared":
+        if not self.twins:
             return part
-        key = f"{member.entry}-{name}"
+        entry = self.grid.entries[0] if self.statistics == "shared" and not name.startswith("entry") else member.entry
+        key = f"{entry}-{name}" + ("" if self.causal or member.width == self.groups else f"@{member.width}")
         return self.twins[key] if key in self.twins else part  # noqa: SIM401 (a ModuleDict has no get)
 
     def _lanes(self, mix: Mix | None) -> list["_Lane"]:
@@ -227,12 +239,13 @@ class Nested(nn.Module):
         return lanes
 
     def _by_path(self) -> Iterable[tuple[list[int], list[int]]]:
-        """Members that differ in nothing but their width, for each entry and exit: positions, and widths from 0."""
-        found: dict[tuple[int | None, int | None], tuple[list[int], list[int]]] = {}
+        """Members that one pass may answer for, which are those of all widths or one: positions, and widths from 0."""
+        found: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}
         for m, member in enumerate(self.grid):
-            members, widths = found.setdefault((member.entry, member.exit), ([], []))
+            width = 0 if self.causal else member.width
+            members, widths = found.setdefault((member.entry, member.exit, width), ([], []))
             members.append(m)
-            widths.append(member.width - 1)
+            widths.append(member.width - 1 if self.causal else 0)
         return found.values()
 
     def _narrow_run(self, name: str, part: nn.Module, x: Tensor, member: Coordinates) -> Tensor:
@@ -240,7 +253,7 @@ class Nested(nn.Module):
         try:
             out: Tensor = part(x)
         except (RuntimeError, ValueError, IndexError) as error:
-            if member.width == self.groups:
+            if member.width == self.groups or not self.causal:
                 raise
             raise _not_causal(name, member.width, self.groups, x, error) from error
         return out

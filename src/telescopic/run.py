@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from telescopic.bundle.header import BundleError, find, read_catalogue
+from telescopic.catalogue.table import Catalogue
+from telescopic.files import CATALOGUE, MODEL
 
-from telescopic import data as datasets
-from telescopic.bundle import Bundle, BundleError
-from telescopic.catalogue import Catalogue, measure_latency
-from telescopic.data import DataError, Dataset, Preprocess
-from telescopic.nested import Nested
-from telescopic.train import History
-from telescopic.train.checkpoint import read_history
-from telescopic.train.keeper import LAST, fingerprint
-from telescopic.train.result import CATALOGUE, MODEL, unfinished
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from telescopic.bundle import Bundle
+    from telescopic.data import Dataset, Preprocess
+    from telescopic.nested import Nested
+    from telescopic.train import History
+
+# What needs torch is imported where it is used, for choosing a member does not.
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Source:
 
     Attributes:
         name: as the user calls it.
-        bundle: the network and what is known of it.
+        path: the file of its bundle.
+        measured: the catalogue in the bundle, if it has one.
         folder: the folder of its run, if it has one.
     """
 
     name: str
-    bundle: Bundle
+    path: Path
+    measured: Catalogue | None
     folder: Path | None = None
 
     @classmethod
@@ -41,17 +46,30 @@ class Source:
         """
         folder = Path(name)
         if not folder.is_dir():
-            return cls(name, Bundle.open(name))
-        if not (folder / MODEL).exists():
-            raise BundleError(unfinished(folder))
-        return cls(name, Bundle.open(folder / MODEL), folder)
+            path = find(name)
+            return cls(name, path, read_catalogue(path))
+        path = folder / MODEL
+        if not path.exists():
+            from telescopic.train.result import unfinished
 
-    def network(self) -> Nested:
+            raise BundleError(unfinished(folder))
+        return cls(name, path, read_catalogue(path), folder)
+
+    @cached_property
+    def bundle(self) -> "Bundle":
+        """The network and what is known of it."""
+        from telescopic.bundle import Bundle
+
+        return Bundle.open(self.path)
+
+    def network(self) -> "Nested":
         """The network.
 
         Raises:
             BundleError: if the bundle holds a plain module, which has no members to choose from.
         """
+        from telescopic.nested import Nested
+
         net = self.bundle.network()
         if not isinstance(net, Nested):
             raise BundleError(f"{self.name} holds a plain module, not a nested network")
@@ -65,9 +83,9 @@ class Source:
         """
         if self.folder is not None and (self.folder / CATALOGUE).exists():
             return Catalogue.from_json(self.folder / CATALOGUE)
-        if self.bundle.catalogue is None:
+        if self.measured is None:
             raise BundleError(f"{self.name} was saved without a catalogue: measure it with telescopic.measure")
-        return self.bundle.catalogue
+        return self.measured
 
     def timed(
         self, *, batch: int = 1, threads: int | None = None, progress: Callable[[str, int, int], None] | None = None
@@ -76,19 +94,24 @@ class Source:
         catalogue = self.catalogue()
         if catalogue.latency_is_from_here(batch=batch, threads=threads):
             return catalogue
+        from telescopic.catalogue import measure_latency
+
         catalogue = measure_latency(self.network(), catalogue, batch=batch, threads=threads, progress=progress)
         if self.folder is not None:
             catalogue.to_json(self.folder / CATALOGUE)
             catalogue.to_csv((self.folder / CATALOGUE).with_suffix(".csv"))
         return catalogue
 
-    def history(self) -> History | None:
+    def history(self) -> "History | None":
         """What training has seen, if the run's folder is there."""
+        from telescopic.train.checkpoint import read_history
+        from telescopic.train.keeper import LAST
+
         if self.folder is None or not (self.folder / LAST).exists():
             return None
         return read_history(self.folder / LAST)
 
-    def samples(self, number: int = 64, data_dir: str | None = None) -> tuple[Tensor, str]:
+    def samples(self, number: int = 64, data_dir: str | None = None) -> "tuple[Tensor, str]":
         """Images uint8 `[number, channels, height, width]` to compare exported files on, and what they are.
 
         They are test images of the data it learned if those are on this machine, else random ones.
@@ -96,6 +119,10 @@ class Source:
         Raises:
             BundleError: if the bundle does not know the shape of its images.
         """
+        import torch
+
+        from telescopic import data as datasets
+
         shape = self.bundle.input_shape
         if shape is None:
             raise BundleError(f"{self.name} was saved without input_shape, so there are no images to compare on")
@@ -105,13 +132,13 @@ class Source:
                 test = datasets.load(name, data_dir=data_dir, download=False).test
                 if test.images.shape[1:] == shape:
                     return test.images[:number], f"test images of {name}"
-            except DataError:
+            except datasets.DataError:
                 pass
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(256, (number, *shape), generator=generator).to(torch.uint8)
         return images, f"random images, because {name or 'its data'} is not on this machine"
 
-    def data(self, name: str | None = None, data_dir: str | Path | None = None) -> Dataset:
+    def data(self, name: str | None = None, data_dir: str | Path | None = None) -> "Dataset":
         """The data it learned, with the training and validation images that its run had.
 
         A data set that was made of tensors in a program cannot be had again by its name.
@@ -124,6 +151,10 @@ class Source:
             ValueError: if the bundle does not say what it learned, or takes images of another shape.
             DataError: if the data cannot be had, or what goes by their name is not what it learned.
         """
+        from telescopic import data as datasets
+        from telescopic.data import DataError
+        from telescopic.train.keeper import fingerprint
+
         known = self.bundle.provenance
         learned = known.get("data")
         wanted = name or learned
@@ -148,8 +179,10 @@ class Source:
             raise ValueError(f"{self.name} takes images of shape {self.bundle.input_shape}, not {loaded.input_shape}")
         return loaded
 
-    def preprocess(self) -> Preprocess:
+    def preprocess(self) -> "Preprocess":
         """From pixels to the network's input."""
+        from telescopic.data import Preprocess
+
         return self.bundle.preprocess or Preprocess()
 
     def facts(self) -> Mapping[str, str]:

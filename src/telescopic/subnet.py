@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self, overload
+from typing import Literal, Self, overload
+
+Statistics = Literal["shared", "per-entry", "recalibrated"]
+"""Policy for running statistics, see `Nested`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -12,33 +12,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from telescopic import documents
+from telescopic.tensorheader import CHECKSUMS, DOCUMENT, explained, read_header
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
 DTYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_DOCUMENT, _CHECKSUMS = "telescopic", "checksums"
 _WORDS = 509  # a prime, so that not even whole pages that changed places have their words in the same columns
 _ROW = 8 * _WORDS
 _PIECE = 256 * _ROW  # bytes, about a million: it is summed up while the processor still has it at hand
-
-
-class Place(NamedTuple):
-    """Where a tensor is, and what: its bytes are from `first` to `last`, counted from the end of the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    first: int
-    last: int
 
 
 class TensorFile:
@@ -51,27 +40,10 @@ class TensorFile:
 
     def __init__(self, file: FileIO, most_bytes: int, most_values: int) -> None:
         """Read the header. Nothing in it is taken for granted."""
-        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
-        if length > min(size - 8, most_bytes):
-            raise ValueError(
-                f"its header would take {length} bytes, but the file has {size}, and a header at most {most_bytes}: "
-                "it is not a whole file, or none of ours"
-            )
-        self._file, self._start = file, 8 + length
-        header = _parsed(file.read(length), most_values)
-        with safe_open(file.name, framework="pt"):
-            pass  # safetensors has checked its form, and that the tensors fill the file, each in the size of its shape
-        metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        self.places = {n: Place(s["dtype"], tuple(s["shape"]), *s["data_offsets"]) for n, s in header.items()}
-        self.document = metadata.get(_DOCUMENT)
-        self._checksums: dict[str, Any] | None = None
-        if _CHECKSUMS in metadata:
-            sums = _parsed(metadata[_CHECKSUMS].encode(), most_values)
-            if not isinstance(sums, dict) or not isinstance(sums.get("tensors"), dict):
-                raise ValueError("its checksums cannot be read")
-            if self.document is None or sums.get("document") != zlib.crc32(self.document.encode()):
-                raise ValueError("it is damaged: what it says of its tensors has another checksum than when written")
-            self._checksums = sums["tensors"]
+        self._file = file
+        self.document, self.places, self._checksums, self._start = read_header(
+            file, most_bytes=most_bytes, most_values=most_values
+        )
 
     def read(self, name: str) -> Tensor:
         """One tensor, from its own bytes alone.
@@ -115,13 +87,10 @@ def opened(
         most_bytes: longest header that is read.
         most_values: most values in it.
     """
-    try:
-        with FileIO(path) as file:
-            if sys.platform == "linux":  # or the kernel reads ahead: up to everything, for a member of an eighth
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            yield TensorFile(file, most_bytes, most_values)
-    except (ValueError, SafetensorError, OSError, RecursionError) as reason:
-        raise error(f"{path}: {documents.printable(str(reason))}") from reason
+    with explained(path, error), FileIO(path) as file:
+        if sys.platform == "linux":  # or the kernel reads ahead: up to everything, for a member of an eighth
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        yield TensorFile(file, most_bytes, most_values)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], document: str) -> None:
@@ -143,7 +112,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], document: str) -> None:
         for piece in _pieces(tensor):
             sums[name] = _checksum(piece, sums[name])
     checksums = {"document": zlib.crc32(document.encode()), "tensors": sums}
-    save_file(kept, path, {_DOCUMENT: document, _CHECKSUMS: json.dumps(checksums, separators=(",", ":"))})
+    save_file(kept, path, {DOCUMENT: document, CHECKSUMS: json.dumps(checksums, separators=(",", ":"))})
 
 
 def _begun(tensor: Tensor) -> int:
@@ -169,10 +138,3 @@ def _checksum(piece: memoryview, before: int) -> int:
         sums = np.frombuffer(piece, "<u8", rows * _WORDS).reshape(rows, _WORDS).sum(0, dtype="<u8")
         before = zlib.crc32(sums.tobytes(), before)
     return zlib.crc32(piece[rows * _ROW :], before)
-
-
-def _parsed(text: bytes, most_values: int) -> Any:
-    try:
-        return documents.parse(text, most_values=most_values)
-    except ValueError as error:
-        raise ValueError(f"its header cannot be read: {error}") from error

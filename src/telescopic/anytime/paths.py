@@ -84,7 +84,7 @@ def best_path(
         raise ValueError("the best path needs accuracies on validation images: measure(net, data)")
     full = net.grid.resolve(Subnet(entry=entry))
     if widths is None:
-        many = net.grid.widths
+        many = net.grid.widths if net.causal else ()
         spaced = {ceil(len(many) * k / _MOST_WIDTHS) - 1 for k in range(1, _MOST_WIDTHS + 1)}
         widths = many if len(many) <= _MOST_WIDTHS else [many[i] for i in spaced]
     chosen = {net.grid.resolve(Subnet(entry=entry, width=width)).width for width in widths} | {full.width}

@@ -64,7 +64,7 @@ class Plan:
         _require_eval(net)
         self.path = checked(net, path)
         self._known = {} if known is None else known
-        self.groups = net.groups
+        self.groups = net.groups if net.causal else self.path[-1].width  # which no adapter is cut to
         widening = len({member.width for member in self.path}) > 1
         whole = dict(net.path(self.path[-1])[:-1])
         (_, self.adapter), *stages = whole.items()
@@ -267,6 +267,11 @@ def checked(net: Nested, path: Sequence[Subnet]) -> tuple[Coordinates, ...]:
             raise ValueError(
                 f"{large} does not follow {small} on a path: each member has the entry of the one before, and is "
                 "deeper or wider than it or both, and neither shallower nor narrower"
+            )
+        if small.width != large.width and not net.causal:
+            raise ValueError(
+                f"{large} computes nothing with the features of {small}, which is narrower: only channel-causal "
+                "networks get wider step by step. Here a path has one width, and gets deeper"
             )
     return members
 

@@ -1,13 +1,16 @@
-"""What a bundle says about itself, read from a file that may come from anyone: nothing is taken for granted."""
+"""What a bundle says about itself, read from a file of anyone: nothing is taken for granted. No torch."""
 
+from io import FileIO
+from pathlib import Path
 from typing import Any
 
 from telescopic import documents
-from telescopic.architecture import MAX_PARTS
-from telescopic.catalogue import Catalogue
-from telescopic.data import Preprocess
+from telescopic.catalogue.table import Catalogue
 from telescopic.subnet import Grid
+from telescopic.tensorheader import explained, read_header
 
+MODELS = Path(__file__).parents[1] / "models"
+"""Where the trained families are that come with the package."""
 FORMAT = 1
 FIELDS = ("format", "grid", "architecture", "catalogue", "preprocess", "classes", "input_shape", "provenance")
 
@@ -16,8 +19,39 @@ class BundleError(ValueError):
     """A file that is no whole bundle, or a network that cannot be kept in one."""
 
 
+def find(path_or_name: str | Path) -> Path:
+    """A bundle's file, or that of a family that comes with the package.
+
+    Raises:
+        BundleError: if there is none.
+    """
+    path, name = Path(path_or_name), str(path_or_name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(MODELS.glob("*.safetensors"))}
+    if name in shipped:
+        return shipped[name]
+    if path.exists():
+        raise BundleError(f"{path} is no file: a bundle is one .safetensors file")
+    raise BundleError(
+        f"there is no file {path}; the families that come with telescopic: {', '.join(shipped) or 'none'}"
+    )
+
+
+def read_catalogue(path: Path) -> Catalogue | None:
+    """The catalogue in a bundle, if it has one.
+
+    Raises:
+        BundleError: if the header is damaged or of an unknown version.
+    """
+    with explained(path, BundleError), FileIO(path) as file:
+        header = read_header(file, most_bytes=documents.MAX_BYTES, most_values=documents.MAX_VALUES)
+        catalogue: Catalogue | None = read_facts(header.document)["catalogue"]
+    return catalogue
+
+
 def read_facts(document: str | None) -> dict[str, Any]:
-    """The fields of a `Bundle` from what its file says, of which nothing is taken for granted."""
+    """The fields of a `Bundle` from what its file says; of `preprocess`, what it is made with."""
     if document is None:
         raise BundleError("it is a safetensors file but no bundle, for it says nothing about a network")
     try:
@@ -37,7 +71,7 @@ def read_facts(document: str | None) -> dict[str, Any]:
             raise BundleError(f"its catalogue has a member {strangers[0]!r:.50}, which its grid {grid!s:.200} has not")
     if facts["preprocess"] is not None:
         mean, std = (_tuple(facts["preprocess"], key, float) for key in ("mean", "std"))
-        facts["preprocess"] = Preprocess(mean, std)
+        facts["preprocess"] = mean, std
     facts["classes"] = _tuple(facts, "classes", str)
     if facts["input_shape"] is not None:
         facts["input_shape"] = shape = _tuple(facts, "input_shape", int)
@@ -50,8 +84,8 @@ def read_facts(document: str | None) -> dict[str, Any]:
 
 def _grid(value: Any) -> Grid:
     entries, exits, widths = (_tuple(value, key, int) for key in ("entries", "exits", "widths"))
-    if len(entries) * len(exits) * len(widths) > MAX_PARTS:
-        raise BundleError(f"its grid has more than {MAX_PARTS} members")
+    if len(entries) * len(exits) * len(widths) > documents.MAX_PARTS:
+        raise BundleError(f"its grid has more than {documents.MAX_PARTS} members")
     return Grid(entries, exits, widths)
 
 

@@ -11,19 +11,17 @@ from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.architecture import build, describe, named_tensors
-from telescopic.bundle.header import FORMAT, BundleError, read_facts
-from telescopic.catalogue import Catalogue
+from telescopic.bundle.header import FORMAT, BundleError, find, read_facts
+from telescopic.catalogue.table import Catalogue
 from telescopic.data import Preprocess
 from telescopic.extract import joined
 from telescopic.files import make_folder, replacing
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 from telescopic.subnet import Coordinates, Grid, Subnet
-from telescopic.tensorfile import DTYPES, Place, TensorFile, opened, write
+from telescopic.tensorfile import DTYPES, TensorFile, opened, write
+from telescopic.tensorheader import Place
 from telescopic.wrappers import copied, unwrapped
-
-MODELS = Path(__file__).parents[1] / "models"
-"""Where the trained families are that come with the package."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,12 @@ class Bundle:
         Raises:
             BundleError: if there is no such file or family, or the file is damaged or of an unknown version.
         """
-        path = _find(path_or_name)
+        path = find(path_or_name)
         with opened(path, BundleError) as file:
-            return cls(path, **read_facts(file.document))
+            facts = read_facts(file.document)
+            if facts["preprocess"] is not None:
+                facts["preprocess"] = Preprocess(*facts["preprocess"])
+            return cls(path, **facts)
 
     @plain()
     def network(self, into: nn.Module | None = None) -> nn.Module:
@@ -100,7 +101,7 @@ class Bundle:
             filled = _filled(parts if into is None else copied(parts), names, file)
             assert isinstance(filled, nn.ModuleList)
             try:
-                return joined(list(filled), subnet.width, net.groups).eval()
+                return joined(net, list(filled), subnet.width).eval()
             except Exception as error:  # layers that a file has put together may raise anything when they are cut
                 raise BundleError(f"{subnet} cannot be taken out of it: {error}") from error
 
@@ -226,20 +227,6 @@ def _filled(module: nn.Module, names: Sequence[str], file: TensorFile) -> nn.Mod
         for held in (part._parameters, part._buffers):
             held.update({key: read[id(tensor)] for key, tensor in held.items() if id(tensor) in read})  # type: ignore
     return module.eval()
-
-
-def _find(path_or_name: str | Path) -> Path:
-    path, name = Path(path_or_name), str(path_or_name)
-    if path.is_file():
-        return path
-    shipped = {file.stem: file for file in sorted(MODELS.glob("*.safetensors"))}
-    if name in shipped:
-        return shipped[name]
-    if path.exists():
-        raise BundleError(f"{path} is no file: a bundle is one .safetensors file")
-    raise BundleError(
-        f"there is no file {path}; the families that come with telescopic: {', '.join(shipped) or 'none'}"
-    )
 
 
 def _grid_of(net: nn.Module, catalogue: Catalogue | None) -> Grid:

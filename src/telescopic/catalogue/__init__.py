@@ -1,16 +1,8 @@
-"""All members of a nested network in one table: measured, saved, and chosen from."""
+"""All members of a nested network in one table: measured, saved, and chosen from.
 
-from telescopic.catalogue.choosing import BudgetError, Choice, Member
-from telescopic.catalogue.measuring import measure, measure_latency
-from telescopic.catalogue.table import Catalogue, CatalogueError, CostName
+Names are imported when they are first used: a table is read and chosen from without torch.
+"""
 
-__all__ = [
-    "BudgetError",
-    "Catalogue",
-    "CatalogueError",
-    "Choice",
-    "CostName",
-    "Member",
-    "measure",
-    "measure_latency",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

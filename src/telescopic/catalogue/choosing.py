@@ -1,4 +1,8 @@
-"""Which member to choose under budgets, and why. No torch."""
+"""Which member to choose under budgets, and why; the one place where that is decided. No torch.
+
+A catalogue bounds many quantities before anything runs, and refuses what cannot be kept (`choose`). Where members run,
+one cost is bound, and there is always an answer (`within`): by the engine, its controller and the server.
+"""
 
 import math
 from collections.abc import Sequence
@@ -143,6 +147,30 @@ class Budget:
     def __str__(self) -> str:
         """Name and limit: `max_macs 700 k`."""
         return f"{self.name} {human(self.limit, _UNITS.get(self.quantity, ''))}"
+
+
+def within(costs: Sequence[float], worths: Sequence[float], most: float) -> int | None:
+    """Place of the member that is worth most among those that cost at most so much, of equals the cheapest.
+
+    Args:
+        costs: of each member.
+        worths: of each member.
+        most: the bound.
+
+    Returns:
+        The place; None if all cost more.
+    """
+    fitting = [place for place, cost in enumerate(costs) if cost <= most]
+    return max(fitting, key=lambda place: (worths[place], -costs[place]), default=None)
+
+
+def front(costs: Sequence[float], worths: Sequence[float]) -> list[int]:
+    """Places of the members that are worth more than all that cost no more, by rising cost, and so by rising worth."""
+    found: list[int] = []
+    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -worths[place])):
+        if not found or worths[place] > worths[found[-1]]:
+            found.append(place)
+    return found
 
 
 def choose(members: Sequence[Member], budgets: Sequence[Budget]) -> Choice:

@@ -1,4 +1,4 @@
-"""All members of a nested network in one table: what each is worth, what it costs, and which to choose."""
+"""All members of a nested network in one table: what each is worth, what it costs, and which to choose. No torch."""
 
 import csv
 import json
@@ -7,15 +7,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-import torch
-
 from telescopic import documents
-from telescopic.catalogue.choosing import Budget, Choice, Member, choose
-from telescopic.cost.timing import machine
+from telescopic.catalogue import choosing
+from telescopic.catalogue.choosing import Budget, Choice, Member
 from telescopic.files import replacing
-from telescopic.nested import Statistics
 from telescopic.quantities import human
-from telescopic.subnet import Coordinates, Subnet
+from telescopic.subnet import Coordinates, Statistics, Subnet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,8 +136,12 @@ class Catalogue(Sequence[Member]):
         budgets = [Budget(quantity, limit) for quantity, limit in given.items() if limit is not None]
         for budget in budgets:
             self._require(budget.quantity)
-        choice = choose(self.members, budgets)
-        if max_latency_ms is None or self.machine == machine():
+        choice = choosing.choose(self.members, budgets)
+        if max_latency_ms is None:
+            return choice
+        from telescopic.cost.timing import machine  # which asks torch what it makes of this one
+
+        if self.machine == machine():
             return choice
         return replace(choice, why=f"{choice.why}; latencies were measured elsewhere, on {self.machine}")
 
@@ -160,13 +161,8 @@ class Catalogue(Sequence[Member]):
             raise ValueError(f"{cost!r} is no cost of a member; give one of {', '.join(get_args(CostName))}")
         self._require("accuracy")
         self._require(cost)
-        front: list[Member] = []
-        best = -1.0
-        for member in sorted(self, key=lambda m: (getattr(m, cost), -(m.accuracy or 0))):
-            if member.accuracy is not None and member.accuracy > best:
-                front.append(member)
-                best = member.accuracy
-        return front
+        costs, worths = [getattr(member, cost) for member in self], [member.accuracy or 0.0 for member in self]
+        return [self[place] for place in choosing.front(costs, worths)]
 
     def latency_is_from_here(self, *, batch: int = 1, threads: int | None = None, device: str = "cpu") -> bool:
         """Whether latency was measured on this machine under these conditions, so that it need not be again.
@@ -176,6 +172,10 @@ class Catalogue(Sequence[Member]):
             threads: threads within an operation; None stands for torch's present number.
             device: kind of device.
         """
+        import torch
+
+        from telescopic.cost.timing import machine
+
         threads = torch.get_num_threads() if threads is None else threads
         return (self.machine, self.device, self.threads, self.batch) == (machine(), device, threads, batch)
 

@@ -6,7 +6,7 @@ to half of their weights are zeros. The paper of Doubly Nested Network counts wi
 network: what is executed, less what is done with weights from a later group to an earlier one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,7 @@ from telescopic.cost.macs import Counter
 from telescopic.inputs import dtype_and_device, explained, with_batch
 from telescopic.layers.causal import CausalConv2d, CausalLinear, prefix
 from telescopic.layers.heads import SharedHead
-from telescopic.layers.narrowing import narrow, narrow_outputs
+from telescopic.layers.narrowing import narrow, narrow_outputs, narrowed
 from telescopic.nested import Nested
 
 _Causal = CausalConv2d | CausalLinear | SharedHead
@@ -39,6 +39,9 @@ def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
     paper = on_meta(net)
     dtype, _ = dtype_and_device(paper)
     x = torch.empty(with_batch(1, input_shape), dtype=dtype, device="meta")
+    if not paper.causal:
+        with torch.no_grad(), torch.device("meta"):
+            return [_count(nn.Sequential(*run), x)[0] for run in _runs(paper)]
     prices: dict[str, list[int]] = {}
 
     def priced(name: str, part: nn.Module, given: Tensor) -> Tensor:
@@ -87,6 +90,8 @@ def nominal_params(net: Nested) -> list[int]:
         ValueError: if a part cannot be made narrower.
     """
     paper = on_meta(net)
+    if not paper.causal:
+        return [sum(p.numel() for p in nn.ModuleList(run).parameters()) for run in _runs(paper)]
     parts = {f"entries.{entry}": adapter for entry, adapter in paper.entries.items()}
     parts |= {f"stages.{i}": stage for i, stage in enumerate(paper.stages)}
     parts |= {f"exits.{exit_}": head for exit_, head in paper.exits.items()}
@@ -99,6 +104,12 @@ def nominal_params(net: Nested) -> list[int]:
         for name, part in parts.items()
     }
     return _of_members(net, sizes)
+
+
+def _runs(net: Nested) -> Iterator[list[nn.Module]]:
+    """What each member runs, where every weight that it has may be read."""
+    for member in net.grid:
+        yield narrowed([part for _, part in net.path(member)], member.width, net.groups, causal=False)
 
 
 def _widths(net: Nested) -> list[int | None]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from telescopic.catalogue.choosing import within
 from telescopic.engine.manifest import Packed
 from telescopic.subnet import Subnet
 
@@ -154,8 +155,8 @@ class Controller:
     def _settled(self, now: float, table: "Sequence[tuple[Packed, float, float]]", most_ms: float) -> int:
         """Place of the member after this decision; the present one is no larger than what fits, nor much smaller."""
         places = {member: place for place, (member, _, _) in enumerate(table)}
-        fits = max((i for i, (_, _, p95) in enumerate(table) if p95 <= most_ms), default=0)
-        spare = max((i for i, (_, _, p95) in enumerate(table) if p95 <= _SPARE * most_ms), default=0)
+        times = [p95 for _, _, p95 in table]
+        fits, spare = (within(times, range(len(table)), most) or 0 for most in (most_ms, _SPARE * most_ms))
         rested = now - self._last >= self.patience
         present = spare if self._present is None else places.get(self._present, fits)
         if present > fits or self._present is None:

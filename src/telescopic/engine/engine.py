@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from telescopic.catalogue.choosing import front, within
 from telescopic.engine.backends import Backend, named
 from telescopic.engine.inputs import checked
 from telescopic.engine.manifest import Floats, Packed, read, read_constants
@@ -33,6 +34,8 @@ class Prediction:
         label: its short name.
         accuracy: its fraction of the validation images classified rightly; None if not measured.
         seconds: time from the call to the answer.
+        fits: whether the member keeps the latency that was asked for, as measured; False if none does, and the fastest
+            has answered.
     """
 
     logits: Floats
@@ -40,6 +43,7 @@ class Prediction:
     label: str
     accuracy: float | None
     seconds: float
+    fits: bool = True
 
 
 class Engine:
@@ -117,8 +121,8 @@ class Engine:
                 to prepare them.
             subnet: which member; parts left open take the largest packed value.
             max_latency_ms: the most accurate member is taken whose latency for as many examples, in 95 % of runs, is at
-                most this; the fastest if none is fast enough. What was not measured on this machine is measured by the
-                first call, for a tenth of a second a member.
+                most this. If none is fast enough the fastest answers, and `fits` is False. What was not measured on
+                this machine is measured by the first call, for a tenth of a second a member.
             quality: from 0, the least accurate member, to 1, the most accurate: the fastest one is taken whose accuracy
                 lies at least so far between theirs. Without accuracies, multiply-adds stand for them.
 
@@ -131,9 +135,9 @@ class Engine:
             given = {"subnet": subnet, "max_latency_ms": max_latency_ms, "quality": quality}
             wishes = [name for name, wish in given.items() if wish is not None]
             raise ValueError(f"one wish at a time, not {' and '.join(wishes)}")
-        inputs = self.prepared(x)
+        inputs, fits = self.prepared(x), True
         if max_latency_ms is not None:
-            member, measured = self._within(max_latency_ms, len(inputs))
+            member, fits, measured = self._within(max_latency_ms, len(inputs))
             began = time.perf_counter() if measured else began
         elif quality is not None:
             member = self.of_quality(quality, len(inputs))
@@ -144,7 +148,7 @@ class Engine:
         lane.start(inputs)
         logits = lane.run(runner.members[member])
         runner.lanes.give(lane)  # one that failed is left to be collected
-        return Prediction(logits, member.subnet, member.label, member.accuracy, time.perf_counter() - began)
+        return Prediction(logits, member.subnet, member.label, member.accuracy, time.perf_counter() - began, fits)
 
     def anytime(
         self,
@@ -215,13 +219,15 @@ class Engine:
         """
         if not 0 <= quality <= 1:
             raise ValueError(f"quality is from 0, the least accurate member, to 1, the most accurate; not {quality}")
+        costs = [-self._cost(member, batch) for member in self.members]
         values = [worth(member) for member in self.members]
-        least = min(values) + quality * (max(values) - min(values))
-        fitting = [member for member, value in zip(self.members, values, strict=True) if value >= least * (1 - 1e-12)]
-        return min(fitting, key=lambda member: (self._cost(member, batch), -worth(member)))
+        least = (min(values) + quality * (max(values) - min(values))) * (1 - 1e-12)
+        place = within([-value for value in values], costs, -least)  # the cheapest, of those worth so much
+        assert place is not None
+        return self.members[place]
 
     def within(self, max_latency_ms: float, batch: int = 1) -> Packed:
-        """The member that `run` takes for a latency."""
+        """The member that `run` takes for a latency: the fastest if none keeps it."""
         return self._within(max_latency_ms, batch)[0]
 
     def timing(self, subnet: Subnet, batch: int = 1) -> Timing:
@@ -247,7 +253,8 @@ class Engine:
         The others are dropped from every choice by latency or quality; they still run when they are named.
         """
         self._measured(batch)
-        return self._front(batch)
+        costs = [self._cost(member, batch) for member in self.members]
+        return tuple(self.members[place] for place in front(costs, [worth(member) for member in self.members]))
 
     def calibrate(
         self,
@@ -296,28 +303,21 @@ class Engine:
     def _made(self, threads: int) -> Runner:
         return Runner(self._manifest, self._graphs, self._constants, self._backend, threads)
 
-    def _within(self, max_latency_ms: float, batch: int) -> tuple[Packed, bool]:
+    def _within(self, max_latency_ms: float, batch: int) -> tuple[Packed, bool, bool]:
+        """The member, whether it is fast enough, and whether something was measured now."""
         if not max_latency_ms > 0:
             raise ValueError(f"max_latency_ms is more than 0, not {max_latency_ms}")
-        prepared = self._measured(batch)
-        found = [(self._timings.at(member.subnet, batch, self.threads), member) for member in self.members]
-        times = {member: timing.p95_ms for timing, member in found if timing is not None}
-        fitting = [member for member, ms in times.items() if ms <= max_latency_ms]
-        if not fitting:
-            return min(times, key=lambda member: times[member]), prepared
-        return max(fitting, key=lambda member: (worth(member), -times[member])), prepared
+        measured = self._measured(batch)
+        timings = [self._timings.at(member.subnet, batch, self.threads) for member in self.members]
+        times = [timing.p95_ms for timing in timings if timing is not None]
+        place = within(times, [worth(member) for member in self.members], max_latency_ms)
+        fits = place is not None
+        return self.members[times.index(min(times)) if place is None else place], fits, measured
 
     def _cost(self, member: Packed, batch: int) -> float:
         """Milliseconds if they were measured, else multiply-adds."""
         timing = self._timings.at(member.subnet, batch, self.threads)
         return member.macs if timing is None else timing.median_ms
-
-    def _front(self, batch: int) -> tuple[Packed, ...]:
-        front: list[Packed] = []
-        for member in sorted(self.members, key=lambda m: (self._cost(m, batch), -worth(m))):
-            if not front or worth(member) > worth(front[-1]):
-                front.append(member)
-        return tuple(front)
 
     def _measured(self, batch: int) -> bool:
         """Measure what was not; whether that was necessary."""

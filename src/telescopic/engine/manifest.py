@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from telescopic import documents
 from telescopic.subnet import Coordinates
 
 Floats = NDArray[np.float32]
@@ -21,7 +22,7 @@ MANIFEST, WEIGHTS, CARD = "manifest.json", "weights.bin", "README.md"
 INPUT = "input"
 _MOST = 100_000  # of anything in a manifest
 _LONGEST = 2**23  # bytes of a manifest, which Python makes 30 times as many in memory
-_LARGEST = 2**28  # numbers of one example in a tensor
+_LARGEST, _ALL = 2**25, 2**26  # numbers of one example in a tensor, and in all tensors
 
 
 class PackError(ValueError):
@@ -139,7 +140,7 @@ class Manifest:
             PackError: if it is none, of another format, or contradicts itself.
         """
         try:
-            data = json.loads(text)
+            data = documents.parse(text.encode())
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError(f"it is not of format {FORMAT}, which this version of telescopic reads")
             made = _manifest(data)
@@ -163,9 +164,10 @@ def read(folder: Path, *, verify: bool = True) -> tuple[Manifest, str]:
     if not path.is_file():
         raise PackError(f"{folder} is no pack: it has no {MANIFEST}. Make one with telescopic pack")
     try:
-        if path.stat().st_size > _LONGEST:
-            raise PackError(f"{MANIFEST} has {path.stat().st_size} bytes, more than any pack needs")
-        text = path.read_bytes()
+        with path.open("rb") as opened:
+            text = opened.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise PackError(f"{MANIFEST} has more than {_LONGEST} bytes, which no pack needs")
         manifest = Manifest.from_json(text.decode())
         for name, facts in manifest.files.items():
             file = folder / name
@@ -222,6 +224,8 @@ def _manifest(data: dict[str, Any]) -> Manifest:
 
 def _check(made: Manifest) -> None:
     """Refuse what contradicts itself."""
+    if sum(map(math.prod, made.tensors.values())) > _ALL:
+        raise ValueError(f"its tensors have more than {_ALL} numbers")
     for name in (*made.segments.values(), *made.files):
         if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
             raise ValueError(f"{name!r:.50} is no name of a file")
@@ -236,7 +240,7 @@ def _check(made: Manifest) -> None:
             raise ValueError(f"constant {name!r:.50} lies outside the weights")
     if made.preprocess is not None:
         mean, std = ([_finite(value) for value in _some(made.preprocess[name], list)] for name in ("mean", "std"))
-        if len(mean) != len(std) or len(mean) not in (1, made.input_shape[0]) or not min(std) > 0:
+        if len(mean) != len(std) or len(mean) not in (1, made.input_shape[0]) or not min(std) > 1e-6:
             raise ValueError(f"means {mean!r:.50} and stds {std!r:.50} do not fit inputs of {made.input_shape}")
     if made.precision not in ("float32", "int8"):
         raise ValueError(f"the precision is float32 or int8, not {made.precision!r:.50}")

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from telescopic.engine.backends import Backend, Graphs, Preparing
+from telescopic.engine.graphs import check_graphs
 from telescopic.engine.joined import join
 from telescopic.engine.manifest import Manifest, Step, checksum
 from telescopic.engine.ways import Way
@@ -35,20 +36,22 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
         verify: whether to compare every file with its checksum.
 
     Raises:
+        PackError: if the pack's graphs are not such as a pack has; what is kept was made of some that are.
         ImportError: if onnx is not installed, which is needed the first time.
     """
     plain = Graphs(folder, manifest.segments, tuple(member.chain for member in manifest.members), prepared=False)
-    if store is None or not isinstance(backend, Preparing):
-        return plain
-    kept = store / "graphs"
-    if found := _whole(kept, manifest, verify):
+    kept = None if store is None else store / "graphs"
+    if kept is not None and isinstance(backend, Preparing) and (found := _whole(kept, manifest, verify)):
         return found
     try:
+        with needs("onnx"):
+            check_graphs(folder, manifest)
+        if store is None or kept is None or not isinstance(backend, Preparing):
+            return plain
         with held(make_folder(store) / ".preparing", kept, wait=True):
             if found := _whole(kept, manifest, verify):  # another process was faster
                 return found
-            slower = "open the engine with cache=False, where long chains are slower"
-            with replacing_folder(kept, replace=True) as made, needs("onnx", slower):
+            with replacing_folder(kept, replace=True) as made:
                 _prepare(folder, manifest, backend, made)
             return _whole(kept, manifest, verify=False) or plain  # they have just been written
     except OSError:  # no reason not to run

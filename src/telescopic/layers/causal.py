@@ -44,6 +44,11 @@ def group_of(channels: int, groups: int, device: torch.device | None = None) -> 
     return (torch.arange(1, channels + 1, device=device) * groups - 1) // channels
 
 
+def first(channels: int, groups: int, width: int) -> Tensor:
+    """Which channels the first `width` groups have: bool `[channels]`."""
+    return torch.arange(channels) < prefix(channels, groups, width)
+
+
 def causal_mask(outputs: int, inputs: int, groups: int, device: torch.device | None = None) -> Tensor:
     """Which output channel reads which input channel: bool `[outputs, inputs]`, for a kernel with more axes behind."""
     rows, columns = (group_of(channels, groups, device) for channels in (outputs, inputs))
@@ -106,6 +111,10 @@ class CausalConv2d(nn.Conv2d):
         """Weight and bias that the first groups use; gradients reach only what may be read."""
         return _of_width(self, self.in_channels, self.out_channels, width, masked=not self.depthwise)
 
+    def used(self, width: int) -> dict[str, Tensor]:
+        """Which elements of each parameter the first groups use: bool, to be broadcast to its shape."""
+        return _used(self, self.in_channels, self.out_channels, width, masked=not self.depthwise)
+
     def narrow(self, width: int) -> nn.Conv2d:
         """The first groups as an ordinary convolution with a copy of their weights."""
         weight, bias = self.of_width(width)
@@ -142,6 +151,10 @@ class CausalLinear(nn.Linear):
     def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
         """Weight and bias that the first groups use; gradients reach only what may be read."""
         return _of_width(self, self.in_features, self.out_features, width)
+
+    def used(self, width: int) -> dict[str, Tensor]:
+        """See `CausalConv2d.used`."""
+        return _used(self, self.in_features, self.out_features, width)
 
     def narrow(self, width: int) -> nn.Linear:
         """The first groups as an ordinary linear layer with a copy of their weights."""
@@ -181,6 +194,10 @@ class CausalBatchNorm1d(nn.BatchNorm1d):
         """Features `[batch, channels]` or `[batch, channels, length]` to the same."""
         return _normalised(self, input)
 
+    def used(self, width: int) -> dict[str, Tensor]:
+        """See `CausalConv2d.used`."""
+        return dict.fromkeys(("weight", "bias"), first(self.num_features, self.width_groups, width))
+
     def narrow(self, width: int) -> nn.BatchNorm1d:
         """The first groups as an ordinary BatchNorm with a copy of their parameters and statistics."""
         return narrow_norm(nn.BatchNorm1d, self, prefix(self.num_features, self.width_groups, width))
@@ -206,6 +223,10 @@ class CausalBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Features `[batch, channels, height, width]` to the same."""
         return _normalised(self, input)
+
+    def used(self, width: int) -> dict[str, Tensor]:
+        """See `CausalConv2d.used`."""
+        return dict.fromkeys(("weight", "bias"), first(self.num_features, self.width_groups, width))
 
     def narrow(self, width: int) -> nn.BatchNorm2d:
         """The first groups as an ordinary BatchNorm with a copy of their parameters and statistics."""
@@ -257,6 +278,14 @@ def _of_width(
         mask = causal_mask(outputs, inputs, groups, weight.device)[:rows, :columns]
         weight = torch.where(mask.view(*mask.shape, *[1] * (weight.ndim - 2)), weight, 0)
     return weight, bias
+
+
+def _used(
+    layer: CausalConv2d | CausalLinear, inputs: int, outputs: int, width: int, *, masked: bool = True
+) -> dict[str, Tensor]:
+    rows = first(outputs, layer.width_groups, width)
+    weight = rows[:, None] & causal_mask(outputs, inputs, layer.width_groups) if masked else rows[:, None]
+    return {"weight": weight.view(*weight.shape, *[1] * (layer.weight.ndim - 2)), "bias": rows}
 
 
 def require_groups(groups: int, *channels: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from telescopic.layers.causal import causal_mask, filled, prefix, require_groups, width_of
+from telescopic.layers.causal import causal_mask, filled, first, prefix, require_groups, width_of
 
 Head = Callable[[Sequence[int], int], nn.Module]
 """Makes a head from the features' shape, without the batch, and the number of classes."""
@@ -195,6 +195,12 @@ class SharedHead(nn.Linear):
         if self.scale is not None and self.shift is not None:
             weight, bias = weight * (1 + self.scale[width - 1, :features]), bias + self.shift[width - 1]
         return weight / width if self.average else weight, bias
+
+    def used(self, width: int) -> dict[str, Tensor]:
+        """Which elements of each parameter a width uses: bool, to be broadcast to its shape."""
+        own = torch.arange(self.width_groups)[:, None] == width - 1
+        features = first(self.in_features, self.width_groups, width)
+        return {"weight": features, "bias": torch.ones(1, dtype=torch.bool), "scale": own & features, "shift": own}
 
     def narrow(self, width: int) -> nn.Linear:
         """The first groups' part as an ordinary linear layer with a copy of its weights."""

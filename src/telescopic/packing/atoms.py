@@ -40,43 +40,51 @@ class Atom:
 
 
 class Parts:
-    """Parts of members of one width."""
+    """Parts of members of one width; or of several, each with graphs of its own, if parts are told their width."""
 
     def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool) -> None:
         self.net, self.fold_bn = net, fold_bn
-        self.width = members[0].width
-        self.done: dict[nn.Module, nn.Module] = {}
+        self.made: dict[tuple[str, nn.Module, int], nn.Module] = {}
+        self.done: dict[int, dict[nn.Module, nn.Module]] = {}
         self.constants: dict[str, Tensor] = {}
-        self.differing = _differing(net, members)
+        widths = {member.width for member in members}
+        self.differing = {w: _differing(net, [m for m in members if m.width == w]) for w in widths}
+        self.marks = {width: f"[{width}]" if len(widths) > 1 else "" for width in widths}
 
     def path(self, member: Coordinates) -> list[Atom]:
         """What a member runs, in order, without what does nothing."""
         atoms: list[Atom] = []
-        here = INPUT
+        here, mark = INPUT, self.marks[member.width]
         parts = self.net.path(member)
         for number, (name, part) in enumerate(parts):
-            whole = self._narrow(number == 0, part)
+            whole = self._narrow(name, part, member.width)
             last = number == len(parts) - 1
             if all(type(layer) is nn.Identity for layer in flat(whole)) and not (last and not atoms):
                 continue
-            after = f"logits.{member.exit}" if last else f"features.{member.entry + number}"
+            after = (f"logits.{member.exit}" if last else f"features.{member.entry + number}") + mark
             statistics: dict[str, str] = {}
-            key = name
-            if buffers := self.differing.get(name):
+            key = name + mark
+            if buffers := self.differing[member.width].get(name):
                 owner = next(entry for entry, module in buffers.items() if module is part)
                 if self.fold_bn:
-                    key = f"{name}@{owner}"
+                    key = f"{key}@{owner}"
                 else:
-                    statistics = self._statistics(whole, f"{name}@{owner}")
-            atoms.append(Atom(key, whole, (here,), (after,), (0, self.width), statistics))
+                    statistics = self._statistics(whole, f"{key}@{owner}")
+            atoms.append(Atom(key, whole, (here,), (after,), (0, member.width), statistics))
             here = after
         return atoms
 
-    def _narrow(self, adapter: bool, part: nn.Module) -> nn.Module:
-        groups = self.net.groups
-        if groups == 1:
+    def _narrow(self, name: str, part: nn.Module, width: int) -> nn.Module:
+        net, adapter = self.net, name.startswith("entries.")
+        if net.groups == 1:
             return part
-        return narrow_outputs(part, self.width, groups) if adapter else narrow(part, self.width, self.done)
+        if (name, part, width) not in self.made:
+            done = self.done.setdefault(width, {})
+            cut = net.causal and adapter
+            self.made[name, part, width] = (
+                narrow_outputs(part, width, net.groups) if cut else narrow(part, width, done, causal=net.causal)
+            )
+        return self.made[name, part, width]
 
     def _statistics(self, part: nn.Module, name: str) -> dict[str, str]:
         """Its buffers as constants."""

@@ -71,8 +71,8 @@ def cut(net: Nested, members: Sequence[Coordinates], x: Tensor, *, fold_bn: bool
     Raises:
         ValueError: if a part cannot be made as narrow as a member, or wider step by step.
     """
-    single = len({member.width for member in members}) == 1
-    atoms = (Parts if single else PartsBySpan)(net, members, fold_bn)
+    several = net.causal and len({member.width for member in members}) > 1
+    atoms = (PartsBySpan if several else Parts)(net, members, fold_bn)
     paths = {member: atoms.path(member) for member in members}
     users: dict[str, set[Coordinates]] = {}
     for member, path in paths.items():

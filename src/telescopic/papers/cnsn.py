@@ -21,10 +21,11 @@ from telescopic.data import Augment, Dataset, Preprocess
 from telescopic.layers import step_down, strided_stem
 from telescopic.layers.adapters import Adapter
 from telescopic.nest import nest
-from telescopic.nested import Nested, Statistics
+from telescopic.nested import Nested
 from telescopic.networks import vgg
 from telescopic.papers.paper import Build, Option
 from telescopic.quantities import human, numbers, one_of
+from telescopic.subnet import Statistics
 from telescopic.train import Recipe
 from telescopic.train.result import CATALOGUE, MODEL
 

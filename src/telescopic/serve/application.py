@@ -1,32 +1,39 @@
 """The web application: an engine behind HTTP."""
 
 import asyncio
-import json
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
+from numpy.typing import NDArray
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
+from telescopic import decoder
 from telescopic.engine.engine import Engine
-from telescopic.serve.bodies import IMAGES, NPY, Body, BodyError, Wishes, read
+from telescopic.serve.bodies import IMAGES, JSON, NPY, Body, BodyError, Takes, Wishes, kind_of, read, wishes
+from telescopic.serve.decoders import Decoders
+from telescopic.serve.door import App, Door, Receive, Scope, Send
+from telescopic.serve.limits import Limits
 from telescopic.serve.records import Records
-from telescopic.serve.waiting import Overloaded, Served
+from telescopic.serve.waiting import Job, Overloaded, Served
 from telescopic.serve.worker import Closed, Worker
 from telescopic.subnet import Subnet
 
-_SMALL = 2**14  # bytes of a body that is read at once; others are read while something else goes on
-_BODY_SECONDS = 10.0  # in which a body must have come
+_SLOW = "the body is slow"
+_SMALL = 2**16  # bytes of a body that is read at once; others are read while something else goes on
 _PAGE_RULES = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data: blob:"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+_PAGE = {"/": "text/html", "/page.js": "text/javascript", "/page.css": "text/css"}
 
 
 def application(
@@ -35,7 +42,11 @@ def application(
     slo_ms: float,
     max_batch: int = 32,
     max_waiting: int | None = None,
-    max_body: int = 2**23,
+    max_body: int | None = None,
+    allow_hosts: Collection[str] = (),
+    allow_origins: Collection[str] = (),
+    token: str | None = None,
+    limits: Limits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FastAPI:
     """An ASGI application. When it is shut down it answers what it has taken in, and takes nothing more.
@@ -45,12 +56,17 @@ def application(
         slo_ms: milliseconds within which an answer is due, if a request says nothing else.
         max_batch: most examples in a pass, and in a request.
         max_waiting: most examples that wait. By default as many as the fastest member answers within the objective.
-        max_body: most bytes of a request's body.
+        max_body: most bytes of a request's body; by default what `limits` say.
+        allow_hosts: names by which it may be called, beside addresses and localhost; `*` is any.
+        allow_origins: other sites whose pages may ask, such as `https://example.org`.
+        token: what requests must bear; None if nothing.
+        limits: all other bounds.
         progress: called with the number of cases measured, and of all.
 
     Raises:
         ValueError: if a bound is below 1, or fewer may wait than run in a pass.
     """
+    limits = limits or Limits()
     worker = Worker(
         engine,
         slo_ms=slo_ms,
@@ -59,66 +75,28 @@ def application(
         told=lambda run, seconds, late: records.passed(run, seconds, late),
         progress=progress,
     )
-    records = Records(lambda: worker.state)
-    page = files("telescopic.serve").joinpath("page.html").read_text(encoding="utf-8")
+    records, decoders = Records(lambda: worker.state), Decoders(limits)
+    predict = _Predict(worker, records, decoders, limits, max_body or limits.body)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker.start()
+        decoders.start()
         yield
         await run_in_threadpool(worker.close)
+        decoders.close()
 
     # FastAPI's own pages load scripts from elsewhere; ours loads nothing.
     app = FastAPI(title="telescopic", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(_First, predict=predict)
+    app.add_middleware(Door, hosts=allow_hosts, origins=allow_origins, token=token)
+    app.router.routes.append(Route("/predict", predict, methods=["POST"]))
+    described = app.openapi
+    app.openapi = lambda: _with_predict(described())  # type: ignore[method-assign]
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         return _json({"error": str(error.detail)}, error.status_code, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        records.answered(422, 0.0)
-        return _json({"error": f"{first['loc'][-1]}: {first['msg']}"}, 422)
-
-    @app.post("/predict", openapi_extra=_accepted())
-    async def predict(request: Request, wishes: Annotated[Wishes, Query()]) -> Response:
-        """Classify. Wishes may be in the query, or in a JSON body beside the inputs."""
-        began = time.perf_counter()
-        headers: dict[str, str] = {}
-        try:
-            status, answer = 200, await _predicted(request, wishes)
-        except BodyError as error:
-            status, answer = error.status, {"error": str(error)}
-        except Overloaded as error:
-            status, answer, headers = 503, {"error": str(error)}, {"Retry-After": str(error.retry_after)}
-        except Closed as error:
-            status, answer, headers = 503, {"error": str(error)}, {"Retry-After": "5"}
-        except ClientDisconnect:
-            status, answer = 499, {"error": "the client went away"}
-        records.answered(status, time.perf_counter() - began)
-        return _json(answer, status, headers)
-
-    async def _predicted(request: Request, wishes: Wishes) -> dict[str, Any]:
-        body, kind = await _body(request, max_body), request.headers.get("content-type", "")
-        if len(body) <= _SMALL:
-            x, more = read(body, kind, engine)
-        else:
-            x, more = await run_in_threadpool(read, body, kind, engine)
-        wishes = wishes.together(more)
-        try:
-            member = None
-            if wishes.subnet is not None:
-                member = engine.member(Subnet.parse(wishes.subnet))
-            elif wishes.quality is not None:
-                member = engine.of_quality(wishes.quality, len(x))
-            elif wishes.max_latency_ms is not None:
-                member = engine.within(wishes.max_latency_ms, len(x))
-            longest = wishes.max_latency_ms
-            job = worker.submit(x, deadline_ms=wishes.deadline_ms, member=member, longest_ms=longest)
-        except ValueError as error:
-            raise BodyError(422, str(error)) from error
-        return _answer(await asyncio.wrap_future(job.answer), engine.classes)
 
     @app.get("/health")
     async def health() -> Response:
@@ -141,54 +119,214 @@ def application(
         """Counts for Prometheus."""
         return Response(records.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/", include_in_schema=False)
-    async def look() -> Response:
-        return Response(page, media_type="text/html", headers={"Content-Security-Policy": _PAGE_RULES})
-
+    for path, kind in _PAGE.items():
+        app.router.routes.append(Route(path, _page(path[1:] or "page.html", kind), include_in_schema=False))
     return app
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body, unless it is too long or too slow."""
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
+class _First:
+    """Hands predictions on by the shortest way; what else is asked goes through the framework's."""
+
+    def __init__(self, app: App, predict: App) -> None:
+        self._app, self._predict = app, predict
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/predict")
+        if first and scope["path"] == scope.get("root_path", "") + "/predict":
+            await self._predict(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class _Predict:
+    """Answers `POST /predict`. An ASGI application, for a network may take less time than a framework's way to it."""
+
+    def __init__(self, worker: Worker, records: Records, decoders: Decoders, limits: Limits, max_body: int) -> None:
+        engine = worker.engine
+        self._engine, self._worker, self._records, self._decoders = engine, worker, records, decoders
+        self._limits, self._max_body, self._bodies = limits, max_body, 0
+        self._turning = False
+        self._takes = Takes(engine.input_shape, engine.takes_pixels, worker.max_batch)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Classify. Wishes may be in the query, or in a JSON body beside the inputs."""
+        began = time.perf_counter()
+        headers: list[tuple[bytes, bytes]] = []
+        try:
+            status, answer = 200, await self._predicted(scope, receive)
+        except BodyError as error:
+            status, answer = error.status, {"error": str(error)}
+            if status == 503:
+                headers = [(b"retry-after", b"1")]
+        except Overloaded as error:
+            status, answer, headers = 503, {"error": str(error)}, [(b"retry-after", b"%d" % error.retry_after)]
+        except Closed as error:
+            status, answer, headers = 503, {"error": str(error)}, [(b"retry-after", b"5")]
+        self._records.answered(status, time.perf_counter() - began)
+        if status != 499:
+            body = to_json(answer)
+            headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+    async def _predicted(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+        engine, worker = self._engine, self._worker
+        found = dict(scope["headers"])
+        kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self._takes)
+        asked = wishes(scope["query_string"])
+        with self._room() as take:
+            body = await self._body(found, receive, take)
+            x, more = await self._read(body, kind)
+            asked = asked.together(wishes(more))
+            try:
+                member = None
+                if asked.subnet is not None:
+                    member = engine.member(Subnet.parse(asked.subnet))
+                elif asked.quality is not None:
+                    member = engine.of_quality(asked.quality, len(x))
+                elif asked.max_latency_ms is not None:
+                    member = engine.within(asked.max_latency_ms, len(x))
+                longest = asked.max_latency_ms
+                job = worker.submit(x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True)
+            except ValueError as error:
+                raise BodyError(422, str(error)) from error
+            del body
+        return _answer(await self._served(job), engine.classes)
+
+    async def _served(self, job: Job) -> Served:
+        """What becomes of a request; whoever waits together is answered together, for all come before the turn."""
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
+        woken = loop.create_future()
+
+        def wake(answer: object) -> None:
+            if threading.get_ident() == here:
+                _finish(woken)
+            else:
+                loop.call_soon_threadsafe(_finish, woken)
+
+        job.answer.add_done_callback(wake)
+        if not self._turning:
+            self._turning = True
+            loop.call_soon(self._turn, loop)
+        try:
+            await woken
+        except asyncio.CancelledError:
+            job.answer.cancel()
+            raise
+        return job.answer.result()
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._turning = False
+        self._turning = self._worker.turn()
+        if self._turning:
+            loop.call_soon(self._turn, loop)
+
+    async def _read(self, body: bytes, kind: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """The inputs as the network sees them, and what is in the body beside them."""
+        more: dict[str, Any] = {}
+        array: NDArray[Any]
+        if kind in IMAGES or (kind == JSON and len(body) > _SMALL):
+            future = self._decoders.submit(body, IMAGES.get(kind, decoder.JSON), self._takes)
+            array, more = await asyncio.wrap_future(future)
+        else:
+            array, more = read(body, kind, self._takes)
+        if array.shape == self._takes.shape:
+            array = array[None]
+        if array.shape[1:] == self._takes.shape and len(array) > self._takes.examples:
+            raise BodyError(
+                422, f"a request has at most {self._takes.examples} examples, not {len(array)}: send several"
+            )
+        try:
+            if array.nbytes <= _SMALL:
+                return self._engine.prepared(array), more
+            return await run_in_threadpool(self._engine.prepared, array), more
+        except ValueError as error:
+            raise BodyError(422, str(error)) from error
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive, take: Callable[[int], None]) -> bytes:
+        """The body, unless it is too long or too slow, or too many others are here."""
+        most = self._max_body
+        if (length := headers.get(b"content-length", b"0")).isdigit() and int(length[:20]) > most:
+            raise BodyError(413, f"a request has at most {most:,} bytes")
+        task = asyncio.current_task()
+        assert task is not None
+        # Not asyncio.timeout, which takes as long as all that is done here.
+        slow = asyncio.get_running_loop().call_later(self._limits.body_seconds, task.cancel, _SLOW)
+        chunks, size, more = [], 0, True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise BodyError(499, "the client went away")
+                chunks.append(message.get("body", b""))
+                size, more = size + len(chunks[-1]), message.get("more_body", False)
                 if size > most:
                     raise BodyError(413, f"a request has at most {most:,} bytes")
-    except TimeoutError as error:
-        raise BodyError(408, f"the request's body did not come within {_BODY_SECONDS:.0f} s") from error
-    return b"".join(chunks)
+                take(size)
+        except asyncio.CancelledError as error:
+            if error.args != (_SLOW,):
+                raise
+            task.uncancel()
+            raise BodyError(408, f"the request's body did not come within {self._limits.body_seconds:g} s") from error
+        finally:
+            slow.cancel()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @contextmanager
+    def _room(self) -> Iterator[Callable[[int], None]]:
+        """Count a body among those that are here; small ones always have room."""
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if size <= _SMALL:
+                return
+            if self._bodies - taken + size > self._limits.bodies:
+                raise BodyError(503, "too many long requests are here already: try again in 1 s")
+            self._bodies += size - taken
+            taken = size
+
+        try:
+            yield take
+        finally:
+            self._bodies -= taken
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _answer(served: Served, classes: tuple[str, ...]) -> dict[str, Any]:
     """What the client is told."""
-    if not np.isfinite(served.logits).all():
-        raise BodyError(
-            422, f"{served.member.label} has no finite answer to this: are the inputs prepared as it expects?"
-        )
-    raised = np.exp(served.logits.astype(np.float64) - served.logits.max(1, keepdims=True))
-    shares = raised / raised.sum(1, keepdims=True)
-    best = shares.argmax(1)
+    member, shares = served.member, served.shares
+    if not np.isfinite(shares).all():
+        raise BodyError(422, f"{member.label} has no finite answer to this: are the inputs prepared as it expects?")
+    best, told = shares.argmax(1).tolist(), np.round(shares, 6).tolist()
     return {
         "predictions": [
-            {"class": classes[i] if classes else str(i), "index": int(i), "probability": round(float(row[i]), 6)}
-            for i, row in zip(best, shares, strict=True)
+            {"class": classes[i] if classes else str(i), "index": i, "probability": row[i]}
+            for i, row in zip(best, told, strict=True)
         ],
-        "probabilities": [[round(float(share), 6) for share in row] for row in shares],
+        "probabilities": told,
         "member": {
-            "subnet": str(served.member.subnet),
-            "label": served.member.label,
-            "accuracy": served.member.accuracy,
-            "macs": served.member.macs,
+            "subnet": str(member.subnet),
+            "label": member.label,
+            "accuracy": member.accuracy,
+            "macs": member.macs,
         },
         "late": served.late,
         "waited_ms": round(1000 * served.waited, 3),
         "computed_ms": round(1000 * served.ran, 3),
         "examples_in_pass": served.examples,
     }
+
+
+def _page(name: str, kind: str) -> Callable[[Request], Response]:
+    """A part of the page."""
+    text = files("telescopic.serve").joinpath(name).read_text(encoding="utf-8")
+    headers = {"Content-Security-Policy": _PAGE_RULES, "Cache-Control": "no-cache"}
+    return lambda request: Response(text, media_type=kind, headers=headers)
 
 
 def _about(worker: Worker) -> dict[str, Any]:
@@ -222,13 +360,27 @@ def _about(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _accepted() -> dict[str, Any]:
-    """What `predict` reads, for the description in OpenAPI."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    kinds: dict[str, Any] = {"application/json": {"schema": Body.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": kinds | dict.fromkeys((*NPY, *IMAGES), binary)}}
+def _with_predict(description: dict[str, Any]) -> dict[str, Any]:
+    """A description in OpenAPI with what `_Predict` reads."""
+    if "/predict" not in description["paths"]:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        kinds: dict[str, Any] = {JSON: {"schema": Body.model_json_schema()}} | dict.fromkeys((*NPY, *IMAGES), binary)
+        query = [
+            {"name": name, "in": "query", "required": False, "schema": about}
+            for name, about in Wishes.model_json_schema()["properties"].items()
+        ]
+        codes = {"200": "the answer", "408": "too slow", "413": "too large", "415": "of an unknown type"}
+        codes |= {"422": "not what the network takes", "503": "too much waits"}
+        description["paths"]["/predict"] = {
+            "post": {
+                "summary": "Classify",
+                "parameters": query,
+                "requestBody": {"required": True, "content": kinds},
+                "responses": {code: {"description": about} for code, about in codes.items()},
+            }
+        }
+    return description
 
 
 def _json(data: Any, status: int = 200, headers: Any = None) -> Response:
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return Response(text, status, headers, "application/json")
+    return Response(to_json(data), status, headers, JSON)

@@ -1,20 +1,24 @@
 """What a request may hold: wishes and inputs. Nothing that comes over the wire is believed."""
 
-import io
 import math
+import re
+from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from telescopic.engine.engine import Engine
-from telescopic.engine.manifest import Floats
-from telescopic.images import ImageError, Pixels, TooManyPixels, decode
+from telescopic.documents import examples
 
 IMAGES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 NPY = ("application/x-npy", "application/octet-stream")
-_MOST_PIXELS = 2**24  # of an image file, which may be small and hold many
+JSON = "application/json"
+# What numpy.save writes of numbers. The header is a Python expression; nothing of a stranger's is evaluated.
+_NPY = re.compile(
+    rb"\{'descr': ?'([<>|=][biuf]\d{1,2})', ?'fortran_order': ?(True|False), ?'shape': ?\(([\d, ]{0,200})\),? ?\} *\n?"
+)
 
 _Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
@@ -51,18 +55,26 @@ class Wishes(BaseModel):
         Raises:
             BodyError: if both say the same, or they name a member twice.
         """
+        if others is NONE or self is NONE:
+            return self._one() if others is NONE else others._one()
         mine, theirs = self.model_dump(exclude_none=True), others.model_dump(exclude_none=True)
         wishes = {name: theirs.get(name, mine.get(name)) for name in Wishes.model_fields}
-        naming = [name for name in ("max_latency_ms", "quality", "subnet") if wishes[name] is not None]
-        if len(naming) > 1:
-            raise BodyError(422, f"one wish at a time, not {' and '.join(naming)}")
         if twice := sorted(mine.keys() & theirs.keys()):
             raise BodyError(422, f"{twice[0]} is there twice, in the query and in the body")
-        return Wishes(**{name: wish for name, wish in wishes.items() if wish is not None})
+        return Wishes(**{name: wish for name, wish in wishes.items() if wish is not None})._one()
+
+    def _one(self) -> "Wishes":
+        naming = [name for name in ("max_latency_ms", "quality", "subnet") if getattr(self, name) is not None]
+        if len(naming) > 1:
+            raise BodyError(422, f"one wish at a time, not {' and '.join(naming)}")
+        return self
+
+
+NONE = Wishes()
 
 
 class Body(Wishes):
-    """A request in JSON: wishes, and either inputs or pixels."""
+    """A request in JSON: wishes, and either inputs or pixels. It describes what `read` takes."""
 
     inputs: list[Any] | None = Field(
         default=None, description="Numbers as the network sees them: one example, or several."
@@ -70,85 +82,92 @@ class Body(Wishes):
     pixels: list[Any] | None = Field(default=None, description="Pixels from 0 to 255: one image, or several.")
 
 
-def read(body: bytes, content_type: str, engine: Engine) -> tuple[Floats, Wishes]:
-    """The inputs of a request, as the network sees them, and the wishes in its body.
+@dataclass(frozen=True)
+class Takes:
+    """What a network takes.
 
-    Args:
-        body: its body.
-        content_type: what it is said to be.
-        engine: what knows the inputs.
+    Attributes:
+        shape: of one example.
+        pixels: whether it is known how to prepare pixels.
+        examples: most in a request.
+    """
+
+    shape: tuple[int, ...]
+    pixels: bool
+    examples: int
+
+    @property
+    def images(self) -> bool:
+        """Whether an image file can be made an example."""
+        return self.pixels and len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+
+def wishes(given: bytes | dict[str, Any]) -> Wishes:
+    """The wishes in a query, or beside inputs in JSON.
 
     Raises:
-        BodyError: if it cannot be read, or is not what the network takes.
+        BodyError: if there is anything else, or one twice.
     """
-    kind, wishes = content_type.partition(";")[0].strip().lower(), Wishes()
-    if kind in ("", "application/json"):
-        array, wishes = _json(body)
-    elif kind in NPY:
-        array = _npy(body)
-    elif kind in IMAGES:
-        array = _image(body, IMAGES[kind], engine)
-    else:
-        known = ", ".join(("application/json", *NPY, *IMAGES))
-        raise BodyError(415, f"a request is {known}, not {kind[:50]!r}")
-    if array.shape == engine.input_shape:
-        array = array[None]
+    if not given:
+        return NONE
     try:
-        return engine.prepared(array), wishes
+        if isinstance(given, bytes):
+            pairs = parse_qsl(given.decode("latin-1"), keep_blank_values=True, max_num_fields=len(Wishes.model_fields))
+            if len({name for name, _ in pairs}) < len(pairs):
+                raise BodyError(422, "the query has something twice")
+            given = dict(pairs)
+        return Wishes.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])).encode("unicode_escape").decode()
+        raise BodyError(422, f"{where or 'the request':.100}: {first['msg']}") from error
+    except ValueError as error:
+        raise error if isinstance(error, BodyError) else BodyError(422, "the query has more than wishes") from error
+
+
+def kind_of(content_type: str, takes: Takes) -> str:
+    """What a body is: a content type without what may follow it.
+
+    Raises:
+        BodyError: if none is said, or one that this network does not take.
+    """
+    kind, known = content_type.partition(";")[0].strip().lower(), (JSON, *NPY, *IMAGES)
+    if kind not in known:
+        found = repr(kind[:50]) if kind else "without a content type"
+        raise BodyError(415, f"a request is {', '.join(known)}, not {found}")
+    if kind in IMAGES and not takes.images:
+        raise BodyError(415, "this network takes no image files: send inputs as JSON or in the format of numpy.save")
+    return kind
+
+
+def read(body: bytes, kind: str, takes: Takes) -> tuple[NDArray[Any], dict[str, Any]]:
+    """The inputs of a request that is no image, and what else is in its body.
+
+    Raises:
+        BodyError: if it cannot be read.
+    """
+    if kind != JSON:
+        return _npy(body), {}
+    try:
+        return examples(body, takes.shape, takes.examples)
     except ValueError as error:
         raise BodyError(422, str(error)) from error
 
 
-def told(error: ValidationError) -> str:
-    """The first thing that is wrong, in a line."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg']}"
-
-
-def _json(body: bytes) -> tuple[NDArray[Any], Wishes]:
-    try:
-        data = Body.model_validate_json(body)
-    except ValidationError as error:
-        raise BodyError(422, told(error)) from error
-    given = [values for values in (data.inputs, data.pixels) if values is not None]
-    if len(given) != 1:
-        raise BodyError(422, "a request has either inputs or pixels")
-    try:
-        array = np.asarray(given[0])
-    except ValueError as error:  # rows of different lengths, or too many dimensions
-        raise BodyError(422, "all examples, and all rows of an example, are of one length") from error
-    wishes = Wishes(**data.model_dump(include=set(Wishes.model_fields)))
-    if data.pixels is not None:
-        if array.dtype.kind != "i" or not ((array >= 0) & (array <= 255)).all():
-            raise BodyError(422, "pixels are whole numbers from 0 to 255")
-        return array.astype(np.uint8), wishes
-    if array.dtype.kind not in "if":
-        raise BodyError(422, "inputs are numbers")
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32), wishes
-
-
 def _npy(body: bytes) -> NDArray[Any]:
-    """An array in NumPy's own format; its header is looked at first, for it may ask for any amount of memory."""
-    file = io.BytesIO(body)
+    """An array in NumPy's own format, of which nothing is copied."""
+    long = 2 if body[6:7] == b"\x01" else 4
+    end = 8 + long + int.from_bytes(body[8 : 8 + long], "little")
+    found = _NPY.fullmatch(body, 8 + long, end) if body[:6] == b"\x93NUMPY" and end <= len(body) else None
+    if found is None:
+        raise BodyError(422, "the body is no array of numbers in the format of numpy.save")
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, _, dtype = read_header[version](file)
-        if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(body) - file.tell():
+        dtype, shape = (
+            np.dtype(found[1].decode()),
+            tuple(int(length) for length in found[3].split(b",") if length.strip()),
+        )
+        if dtype.itemsize * math.prod(shape) != len(body) - end:
             raise ValueError("its header does not fit its size")
-        array: NDArray[Any] = np.load(io.BytesIO(body), allow_pickle=False)
-    except Exception as error:  # the parser of the header raises what it likes
+        return np.frombuffer(body, dtype, offset=end).reshape(shape, order="F" if found[2] == b"True" else "C")
+    except (ValueError, TypeError) as error:
         raise BodyError(422, f"the body is no array in the format of numpy.save: {error!s:.100}") from error
-    return array
-
-
-def _image(body: bytes, kind: str, engine: Engine) -> Pixels:
-    """An image file's pixels `[channels, height, width]`: its middle, of the shape that the network takes, resized."""
-    if len(engine.input_shape) != 3 or engine.input_shape[0] not in (1, 3) or not engine.takes_pixels:
-        raise BodyError(415, "this network takes no image files: send inputs as JSON or in the format of numpy.save")
-    channels, *size = engine.input_shape
-    try:
-        return decode(body, channels=channels, size=(size[0], size[1]), most_pixels=_MOST_PIXELS, formats=(kind,))
-    except ImageError as error:
-        raise BodyError(413 if isinstance(error, TooManyPixels) else 422, f"the image {error}") from error

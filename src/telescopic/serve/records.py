@@ -46,6 +46,7 @@ class Records:
         self._lock, self._seconds = threading.Lock(), deque[Second](maxlen=_SECONDS)
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("telescopic_requests", "Requests answered, by status.", ["code"], registry=registry)
+        self._by_code: dict[int, Counter] = {}
         self._examples = Counter("telescopic_examples", "Examples, by member.", ["member"], registry=registry)
         self._late = Counter("telescopic_late", "Answers after their deadline.", registry=registry)
         self._time = Histogram(
@@ -70,7 +71,9 @@ class Records:
 
     def answered(self, code: int, seconds: float) -> None:
         """A request for a prediction was answered, or refused."""
-        self._requests.labels(str(code)).inc()
+        if code not in self._by_code:
+            self._by_code[code] = self._requests.labels(str(code))
+        self._by_code[code].inc()
         if code == 200:
             self._time.observe(seconds)
         elif code == 503:

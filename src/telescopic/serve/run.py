@@ -1,11 +1,15 @@
 """Run a web application in this process."""
 
+import math
 import socket
 
+import uvicorn
 from fastapi import FastAPI
 
-_MOST_CONNECTIONS = 1000
-_IDLE = 75  # seconds; longer than load balancers keep a connection, or it is closed while they send a request
+from telescopic.serve.connections import Connection, Server
+from telescopic.serve.limits import Limits
+
+_WAITING = 1000  # connections that wait to be taken in
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -25,30 +29,31 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((host, port))
-        taken.listen(_MOST_CONNECTIONS)
+        taken.listen(_WAITING)
     except OSError:
         taken.close()
         raise
     return taken
 
 
-def run_on(taken: socket.socket, app: FastAPI) -> None:
+def run_on(taken: socket.socket, app: FastAPI, limits: Limits | None = None) -> None:
     """Serve on a bound socket until the process is told to stop (SIGINT, SIGTERM), and answer what was taken in.
 
     Args:
         taken: the socket.
         app: what `application` made.
+        limits: of connections.
     """
-    import uvicorn
-
+    limits = limits or Limits()
     config = uvicorn.Config(
         app,
+        http=type("Limited", (Connection,), {"limits": limits}),
         access_log=False,
         log_level="error",  # not a line for every request that is no HTTP: strangers would fill the disk
         lifespan="on",
-        limit_concurrency=_MOST_CONNECTIONS,
-        timeout_keep_alive=_IDLE,
+        timeout_keep_alive=math.ceil(limits.idle_seconds),
+        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),
         ws="none",
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[taken])
+    Server(config).run(sockets=[taken])

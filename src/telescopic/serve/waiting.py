@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from telescopic.engine.manifest import Floats, Packed
 
 if TYPE_CHECKING:
     from telescopic.engine.controller import Controller
 
-_MOST_WAITING, _MOST_BYTES = 1024, 2**28
+_MOST_WAITING, _MOST_BYTES = 1024, 2**26
 
 
 class Overloaded(Exception):
@@ -40,6 +43,7 @@ class Served:
 
     Attributes:
         logits: float32 `[batch, classes]`.
+        shares: what a softmax makes of them, float64; not finite where they are not.
         member: who answered.
         examples: in the pass, those of other requests among them.
         waited: seconds from the request's arrival to the pass.
@@ -48,6 +52,7 @@ class Served:
     """
 
     logits: Floats
+    shares: NDArray[np.float64]
     member: Packed
     examples: int
     waited: float
@@ -106,7 +111,7 @@ class Waiting:
         max_batch: most examples in a pass.
         max_waiting: most examples that wait. By default as many as the fastest member, in full passes, could answer
             within the objective, so that whoever is taken in can be answered in time; at least one pass, and at most
-            1024 examples or 256 MB.
+            1024 examples or 64 MB.
 
     Raises:
         ValueError: if a bound is below 1, or fewer may wait than run in a pass.

@@ -1,4 +1,4 @@
-"""The thread that answers what waits, pass after pass."""
+"""What answers what waits, pass after pass: a thread; or, where a pass is shorter than the way to it, who asks."""
 
 import math
 import threading
@@ -14,6 +14,7 @@ from telescopic.engine.manifest import Floats, Packed
 from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
+_SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
 
 
 class Closed(Exception):
@@ -55,8 +56,11 @@ class Worker:
             engine.calibrate(batches=new, seconds=0.1, progress=progress)
         self.controller = Controller(engine, slo_ms=slo_ms, clock=clock)
         self._waiting = Waiting(self.controller, max_batch=max_batch, max_waiting=max_waiting)
+        self.max_batch = max_batch
         self._change = threading.Condition()
         self._open = False
+        self._running: str | None = None  # where a pass is: in the thread, or with who asked
+        self._handed: Pass | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -82,6 +86,7 @@ class Worker:
         deadline_ms: float | None = None,
         member: Packed | None = None,
         longest_ms: float | None = None,
+        turns: bool = False,
     ) -> Job:
         """Take a request in; the first one starts the thread, if nothing did.
 
@@ -90,6 +95,7 @@ class Worker:
             deadline_ms: milliseconds from now within which the answer is due; by default the objective.
             member: who shall answer; by default the controller picks.
             longest_ms: milliseconds that its pass may take, or the answer is late; by default any.
+            turns: whether the caller will call `turn` before long.
 
         Returns:
             The request, whose `answer` is there later.
@@ -110,8 +116,34 @@ class Worker:
             if not self._open:
                 raise Closed("the server is shutting down")
             self._waiting.put(job)
-            self._change.notify()
+            if not turns:
+                self._change.notify()
         return job
+
+    def turn(self) -> bool:
+        """Run the next pass here if it is short and nothing else runs; otherwise see to it that the thread does.
+
+        Returns:
+            Whether to call it again, for there is more.
+        """
+        with self._change:
+            if self._running or self._handed:
+                return False  # who runs it looks for more
+            run = self._waiting.take(self.clock())
+            if run is None:
+                return False
+            timing = self.engine.timing(run.member.subnet, run.examples)
+            if timing.p95_ms * self.controller.slowdown >= _SHORT_MS:
+                self._handed = run
+                self._change.notify()
+                return False
+            self._running = "here"
+        self._run(run)
+        with self._change:
+            self._running = None
+            if not self._open:
+                self._change.notify()
+            return bool(self._waiting.examples)
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -127,11 +159,13 @@ class Worker:
     def _serve(self) -> None:
         while True:
             with self._change:
-                while self._open and not self._waiting.examples:
+                self._running = None
+                while self._running or (self._open and not self._waiting.examples and not self._handed):
                     self._change.wait()
-                run = self._waiting.take(self.clock())
+                run, self._handed = self._handed or self._waiting.take(self.clock()), None
                 if run is None and not self._open:
                     return
+                self._running = "thread" if run else None
             if run is not None:
                 self._run(run)
 
@@ -147,9 +181,11 @@ class Worker:
         ended = self.clock()
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
         self._told(run, ended - began, sum(job.late(began, ended) for job in run.jobs))
+        with np.errstate(invalid="ignore"):  # infinite logits have no shares
+            shares = np.exp(answer.logits.astype(np.float64) - answer.logits.max(1, keepdims=True))
+            shares /= shares.sum(1, keepdims=True)
         place = 0
         for job in run.jobs:
-            logits = answer.logits[place : place + len(job.x)]
-            place += len(job.x)
-            waited, ran = began - job.arrived, ended - began
-            job.answer.set_result(Served(logits, run.member, run.examples, waited, ran, job.late(began, ended)))
+            own = slice(place, place := place + len(job.x))
+            waited, ran, late = began - job.arrived, ended - began, job.late(began, ended)
+            job.answer.set_result(Served(answer.logits[own], shares[own], run.member, run.examples, waited, ran, late))

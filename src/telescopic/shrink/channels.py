@@ -183,13 +183,26 @@ class Channels:
                 dead[label[self.theta(path)[part.dead().cpu()]]] = True
         for ids, _ in (*self._held, *self._read):
             used[label[ids]] = True
-        removed: Tensor = (dead & ~used)[label]
+        return self.settled((dead & ~used)[label], multiple_of)
+
+    def settled(self, removed: Tensor, multiple_of: int = 1) -> Tensor:
+        """Those among some channels that can be removed together, `[channels]`: see `removed`."""
+        label, removed = self.labels(), removed.clone()
         while True:
             back = self._missed(removed, multiple_of)
             if not len(back):
-                break
+                return removed
             removed &= ~torch.isin(label, label[back])
-        return removed
+
+    def reason(self, labels: Tensor) -> str | None:
+        """Why channels of some labels stay; None if nothing holds them."""
+        label = self.labels()
+        return next((why for ids, why in self._held if torch.isin(label[ids], labels).any()), None)
+
+    def rows(self) -> list[Tensor]:
+        """Labels of channels of which each row keeps as many as the others, `[groups, channels]`."""
+        label = self.labels()
+        return [label[ids].view(groups, -1) for ids, groups in self._equal if groups > 1]
 
     def _missed(self, removed: Tensor, multiple_of: int) -> Tensor:
         """Channels that should not have been removed."""

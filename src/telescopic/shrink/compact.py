@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from telescopic.ambient import plain
+from telescopic.layers.cuts import Cut, named_tensors, put_, resize_
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Absorption, Channels
 from telescopic.shrink.example import Inputs, Run, examples, unchanged
 from telescopic.shrink.failing import Shapings, Surprise, reason
-from telescopic.shrink.log import Cut, Log, apply_, named_tensors, put_, resize_
+from telescopic.shrink.log import Log, apply_
 from telescopic.shrink.optimizers import checked, refuse_decay
 from telescopic.shrink.rules import FUNCTIONS, LAYERS
 from telescopic.shrink.sizes import following, written
@@ -140,7 +141,7 @@ def remove_(
     def attempt(of: Collection[str] | None = None) -> Callable[[], None]:
         nonlocal removed, cuts, held
         removed = channels.removed(multiple_of, of)
-        cuts, held = tuple(_cuts(channels, removed)), channels.reasons(removed)
+        cuts, held = tuple(cuts_of(channels, removed)), channels.reasons(removed)
         absorptions = channels.absorptions.values()
         return change_(model, optimizers, inputs, cuts, absorptions, removed) if cuts else lambda: None
 
@@ -225,7 +226,8 @@ def watched(model: nn.Module, inputs: Inputs, *, absorb: bool = False) -> Channe
     return channels
 
 
-def _cuts(channels: Channels, removed: Tensor) -> Iterator[Cut]:
+def cuts_of(channels: Channels, removed: Tensor) -> Iterator[Cut]:
+    """The entries that stay of each axis that loses some, in the order in which they are cut."""
     # Inner dimensions first: rows of a grouped convolution tell to which group they belong as long as all are there.
     for axis in sorted(channels.axes.values(), key=lambda axis: -axis.dim):
         keep = ~removed[axis.ids]

@@ -1,19 +1,20 @@
 """The channels of a network are put in order, the most important first, and its outputs stay the same."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from telescopic.ambient import plain
+from telescopic.layers.cuts import Cut
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import change_, watched
 from telescopic.shrink.example import Inputs, examples
 from telescopic.shrink.failing import Surprise
-from telescopic.shrink.log import Cut, Log
+from telescopic.shrink.log import Log
 from telescopic.shrink.optimizers import checked
 from telescopic.wrappers import unwrapped
 
@@ -50,20 +51,48 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Inputs | 
     trained_by = checked(model, optimizers)
     inputs = examples(model, example)
     channels = watched(model, inputs)
-    moves = tuple(_moves(channels))
+    label = channels.labels()
+    theta = torch.full((len(label),), -torch.inf, dtype=torch.float64)
+    for path, part in channels.filters.items():
+        ids = label[channels.theta(path)]
+        theta[ids] = theta[ids].clamp(min=0)
+        theta.index_add_(0, ids, part.scale().detach().double().cpu())
+    moves = reorder_(model, trained_by, inputs, channels, theta)
+    return Log(moves, left=left, seconds=time.perf_counter() - start)
+
+
+def reorder_(
+    model: nn.Module, optimizers: Sequence[Optimizer], inputs: Inputs, channels: Channels, importance: Tensor
+) -> tuple[Cut, ...]:
+    """Put channels that could change places in the order of falling importance.
+
+    Args:
+        model: the network.
+        optimizers: of its parameters, whose states follow.
+        inputs: its example.
+        channels: what was seen of it.
+        importance: of each channel, by its label; what is at -∞ stays where it is.
+
+    Returns:
+        What was moved.
+
+    Raises:
+        ValueError: if the network would give something else; nothing is changed then.
+    """
+    moves = tuple(_moves(channels, importance))
     try:
-        change_(model, trained_by, inputs, moves)
+        change_(model, optimizers, inputs, moves)
     except Surprise as error:
         raise ValueError(
             f"with its channels in another order the network would not do the same, because of {error}"
         ) from error
-    return Log(moves, left=left, seconds=time.perf_counter() - start)
+    return moves
 
 
-def _moves(channels: Channels) -> Iterator[Cut]:
+def _moves(channels: Channels, importance: Tensor) -> Iterator[Cut]:
     """For each axis, which entry each place gets."""
     label = channels.labels()
-    source = _sources(channels, label)
+    source = _sources(channels, importance)
     for axis in channels.axes.values():
         rows = []
         for row in label[axis.ids].view(axis.groups, -1):
@@ -75,16 +104,11 @@ def _moves(channels: Channels) -> Iterator[Cut]:
             yield Cut(axis.name, axis.dim, torch.stack(rows) if axis.groups > 1 else rows[0], len(axis.ids))
 
 
-def _sources(channels: Channels, label: Tensor) -> Tensor:
+def _sources(channels: Channels, importance: Tensor) -> Tensor:
     """For each channel, by its label, the one that takes its place."""
-    kind, theta = channels.alike(), torch.zeros(len(label), dtype=torch.float64)
-    filtered = torch.zeros(len(label), dtype=torch.bool)
-    for path, part in channels.filters.items():
-        ids = label[channels.theta(path)]
-        theta.index_add_(0, ids, part.scale().detach().double().cpu())
-        filtered[ids] = True
-    places = (filtered & (kind >= 0)).nonzero().view(-1)
-    ranked = places[theta[places].argsort(descending=True, stable=True)]
-    source = torch.arange(len(label))
+    kind = channels.alike()
+    places = ((importance > -torch.inf) & (kind >= 0)).nonzero().view(-1)
+    ranked = places[importance[places].argsort(descending=True, stable=True)]
+    source = torch.arange(len(kind))
     source[places[kind[places].argsort(stable=True)]] = ranked[kind[ranked].argsort(stable=True)]
     return source

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from telescopic.layers.cuts import named_tensors, put_, resize_
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.family import Every
-from telescopic.shrink.log import named_tensors, put_, resize_
 from telescopic.shrink.sizes import following, written
 from telescopic.wrappers import copied, unwrapped
 

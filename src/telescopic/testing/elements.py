@@ -26,19 +26,21 @@ class Share:
     size: int
 
 
-def shares(path: Sequence[nn.Module], groups: int, width: int) -> dict[int, Share]:
+def shares(path: Sequence[nn.Module], groups: int, width: int, causal: bool) -> dict[int, Share]:
     """What the first `width` of `groups` groups use of an adapter, stages and a head: id of a tensor → its share.
 
     By definition, not by asking the layers: the first w of G groups of C channels are the first C·w // G channels; an
     output channel of a causal layer reads the input channels of its own group and of those before; a shared head reads
     the first groups, and a conditioned one the scale and the shift of its own width, which are folded into the rest; of
     an adapter's last convolution or linear layer, and of the norms behind it, the first rows are used. Only of classes
-    of one's own with a method `narrow` it is asked which elements they keep.
+    of one's own with a method `narrow` it is asked which elements they keep; where widths are told, all others are
+    whole, adapters too.
     """
     found: dict[int, Share] = {}
     adapter, *others = path
-    layers = list(_flat(adapter)) if groups > 1 else []
+    layers = list(_flat(adapter)) if groups > 1 and causal else []
     cut = max((i for i, layer in enumerate(layers) if type(layer) in (nn.Conv2d, nn.Linear)), default=len(layers))
+    others = others if causal else list(path)
     parts = [(layer, groups) for layer in (*layers[cut:], *others)] + [(layer, 1) for layer in layers[:cut]]
     for part, of in parts if groups > 1 else [(part, 1) for part in path]:
         if of > 1:

@@ -40,10 +40,10 @@ def sized(trial: Trial) -> None:
     """Sized: given the first groups of channels, a stage gives the first groups of what it gives of all.
 
     Every part is known to do so (see `layers.sized`), and does so with the features that it gets in this network. A
-    network with one width has nothing to keep.
+    network with one width has nothing to keep; and one whose layers are told their width takes a pass for each.
     """
     net = trial.net
-    if net.groups == 1:
+    if net.groups == 1 or not net.causal:
         return
     require_sized(net.parts(), net.groups)
     widths = sorted({member.width for member in trial.members})
@@ -153,8 +153,9 @@ def nesting(trial: Trial) -> None:
         adapter, *stages, head = (module for _, module in net.path(member))
         inner[member], ends[member] = ids(stages), {"entry": ids([adapter]), "exit": ids([head])}
         features = adapter(trial.x[:1].clone())
-        if net.groups > 1:
+        if net.causal:
             features = features[:, : features.shape[1] * member.width // net.groups]
+        if net.groups > 1:
             has_first_groups(trial, member)
         cost[member] = macs(nn.Sequential(*stages), features)
     for small, large in itertools.product(members, members):

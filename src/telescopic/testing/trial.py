@@ -54,12 +54,12 @@ class Trial:
 
     def shares(self, member: Coordinates) -> dict[int, Share]:
         """Which elements of its parts' parameters, and of the buffers that it runs, belong to a member."""
-        width = member.width
         # With statistics per entry a stage's buffers are another module's, which only the path can tell.
         run, parts = [module for _, module in self.net.path(member)], self.parts(member)
         buffers, own = {id(buffer) for module in run for buffer in module.buffers()}, ids(parts)
-        found = {i: share for i, share in shares(run, self.net.groups, width).items() if i in buffers}
-        return found | {i: share for i, share in shares(parts, self.net.groups, width).items() if i in own}
+        how = (self.net.groups, member.width, self.net.causal)
+        found = {i: share for i, share in shares(run, *how).items() if i in buffers}
+        return found | {i: share for i, share in shares(parts, *how).items() if i in own}
 
 
 class Some(Grid):

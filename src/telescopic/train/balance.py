@@ -10,19 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, group_of
-from telescopic.layers.heads import SharedHead
-from telescopic.layers.narrowing import flat, last_mixing
+from telescopic.layers.narrowing import used, used_outputs
 from telescopic.nested import Nested
-
-_ROWS = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear)
 
 
 def loss_shares(net: Nested, weights: Sequence[float]) -> dict[nn.Parameter, Tensor]:
     """Of each parameter, the sum of the loss weights of the members that use it.
 
-    In a network of several widths that differs from channel to channel. A layer of one's own counts as used by all
-    widths of the members that run it.
+    In a network of several widths that differs from element to element. A layer of one's own without a method `used`
+    counts as used by all widths of the members that run it.
 
     Args:
         net: the network.
@@ -31,25 +27,18 @@ def loss_shares(net: Nested, weights: Sequence[float]) -> dict[nn.Parameter, Ten
     Returns:
         Parameter → tensor of a shape that broadcasts to the parameter's.
     """
-    each: dict[str, Tensor] = {}
+    each: dict[tuple[str, int], float] = {}
     for member, weight in zip(net.grid, weights, strict=True):
         for name, _ in net.path(member):
-            each.setdefault(name, torch.zeros(net.groups, dtype=torch.float64))[member.width - 1] += weight
+            each[name, member.width] = each.get((name, member.width), 0.0) + weight
     found: dict[nn.Parameter, Tensor] = {}
-    for name, own in each.items():
-        part, wider = net.get_submodule(name), own.flip(0).cumsum(0).flip(0)  # [groups]: all of this width or more
-        cut = _cut(part) if name.startswith("entries.") else []
-        for module in part.modules():
-            for kind, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, SharedHead) and kind in ("scale", "shift"):
-                    found[parameter] = own[:, None]
-                elif isinstance(module, SharedHead) and kind == "weight":
-                    found[parameter] = _by_channel(parameter.shape[1], wider)
-                elif isinstance(module, _ROWS) or any(module is layer for layer in cut):
-                    rows = _by_channel(len(parameter), wider)
-                    found[parameter] = rows.view(-1, *[1] * (parameter.ndim - 1))
-                else:
-                    found[parameter] = wider[0]
+    none = torch.zeros((), dtype=torch.float64)
+    for (name, width), weight in sorted(each.items(), key=lambda item: -item[0][1]):
+        part = net.get_submodule(name)
+        cut = used_outputs(part, width, net.groups) if net.causal and name.startswith("entries.") else {}
+        for parameter, told in used(part, width):
+            elements = cut.get(parameter, told)
+            found[parameter] = found.get(parameter, none) + (weight if elements is None else weight * elements.double())
     return found
 
 
@@ -59,15 +48,3 @@ def gradient_factors(net: Nested, weights: Sequence[float]) -> list[tuple[nn.Par
         (parameter, torch.where(share > 0, 1 / share, 0).to(parameter))
         for parameter, share in loss_shares(net, weights).items()
     ]
-
-
-def _by_channel(channels: int, by_group: Tensor) -> Tensor:
-    """A value of each group, for each channel."""
-    return by_group[group_of(channels, len(by_group))]
-
-
-def _cut(adapter: nn.Module) -> list[nn.Module]:
-    """The layers of an adapter of which a narrow member uses the first rows: see `layers.narrowing`."""
-    layers = flat(adapter)
-    last = last_mixing(layers)
-    return [] if last is None else layers[last:]

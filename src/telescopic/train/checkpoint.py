@@ -169,8 +169,8 @@ def load_checkpoint(
         for name, tensor in own.items():
             tensor.copy_(stored[name])
     if optimizer is not None:
-        for index, held in state.items():
+        for number, held in state.items():
             for key, tensor in held.items():  # in the layout of the parameter, which the fused optimizers rely on
-                if tensor.shape == parameters[index].shape:
-                    held[key] = torch.empty_like(parameters[index], dtype=tensor.dtype).copy_(tensor)
+                if tensor.shape == parameters[number].shape:
+                    held[key] = torch.empty_like(parameters[number], dtype=tensor.dtype).copy_(tensor)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -47,12 +47,7 @@ class Objective(nn.Module):
 
     def __init__(self, net: Nested, recipe: Recipe) -> None:
         super().__init__()
-        members = len(net.grid)
         weights = objective_weights(net, recipe)
-        if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
-            raise ValueError(f"{members} members need as many loss weights, none negative, not all 0; got {weights}")
-        if recipe.mix is not None and (len(recipe.mix) != members or any(len(row) != members for row in recipe.mix)):
-            raise ValueError(f"this network has {members} members: its gradient mix is {members} × {members} numbers")
         self.net = net
         self.recipe = recipe
         self.full = net.grid.index(net.grid.full)
@@ -106,8 +101,18 @@ class Objective(nn.Module):
 
 
 def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:
-    """Weight of each member's loss, in grid order."""
-    return recipe.weights or (1 / len(net.grid),) * len(net.grid)
+    """Weight of each member's loss, in grid order.
+
+    Raises:
+        ValueError: if the recipe's weights or mix do not fit the network.
+    """
+    members, mix = len(net.grid), recipe.mix
+    weights = recipe.weights or (1 / members,) * members
+    if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
+        raise ValueError(f"{members} members need as many loss weights, none negative, not all 0; got {weights}")
+    if mix is not None and (len(mix) != members or any(len(row) != members for row in mix)):
+        raise ValueError(f"this network has {members} members: its gradient mix is {members} × {members} numbers")
+    return weights
 
 
 def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:

@@ -1,18 +1,26 @@
 """Which precision training is faster in, on this machine."""
 
 import math
+import sys
 import time
+from pathlib import Path
 from statistics import median
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from telescopic.data import Dataset
 from telescopic.nested import Nested
 from telescopic.shrink.example import unchanged
+from telescopic.train.checkpoint import read_facts
+from telescopic.train.keeper import LAST
 from telescopic.train.layout import lay_out_, layout_for
 from telescopic.train.objective import Objective
 from telescopic.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -68,6 +76,24 @@ def step_seconds(net: Nested, recipe: Recipe, images: Tensor, labels: Tensor) ->
 def faster(fp32: float, bf16: float) -> Literal["fp32", "bf16"]:
     """The precision to take, from the seconds of a step in each."""
     return "bf16" if WORTH * bf16 < fp32 else "fp32"
+
+
+def precision_for(
+    net: Nested, recipe: Recipe, data: Dataset, accelerator: "Accelerator", out: Path | None, told: bool
+) -> Literal["fp32", "bf16"]:
+    """That in which the run in `out` began; of a new one, that in which a step takes less time, the same for all."""
+    if out is not None and (out / LAST).exists():
+        return "bf16" if read_facts(out / LAST).get("precision") == "bf16" else "fp32"
+    batch = slice(math.ceil(min(recipe.batch_size, len(data.train)) / accelerator.num_processes))
+    images, labels = (part[batch].to(accelerator.device) for part in (data.train.images, data.train.labels))
+    times = torch.tensor(step_seconds(net, recipe, images, labels), device=accelerator.device)
+    fp32, bf16 = accelerator.reduce(times, "sum").tolist()  # the sums, which no process has different ones of
+    chosen = faster(fp32, bf16)
+    if told:
+        why = f"a step: {1e3 * fp32:.1f} ms in fp32, {1e3 * bf16:.1f} in bf16"
+        why = why if math.isfinite(bf16) else "bf16 is not faster here"
+        print(f"precision: {chosen} ({why})", file=sys.stderr, flush=True)
+    return chosen
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -11,6 +11,8 @@ from telescopic.architecture import describe
 from telescopic.bundle import Bundle, BundleError, save
 from telescopic.catalogue import Catalogue, measure
 from telescopic.data import Dataset
+from telescopic.files import CATALOGUE as CATALOGUE
+from telescopic.files import MODEL as MODEL
 from telescopic.nested import Nested
 from telescopic.provenance import commit
 from telescopic.shrink.family import filters, fold_family
@@ -19,8 +21,6 @@ from telescopic.train.checkpoint import read_facts
 from telescopic.train.history import Epoch, History
 from telescopic.train.keeper import LAST, fingerprint
 from telescopic.train.recipe import Recipe
-
-MODEL, CATALOGUE = "model.safetensors", "catalogue.json"
 
 
 class Result:

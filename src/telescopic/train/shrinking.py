@@ -1,4 +1,4 @@
-"""What the training loop does to a network that learns its widths."""
+"""The method of a network that learns its widths while it is trained."""
 
 import math
 import time
@@ -52,14 +52,14 @@ class Shrinking:
         self._step_seconds = 0.0
         price_(self.every, example)
 
-    def penalty(self) -> Tensor | float:
-        """What is added to the mean loss."""
+    def minimised(self, mean: Tensor) -> Tensor:
+        """The mean loss and the penalty."""
         if self.how.method == "proximal" or not self.how.penalty:
-            return 0.0
-        return self.how.penalty * size(self.filters, self.how.by)
+            return mean
+        return mean + self.how.penalty * size(self.filters, self.how.by)
 
     def after_step(self, step: int) -> bool:
-        """To be called after the optimizer's step, with the number of steps done: whether channels were removed."""
+        """Take the penalty's step, if it is one by itself, and remove channels if that is due: whether any were."""
         if self.how.method == "proximal":
             self._take_off()
         due, now = self.how.collect, time.perf_counter()
@@ -73,7 +73,7 @@ class Shrinking:
         return isinstance(due, int) and step % due == 0 and self._collect(step)
 
     def after_epoch(self, step: int) -> bool:
-        """To be called after the last step of an epoch: whether channels were removed."""
+        """Remove channels if that is due: whether any were."""
         self._clock = None
         return self.how.collect == "epoch" and self._collect(step)
 

@@ -1,0 +1,202 @@
+"""A module in several widths from one store of weights: a narrower one uses some of the channels of each layer.
+
+(Slimmable Neural Networks, Yu et al. 2019, arXiv 1812.08928.) Nothing in the module has to know of it. What is cut out
+of its tensors for each width is found by `telescopic.slim`.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telescopic.layers.cuts import Cut, named_tensors, put_, resize_
+from telescopic.wrappers import copied
+
+Runs = Sequence[Sequence[Sequence[int]]]
+"""Indices as runs [first, last), in a row; of a grouped convolution's inputs a row for each group."""
+
+
+class Slim(nn.Module):
+    """A module that is there in several widths; the widest is the module as it is.
+
+    A narrower one computes with the entries of the module's own parameters that stay, so gradients reach those alone.
+    Its buffers are its own: the statistics of BatchNorm are others in another width.
+
+    Args:
+        part: the module.
+        cuts: for each width but the widest, which entries stay: (name of the tensor, dimension, entries before, runs).
+        sizes: for each of them, attributes of layers without tensors that say a size: (path, name, value).
+
+    Raises:
+        ValueError: if they do not fit the module.
+    """
+
+    def __init__(
+        self,
+        part: nn.Module,
+        cuts: Sequence[Sequence[tuple[str, int, int, Runs]]],
+        sizes: Sequence[Sequence[tuple[str, str, Any]]] = (),
+    ) -> None:
+        super().__init__()
+        self.part, self.cuts = part, tuple(tuple(each) for each in cuts)
+        self.sizes = tuple(tuple(each) for each in sizes) or ((),) * len(self.cuts)
+        if len(self.sizes) != len(self.cuts):
+            raise ValueError(f"sizes are given for {len(self.sizes)} widths, and cuts for {len(self.cuts)}")
+        shapes = {name: list(tensor.shape) for name, tensor in named_tensors(part).items()}
+        for each, written in zip(self.cuts, self.sizes, strict=True):
+            _require_fitting({name: list(shape) for name, shape in shapes.items()}, each)
+            paths = {path for path, _ in part.named_modules()}
+            if strangers := [path for path, _, _ in written if path not in paths]:
+                raise ValueError(f"it has no module {strangers[0]!r:.80}")
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the module computes, as wide as it is."""
+        return self.part(*inputs)
+
+    def in_width(self, width: int) -> nn.Module:
+        """What members of a width run: it shares the module's parameters."""
+        return self if width > len(self.cuts) else InWidth(self.part, self._cuts(width), self.sizes[width - 1])
+
+    def narrow(self, width: int) -> nn.Module:
+        """The same as ordinary layers with parameters of their own; of the greatest width, the module itself."""
+        return self.part if width > len(self.cuts) else self.in_width(width).narrow(width)  # type: ignore[operator]
+
+    def used(self, width: int) -> dict[str, Tensor]:
+        """Which elements of each parameter a width uses: bool, to be broadcast to its shape."""
+        tensors = named_tensors(self.part)
+        left: dict[str, Tensor] = {}
+        for cut in self._cuts(width) if width <= len(self.cuts) else ():
+            shape = tensors[cut.name].shape
+            before = left.get(cut.name, torch.arange(shape.numel()).view(shape))
+            left[cut.name] = cut.of(before)
+        masks = {}
+        for name, kept in left.items():
+            mask = torch.zeros(tensors[name].numel(), dtype=torch.bool)
+            masks[f"part.{name}"] = mask.index_fill_(0, kept.flatten(), True).view_as(tensors[name])
+        return masks
+
+    def _cuts(self, width: int) -> list[Cut]:
+        return [Cut(name, dim, _indices(runs), size) for name, dim, size, runs in self.cuts[width - 1]]
+
+
+class InWidth(nn.Module):
+    """A module as narrow as some of its cuts make it, with the module's own parameters.
+
+    Args:
+        part: the module.
+        cuts: of its tensors.
+        sizes: attributes of layers without tensors: (path, name, value).
+    """
+
+    def __init__(self, part: nn.Module, cuts: Sequence[Cut], sizes: Sequence[tuple[str, str, Any]]) -> None:
+        super().__init__()
+        self.skeleton = copied(part, {id(parameter): parameter for parameter in part.parameters()})
+        parameters = dict(self.skeleton.named_parameters())
+        self.cuts: dict[str, list[Callable[[Tensor], Tensor]]] = {}
+        for cut in cuts:
+            if cut.name in parameters:
+                self.cuts.setdefault(cut.name, []).append(_cutting(cut))
+            else:
+                buffer = self.skeleton.get_buffer(cut.name)
+                put_(buffer, cut.of(buffer))
+        for name, buffer in self.skeleton.named_buffers():
+            if name.rpartition(".")[2] == "num_batches_tracked":
+                buffer.zero_()
+        self._say_sizes(sizes)
+
+    @torch.no_grad()
+    def _say_sizes(self, sizes: Sequence[tuple[str, str, Any]]) -> None:
+        """Have its layers say the sizes of what they compute with."""
+        small = self._shown(lambda name, tensor: tensor.to("meta"))
+        tensors = {id(tensor) for cuts in self.cuts for tensor in [_named(small, cuts)]}
+        tensors |= {id(tensor) for tensor in small.buffers()}
+        resize_(small, tensors)
+        for mine, shown in zip(self.skeleton.modules(), small.modules(), strict=True):
+            for name, value in vars(shown).items():
+                if type(value) is int and vars(mine).get(name) != value:
+                    setattr(mine, name, value)
+        for path, name, value in sizes:
+            setattr(self.skeleton.get_submodule(path), name, value)
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the module computes in this width."""
+        return self._shown(lambda name, tensor: tensor)(*inputs)
+
+    def narrow(self, width: int) -> nn.Module:
+        """The same as ordinary layers with copies of the parameters."""
+
+        def own(name: str, tensor: Tensor) -> Tensor:
+            learns = _named(self.skeleton, name).requires_grad
+            return nn.Parameter(tensor.detach().clone(), learns)
+
+        return copied(self._shown(own))
+
+    def _shown(self, of: Callable[[str, Tensor], Tensor]) -> nn.Module:
+        """The module with its parameters cut: made anew at each call, so that threads may share it."""
+        made: dict[int, Tensor] = {}
+        for name, cuts in self.cuts.items():
+            parameter = tensor = _named(self.skeleton, name)
+            for cut in cuts:
+                tensor = cut(tensor)
+            made[id(parameter)] = of(name, tensor)
+        return _with(self.skeleton, made, {})
+
+
+def _with(module: nn.Module, tensors: Mapping[int, Tensor], done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The same modules with other tensors as parameters, and the buffers themselves."""
+    if module in done:
+        return done[module]
+    made = done[module] = copy.copy(module)
+    own = {name: p if p is None else tensors.get(id(p), p) for name, p in module._parameters.items()}
+    made.__dict__["_parameters"] = own
+    made.__dict__["_modules"] = {n: child and _with(child, tensors, done) for n, child in module._modules.items()}
+    if isinstance(made, nn.RNNBase):  # it keeps a list of them
+        made._flat_weights = [getattr(made, name, None) for name in made._flat_weights_names]
+    return made
+
+
+def _named(module: nn.Module, name: str) -> Tensor:
+    path, _, last = name.rpartition(".")
+    tensor = module.get_submodule(path)._parameters[last]
+    assert tensor is not None
+    return tensor
+
+
+def _cutting(cut: Cut) -> Callable[[Tensor], Tensor]:
+    """What takes what stays of a tensor: as a view, where that is its beginning."""
+    kept = cut.kept
+    if kept.ndim == 1 and torch.equal(kept, torch.arange(len(kept), device=kept.device)):
+        return lambda tensor: tensor.narrow(cut.dim, 0, len(kept))
+    return cut.of
+
+
+def described(cut: Cut) -> tuple[str, int, int, Runs]:
+    """A cut in numbers, as `Slim` takes it."""
+    rows = cut.kept if cut.kept.ndim == 2 else cut.kept[None]
+    runs = []
+    for row in rows:
+        breaks = [0, *((row.diff() != 1).nonzero().view(-1) + 1).tolist(), len(row)]
+        runs.append(tuple((int(row[a]), int(row[b - 1]) + 1) for a, b in pairwise(breaks)))
+    return cut.name, cut.dim, cut.size, tuple(runs)
+
+
+def _indices(runs: Runs) -> Tensor:
+    rows = [torch.cat([torch.arange(first, last, device="cpu") for first, last in row]) for row in runs]
+    return rows[0] if len(rows) == 1 else torch.stack(rows)
+
+
+def _require_fitting(shapes: dict[str, list[int]], cuts: Sequence[tuple[str, int, int, Runs]]) -> None:
+    """Refuse cuts of other tensors than these; the shapes become those that are left."""
+    for name, dim, size, runs in cuts:
+        shape, rows = shapes.get(name), len(runs)
+        if shape is None:
+            raise ValueError(f"there is no tensor {name!r:.80}")
+        fits = 0 <= dim < len(shape) and shape[dim] * rows == size and (rows == 1 or (dim == 1 and not shape[0] % rows))
+        numbers = [sum(last - first for first, last in row) for row in runs] if fits else []
+        inside = all(0 <= first < last <= shape[dim] for row in runs for first, last in row) if fits else False
+        if not inside or not numbers or len(set(numbers)) > 1 or numbers[0] > shape[dim]:
+            raise ValueError(f"dimension {dim} of {name!r:.80}, of shape {shape}, cannot be cut to {runs!s:.80}")
+        shape[dim] = numbers[0]

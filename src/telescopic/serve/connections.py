@@ -1,0 +1,191 @@
+"""Connections that end: uvicorn's, with the limits that it has not.
+
+uvicorn bounds neither the bytes of a request's head nor the time in which it comes, and refuses everybody while others
+hold all connections and ask nothing. What follows counts and times, and leaves HTTP itself to uvicorn and httptools.
+"""
+
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.flow_control import service_unavailable
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from telescopic.serve.limits import Limits
+
+ALWAYS = (b"/health", b"/metrics")
+"""What is answered also while every connection has a request under way."""
+_SPARE = 100  # connections beyond all others, for those
+_PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
+_NEW, _HEAD, _BODY, _ANSWER, _IDLE = range(5)
+
+
+class _TooMuch(Exception):
+    """A request that is refused before it is whole."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. `limits` is set by `Server`."""
+
+    limits: Limits
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._state, self._since = _NEW, self.loop.time()
+        self._stalled = 0.0
+        self._head = self._length = self._requests = self._pieces = self._received = 0
+        self._refused: _TooMuch | None = None
+        self._strangers: dict[Connection, None] = self.server_state.__dict__.setdefault("strangers", {})
+
+    def connection_made(self, transport: Any) -> None:
+        """Make room for it: who has asked nothing for longest goes."""
+        super().connection_made(transport)
+        self._strangers[self] = None
+        if len(self.connections) > self.limits.connections:
+            oldest = next(iter(self._strangers))
+            if oldest is self:
+                idle = [c for c in self.connections if isinstance(c, Connection) and c._state == _IDLE]
+                oldest = min(idle, key=lambda connection: connection._since, default=self)
+            if oldest is not self or len(self.connections) > self.limits.connections + _SPARE:
+                oldest._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended."""
+        self._strangers.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what is no body: a line without an end, in the head or behind the body, reaches no other function."""
+        self._head += len(data)
+        super().data_received(data)
+        if self._state in (_HEAD, _BODY) and self._head > self.limits.head and not self.transport.is_closing():
+            self._refused = _TooMuch(431, f"a request's head has at most {self.limits.head:,} bytes")
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._enter(_HEAD)
+        self._length = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of it."""
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of several."""
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+        if len(self.headers) > self.limits.headers:
+            raise self._told(431, f"a request has at most {self.limits.headers} headers")
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: the request may be answered."""
+        if len(self.pipeline) >= self.limits.pipelined:
+            raise self._told(429, f"at most {self.limits.pipelined} requests wait for the one before")
+        self._head, self._requests = 0, self._requests + 1
+        self._pieces = self._received = 0
+        crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
+        self.app = service_unavailable if crowded else self.config.loaded_app
+        super().on_headers_complete()
+        if self._requests >= self.limits.requests:
+            self.cycle.keep_alive = False
+        self._enter(_BODY)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body; each takes time, so they must not be all too small."""
+        super().on_body(body)
+        self._head, self._pieces, self._received = 0, self._pieces + 1, self._received + len(body)
+        if self._pieces > max(_PIECES, self._received / _PIECE):
+            raise self._told(413, "a request's body comes in fewer pieces")
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._enter(_IDLE)
+        else:
+            self._enter(_ANSWER)
+
+    def on_response_complete(self) -> None:
+        """The answer is written."""
+        super().on_response_complete()
+        self._strangers.pop(self, None)
+        if self._state == _ANSWER and not self.pipeline:
+            self._enter(_IDLE)
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._stalled = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It does."""
+        self._stalled = 0.0
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn answers to what is no HTTP; and we to what is too much."""
+        if self.transport.is_closing():
+            return
+        refused = self._refused or _TooMuch(400, "this is no HTTP request")
+        body = b'{"error":"%s"}' % str(refused).encode()
+        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[refused.status] + head + body)
+        self._end(flush=True)
+
+    def check(self, now: float) -> None:
+        """End it, if it has taken longer than it may."""
+        limits, passed = self.limits, now - self._since
+        if self.transport.is_closing():
+            if passed > limits.stalled_seconds:
+                self.transport.abort()
+        elif self._stalled and now - self._stalled > limits.stalled_seconds:
+            self.transport.abort()
+        elif self._state in (_HEAD, _BODY) and passed > (
+            limits.head_seconds if self._state == _HEAD else limits.body_seconds + 1
+        ):
+            self._refused = _TooMuch(408, "the request did not come in time")
+            self.send_400_response("")
+        elif (self._state == _NEW and passed > limits.head_seconds) or (
+            self._state == _IDLE and passed > limits.idle_seconds
+        ):
+            self._end()
+
+    def _enter(self, state: int) -> None:
+        self._state, self._since = state, self.loop.time()
+
+    def _count(self, length: int) -> None:
+        self._length += length
+        if self._length > self.limits.head:
+            raise self._told(431, f"a request's head has at most {self.limits.head:,} bytes")
+
+    def _told(self, status: int, why: str) -> _TooMuch:
+        self._refused = _TooMuch(status, why)
+        return self._refused
+
+    def _end(self, *, flush: bool = False) -> None:
+        self._since = self.loop.time()
+        self._strangers.pop(self, None)
+        if flush or self._state in (_NEW, _IDLE):
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which looks at all connections once a second."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0 and self.server_state.connections:
+            connections = list(self.server_state.connections)
+            now = next(iter(connections)).loop.time()
+            for connection in connections:
+                if isinstance(connection, Connection):
+                    connection.check(now)
+        return await super().on_tick(counter)

@@ -1,0 +1,111 @@
+"""Training every member of a network together: what is asked, and what is given back."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from telescopic.ambient import plain
+from telescopic.data import Dataset
+from telescopic.extras import needs
+from telescopic.nested import Nested
+from telescopic.train.folder import occupied
+from telescopic.train.history import History
+from telescopic.train.loop import Training
+from telescopic.train.precision import PRECISIONS, Precision
+from telescopic.train.recipe import Recipe
+from telescopic.train.result import Result
+
+
+@plain()
+def fit(
+    net: Nested,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    keep: Literal["best", "last"] = "best",
+    precision: Precision = "auto",
+    cpu: bool = False,
+    progress: bool | None = None,
+    checkpoint_seconds: float = 30.0,
+    on_epoch: Callable[[History], None] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> History:
+    """Train every member of a network together. The network is changed in place, and in eval mode afterwards.
+
+    Runs on one CPU or GPU, or on several processes under `torchrun`; a batch is then divided among them, and the sum
+    of their gradients is that of the whole batch. The images stay on the device as uint8. Networks of 2-d convolutions
+    are trained in torch's channels-last layout where that is faster, and given back in the usual one. A last batch with
+    too few images for BatchNorm joins the one before. On one CPU with the same number of threads, an interrupted and
+    resumed run ends with exactly the weights of an uninterrupted one.
+
+    Args:
+        net: the network, initialised.
+        data: images and labels.
+        recipe: how to train.
+        out: folder of the run, for `last.safetensors`, `best.safetensors` and `log.csv`, and at the end for the bundle
+            `model.safetensors` and the catalogue, which the command line works on; None keeps nothing on disk. One
+            process at a time may write it.
+        resume: go on from `out`'s last checkpoint, if there is one. The recipe may then have more epochs, and other
+            milestones in those to come, but not in the past; a one-cycle schedule keeps its length.
+        seed: order of the images, their augmentation, and dropout.
+        keep: which weights the network holds at the end: those of the epoch in which the full network was most
+            accurate on the validation images, or the last epoch's, also where there are no such images.
+        precision: fp32, or bf16 by autocast (evaluation stays in fp32). `auto` goes on as the run began; a new one
+            times a step in each and takes the faster, and says so. The history knows which it was.
+        cpu: stay on the CPU even if there is a GPU.
+        progress: True shows it, False is silent, None shows it live on a terminal and in few plain lines elsewhere.
+        checkpoint_seconds: a checkpoint is written when this long has passed since the last, after each epoch that
+            is the best so far, and at the end.
+        on_epoch: called after each epoch, on the first process.
+        provenance: facts for the bundle beside those that are known, such as the method's name.
+
+    Returns:
+        What every epoch has seen.
+
+    Raises:
+        ValueError: if recipe and network do not fit, such as one that shrinks a network without filters; if the
+            network and the images or labels do not; if `precision` is none of the three; or `out` already holds a run
+            and `resume` is False.
+        HeldError: if another process is training in `out`.
+        WriteError: if a file cannot be written, say on a full disk; what was written before it is whole.
+        CheckpointError: if the checkpoint to resume from is corrupt or of another run.
+        TrainingError: if the loss becomes NaN or infinite; the last good checkpoint is kept.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    """
+    # Imported by torch after the group of processes is made, its functions hold that in their defaults for ever: gloo's
+    # threads are then still there when the interpreter is taken down, which ends the process with an abort at times.
+    import torch.distributed.nn
+
+    with needs("train"):
+        from accelerate import Accelerator
+
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    folder = None if out is None else Path(out)
+    # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
+    accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
+    first = accelerator.process_index == 0
+    shown = progress if first else False
+    with occupied(folder, resume=resume, writes=first) as lost:
+        result = Result(net, data, recipe, folder, seed, provenance or {}) if folder is not None and first else None
+        training = Training(
+            accelerator,
+            net,
+            data,
+            recipe,
+            folder,
+            lost,
+            seed=seed,
+            precision=precision,
+            told=shown is not False,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        training.run(shown, on_epoch if first else None)
+        training.finish(keep)
+        history = training.history
+        if result is not None:
+            result.write(history.best() if keep == "best" else history[-1], history)
+    return history
