@@ -135,6 +135,7 @@ def test_all_is_what_can_be_imported() -> None:
     assert {name for name, value in others.items() if not inspect.ismodule(value)} <= declared.keys()
 
 
+@pytest.mark.slow
 def test_heavy_packages_wait_until_they_are_used() -> None:
     code = """
 import sys, telescopic
