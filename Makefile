@@ -12,12 +12,14 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo test test-avx2 test-sse41 docs clean
+.PHONY: help demo check test test-avx2 test-sse41 docs wheel clean
 
 help:
 	@echo 'make demo   train, choose, extract and export a network on real data that needs no download (under 2 minutes)'
 	@echo 'make test   run every check: ruff, mypy, pytest'
 	@echo 'make test-avx2, make test-sse41   run the tests of training, data and documentation as on an older processor'
+	@echo 'make check  the quick half of it, in a minute and a half: no test that is marked slow'
+	@echo 'make wheel  build source distribution and wheel, and try the wheel in an empty environment'
 	@echo 'make docs   build the documentation as a site, in build/site'
 	@echo 'make clean  remove what make and the tools left behind; runs/ and downloaded data stay'
 	@echo 'The first use makes a virtual environment in .venv, with the versions in constraints.txt.'
@@ -34,6 +36,12 @@ test: $(READY)
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	$(PYTEST)
+
+check: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	$(PYTEST) -m 'not slow'
 
 # The tests of what older processors have got wrong; all of them: make test-avx2 TESTS=tests
 TESTS ?= $(addprefix tests/test_,$(addsuffix .py,channels_last data data_batches data_readers data_sources distributed \
@@ -52,6 +60,9 @@ docs:
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
 	@echo 'build/site/index.html'
 
+wheel:
+	PYTHON='$(PYTHON)' .ci/wheel
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -64,5 +75,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo 'Setting up .venv with $(PYTHON): a minute or more, mostly torch ...'
 	@[ -e $@ ] || '$(PYTHON)' -m venv --clear .venv
 	@rm -f $@
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,openvino,serve,dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,onnx,openvino,serve,dev]'
 	@echo '$(CURDIR)' > $@

@@ -9,7 +9,7 @@ and 32, ways in turns, medians of ratios within a round:
 
 Writes results/backends.json:
 
-    pip install "telescopic[openvino]"
+    pip install openvino
     python benchmarks/backends.py [--rounds 60] [--only "ResNet-32, exits"]
 """
 
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--grown", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if importlib.util.find_spec("openvino") is None:
-        sys.exit('OpenVINO is not installed: pip install "telescopic[openvino]"')
+        sys.exit("OpenVINO is not installed: pip install openvino")
     if args.grown:
         print(grown(Path(args.grown[0]), *args.grown[1:]))
         return

@@ -1,6 +1,6 @@
 """Serve a pack on several machines with Ray Serve: replicas behind its proxy, each with its own engine and queue.
 
-    pip install 'telescopic[serve]' 'ray[serve]'
+    pip install '.[serve]' 'ray[serve]'
     telescopic pack nsn-mnist --to mnist.telescope
     TELESCOPIC_PACK=mnist.telescope serve run ray_serve:app
 

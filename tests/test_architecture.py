@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -24,7 +25,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Floors, lowest first. A room (a module or package directly under telescopic) imports from lower floors, or from rooms
 # of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
 FLOORS = (
-    ("subnet", "files", "documents", "limits", "metric", "provenance", "quantities", "tensorheader"),
+    ("subnet", "files", "documents", "extras", "limits", "metric", "provenance", "quantities", "tensorheader"),
     ("ambient", "classes", "denormals", "stock", "tasks", "wrappers"),
     ("images", "inputs", "neighbours", "tensorfile"),
     ("data", "decoder", "layers"),
@@ -134,6 +135,7 @@ def test_all_is_what_can_be_imported() -> None:
     assert {name for name, value in others.items() if not inspect.ismodule(value)} <= declared.keys()
 
 
+@pytest.mark.slow
 def test_heavy_packages_wait_until_they_are_used() -> None:
     code = """
 import sys, telescopic
@@ -160,3 +162,37 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     files = [path for name in names if name and (path := ROOT / name).is_file()]
     assert ROOT / "pyproject.toml" in files
     assert not [(str(path), word.decode()) for path in files for word in words if word in path.read_bytes()]
+
+
+CLASSES = [
+    (name, node)
+    for name, tree in TREES.items()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+]
+# Names that still mean two things.
+TWICE = {"Step", "Run", "Trial", "Watch", "Cut"}
+
+
+def noun(name: str) -> str:
+    """`SharedHead` → head: the last word of a name, as one of it is called."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", name)[-1].lower().removesuffix("s")
+
+
+def test_every_class_is_called_by_a_word_of_the_glossary() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    words = {word.lower().removesuffix("s") for row in rows for word in re.findall(r"\w+", row)}
+    # In the second column stands what a word is in the code: `Nested`.
+    words |= set(map(noun, re.findall(r"`([A-Z]\w+)`", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"))))
+    raised = {"Exception", "Warning", "Pruned"}
+    errors = {node.name for _, node in CLASSES if any(ast.unparse(b).endswith(("Error", *raised)) for b in node.bases)}
+    unknown = {node.name: name for name, node in CLASSES if node.name not in errors and noun(node.name) not in words}
+    assert not unknown, f"give them a name of docs/glossary.md, or say there what the word means: {unknown}"
+
+
+def test_a_name_means_one_thing() -> None:
+    modules: dict[str, set[str]] = {}
+    for name, node in CLASSES:
+        if room(name) != "papers":  # where each paper has its rows and experiments
+            modules.setdefault(node.name, set()).add(name)
+    assert {name: places for name, places in modules.items() if len(places) > 1 and name not in TWICE} == {}

@@ -93,3 +93,15 @@ def test_the_api_page_names_all_that_is_public() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     paths = re.findall(r"^::: telescopic\.([\w.]+)$", page, re.MULTILINE)
     assert {path.rpartition(".")[2] for path in paths} >= set(telescopic.__all__) - {"__version__"}
+
+
+def test_the_readme_is_short_and_knows_the_rooms() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 180
+    tree = re.search(r"^src/telescopic/\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert tree is not None
+    source, named = ROOT / "src" / "telescopic", set(re.findall(r"\b\w+(?:\.py\b|/)", tree[1]))
+    assert all((source / name).exists() for name in named), named
+    rooms = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    assert rooms <= named, rooms - named
+    assert (ROOT / "docs" / "report.png").stat().st_size < 200_000

@@ -345,6 +345,7 @@ def run(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, **options: Any
     reproduce.reproduce(cnsn_runs.PAPER, out, **settings)
 
 
+@pytest.mark.slow
 def test_a_joint_run_measures_every_policy(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, few, monkeypatch)
     run(tmp_path, few, monkeypatch, seed=3)
@@ -386,6 +387,7 @@ def run_wide(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, *names: s
     reproduce.reproduce(doubly_nested_runs.PAPER, out, only=list(names), **settings)
 
 
+@pytest.mark.slow
 def test_doubly_nested_notes_every_member(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     run_wide(tmp_path, few, monkeypatch, "macs", epochs=2)
     (summary,) = runs(tmp_path)["macs"]
@@ -425,6 +427,13 @@ def test_slices_of_the_dense_network(tmp_path: Path, few: Dataset, monkeypatch: 
     assert changed == {"exits.1.2.weight", "exits.1.2.bias"}
     with pytest.raises(ValueError, match=r"is not in .*dense-seed5"):
         run_wide(tmp_path, few, monkeypatch, "sliced-w2", seed=5, epochs=7)
+
+
+def test_unasked_all_is_trained_that_figures_4_and_5_need_at_four_widths() -> None:
+    names = doubly_nested_runs.Experiments(groups=4).names
+    assert names[:5] == ["uniform", "balanced-macs", "depth-only", "alone", "dense"]
+    assert names[5:] == [f"{kind}-w{width}" for kind in ("dense", "sliced") for width in (3, 2, 1)]
+    assert doubly_nested_runs.Experiments().names[5:8] == ["dense-w16", "dense-w11", "dense-w5"]
 
 
 def test_names_are_checked_before_the_first_is_trained(

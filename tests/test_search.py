@@ -164,6 +164,7 @@ def test_models_of_processes_that_are_gone(tmp_path: Path, facts: dict[str, Any]
         assert failed.error == "its process ended"
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_storage(tmp_path: Path) -> None:
     """Each is a program of its own; they train each model once."""
     storage = str(tmp_path / "x.db")
@@ -233,9 +234,7 @@ def test_without_optuna_one_is_told_what_to_install(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr == (
-        "error: random search needs Optuna, which is not installed: pip install 'telescopic[search]'\n"
-    )
+    assert done.stderr == ("error: optuna is not installed: pip install 'optuna>=4'\n")
 
 
 def found() -> list[Model]:

@@ -394,9 +394,8 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(folder: Path) -> Non
     code = "import sys; sys.modules['fastapi'] = None; from telescopic.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(folder), "--port", "0"]
     run = subprocess.run(command, capture_output=True, text=True)
-    assert (
-        run.returncode == 1 and run.stderr.strip() == 'error: fastapi is not installed: pip install "telescopic[serve]"'
-    )
+    assert run.returncode == 1 and run.stderr.startswith("error: fastapi is not installed: pip install ")
+    assert "Traceback" not in run.stderr and {"fastapi", "uvicorn"} <= set(run.stderr.split())
 
 
 def test_no_pack_is_said_before_anything_listens(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from telescopic.ambient import plain
 from telescopic.architecture import named_tensors
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
+from telescopic.extras import needs
 from telescopic.files import held, make_folder, replacing
 from telescopic.inputs import fault_of, first_line
 from telescopic.neighbours import require_alone
@@ -151,11 +152,9 @@ class _Preprocessed(nn.Module):
 
 
 def _onnx(order: _Order, file: Path) -> _Written:
-    try:
+    with needs("onnx"):
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
-    except ImportError as error:
-        raise ValueError(f'{error.name} is not installed: pip install "telescopic[onnx]"') from error
     if sum(tensor.nbytes for tensor in named_tensors(order.network).values()) >= 2**31:
         raise ValueError("one ONNX file holds less than 2 GiB: choose a smaller member, or .pt2")
     name = "images" if order.example.dtype == torch.uint8 else "input"

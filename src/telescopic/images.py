@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from telescopic.extras import needs
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -84,7 +86,8 @@ def shape(source: Path | bytes, *, most_pixels: int = MOST_PIXELS) -> tuple[int,
 @contextmanager
 def _opened(source: Path | bytes, most_pixels: int, formats: tuple[str, ...] | None) -> Iterator["Image.Image"]:
     """The file's image, of which nothing is decoded; whatever is raised inside becomes an `ImageError`."""
-    from PIL import Image, UnidentifiedImageError
+    with needs("train"):
+        from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:

@@ -1,6 +1,8 @@
 """The command line: each command calls one public function and prints what it returns."""
 
+import importlib.metadata
 import sys
+from typing import Annotated
 
 import typer
 
@@ -16,6 +18,23 @@ app = typer.Typer(
     help="Train one network; deploy every size of it.",
     epilog="Begin with a network that ships with the package:  [bold]telescopic catalogue nsn-mnist[/bold]",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        tell(f"telescopic {importlib.metadata.version('telescopic')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(families.catalogue)
 app.command(epilog="Example:  telescopic choose nsn-mnist --max-macs 700k")(families.choose)
 app.command(epilog="Example:  telescopic extract nsn-mnist --max-macs 700k --to small.onnx")(families.extract)

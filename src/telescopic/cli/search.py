@@ -7,7 +7,7 @@ import typer
 
 from telescopic.cli.shown import DataDir, Seed, interruptible, show
 
-app = typer.Typer(no_args_is_help=True, help="Train random models and compare them (needs telescopic[search]).")
+app = typer.Typer(no_args_is_help=True, help="Train random models and compare them (needs Optuna).")
 
 
 @app.command(

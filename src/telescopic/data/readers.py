@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from telescopic.extras import needs
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -46,7 +48,8 @@ class Arrays:
 
 def read_digits() -> Arrays:
     """Scikit-learn's 1,797 handwritten digits of 8x8 pixels; its grey values 0..16 become 0..255."""
-    from sklearn.datasets import load_digits
+    with needs("train"):
+        from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from telescopic import images
 from telescopic.data.readers import DataError
+from telescopic.extras import needs
 
 SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-* packages put theirs
 TIMEOUT = (5, 30)  # seconds to connect, and between two pieces of a download
@@ -109,9 +110,9 @@ class _NotServed(Exception):
 
 def cache_dir(name: str) -> Path:
     """The folder of a data set in the user's cache."""
-    import pooch
+    from platformdirs import user_cache_path
 
-    return Path(pooch.os_cache("telescopic")) / name
+    return user_cache_path("telescopic") / name
 
 
 def obtain(name: str, *, data_dir: str | Path | None = None, download: bool = True) -> tuple[dict[str, bytes], Fetched]:
@@ -272,7 +273,8 @@ def downloads(name: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 
 def _https(mirror: str, files: list[str], most: int, into: Path) -> None:
-    import pooch
+    with needs("train"):
+        import pooch
 
     for file in files:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from telescopic.engine.manifest import WEIGHTS, Array, Manifest
+from telescopic.extras import needs
 
 
 class OpenVino:
@@ -69,8 +70,6 @@ def _core() -> Any:
 
 
 def _openvino() -> Any:
-    try:
+    with needs("openvino"):
         import openvino
-    except ImportError as error:
-        raise ImportError(f'{error.name} is not installed: pip install "telescopic[openvino]"') from error
     return openvino

@@ -15,6 +15,7 @@ from telescopic.engine.graphs import check_graphs
 from telescopic.engine.joined import join
 from telescopic.engine.manifest import Manifest, Step, checksum
 from telescopic.engine.ways import Way
+from telescopic.extras import needs
 from telescopic.files import held, make_folder, replacing_folder
 
 _LIST = "graphs.json"
@@ -43,7 +44,8 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
     if kept is not None and isinstance(backend, Preparing) and (found := _whole(kept, manifest, verify)):
         return found
     try:
-        check_graphs(folder, manifest)
+        with needs("onnx"):
+            check_graphs(folder, manifest)
         if store is None or kept is None or not isinstance(backend, Preparing):
             return plain
         with held(make_folder(store) / ".preparing", kept, wait=True):
@@ -52,11 +54,6 @@ def prepared(folder: Path, manifest: Manifest, store: Path | None, backend: Back
             with replacing_folder(kept, replace=True) as made:
                 _prepare(folder, manifest, backend, made)
             return _whole(kept, manifest, verify=False) or plain  # they have just been written
-    except ImportError as error:
-        raise ImportError(
-            f"{error.name} is not installed, with which graphs are checked, and prepared for this machine: "
-            'pip install "telescopic[onnx]"'
-        ) from error
     except OSError:  # no reason not to run
         return plain
 

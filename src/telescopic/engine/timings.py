@@ -161,6 +161,6 @@ class Store:
 
 
 def _of_the_user() -> Path:
-    import pooch
+    from platformdirs import user_cache_path
 
-    return Path(pooch.os_cache("telescopic")) / "engines"
+    return user_cache_path("telescopic") / "engines"

@@ -1,5 +1,6 @@
 """How a family leaves for production: a folder with the graphs of some members, and one file of weights for all."""
 
+import importlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Dataset, Preprocess
 from telescopic.engine.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
 from telescopic.export import TOLERANCES
+from telescopic.extras import needs
 from telescopic.files import replacing_folder
 from telescopic.inputs import first_line
 from telescopic.layers.causal import CausalConv2d, prefix
@@ -115,6 +117,9 @@ def pack(
         remedy = "replace=True (--replace) replaces it" if kind == "a pack" else "choose another place"
         raise PackError(f"there is {kind} at {to} already: {remedy}")
     try:
+        with needs("onnx"):  # found out before anything is made
+            for library in ("onnx", "onnxruntime", "onnxscript"):
+                importlib.import_module(library)
         if isinstance(net, str | Path):
             net = Bundle.open(net)
         if isinstance(net, Bundle):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
+from telescopic.extras import needs
 from telescopic.files import make_folder, replacing
 from telescopic.metric import Metric
 from telescopic.quantities import human
@@ -213,9 +214,10 @@ def canvas(
         size: width and height in inches.
         place: left, bottom, width and height of the axes, as fractions of the size.
     """
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needs("train"):
+        import matplotlib.style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", _STYLE]):
         figure = FigureCanvasAgg(Figure(size, facecolor=PAGE)).figure

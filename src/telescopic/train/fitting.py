@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from telescopic.ambient import plain
 from telescopic.data import Dataset
+from telescopic.extras import needs
 from telescopic.nested import Nested
 from telescopic.tasks import Task
 from telescopic.train.folder import occupied
@@ -82,7 +83,9 @@ def fit(
     # Imported by torch after the group of processes is made, its functions hold that in their defaults for ever: gloo's
     # threads are then still there when the interpreter is taken down, which ends the process with an abort at times.
     import torch.distributed.nn
-    from accelerate import Accelerator
+
+    with needs("train"):
+        from accelerate import Accelerator
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")

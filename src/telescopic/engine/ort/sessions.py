@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from telescopic.engine.host import processor
+from telescopic.extras import needs
 
 _ONCE = threading.Lock()
 _ARENA: list[bool] = []  # whether all sessions share one
@@ -16,10 +17,8 @@ def runtime() -> Any:
     Raises:
         ImportError: if it is not installed.
     """
-    try:
+    with needs("onnx"):
         import onnxruntime
-    except ImportError as error:
-        raise ImportError(f'{error.name} is not installed: pip install "telescopic[onnx]"') from error
     return onnxruntime
 
 

@@ -16,6 +16,7 @@ import torch
 from telescopic.cost import cost
 from telescopic.data import Dataset, Preprocess, load
 from telescopic.extract import extract
+from telescopic.extras import needs
 from telescopic.files import make_folder
 from telescopic.papers import shrinknets
 from telescopic.provenance import commit
@@ -70,12 +71,8 @@ def known_study(storage: str, name: str) -> "optuna.Study | None":
 
 
 def _optuna() -> Any:
-    try:
+    with needs("search"):
         import optuna
-    except ImportError as error:
-        raise ImportError(
-            "random search needs Optuna, which is not installed: pip install 'telescopic[search]'"
-        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
