@@ -98,7 +98,7 @@ class Attacks:
             each.start()
 
     def wire(self) -> socket.socket:
-        """A new connection."""
+        """A connection."""
         return socket.create_connection(("127.0.0.1", self._port), timeout=20)
 
     def json(self) -> None:

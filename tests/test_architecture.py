@@ -35,6 +35,7 @@ FLOORS = (
     ("catalogue",),
     ("anytime", "bundle", "engine", "export", "serve", "testing"),
     ("train", "packing"),
+    ("recipes",),
     ("report",),
     ("papers",),
     ("run",),

@@ -17,6 +17,7 @@ from telescopic.limits import Limits
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
 _SPARE = 100  # connections beyond all others, for those
+_LAST = 0.3  # seconds at the end in which requests that are on their way are read
 _PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
 _NEW, _HEAD, _BODY, _ANSWER, _IDLE = range(5)
 
@@ -202,6 +203,9 @@ class Server(uvicorn.Server):
         """Answer what has come. What has not, and who does not read, is waited for until little time is left."""
         seconds = (self.config.timeout_graceful_shutdown or 0) * 3 / 4
         waiting = asyncio.get_running_loop().call_later(seconds, self._give_up)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LAST)
         await super().shutdown(sockets)
         waiting.cancel()
 

@@ -2,6 +2,7 @@
 
 import math
 import socket
+import sys
 
 import uvicorn
 from fastapi import FastAPI
@@ -56,4 +57,7 @@ def run_on(taken: socket.socket, app: FastAPI, limits: Limits | None = None) -> 
         ws="none",
         server_header=False,
     )
+    # Seconds after which a thread that waits is let go on: a pass has a dozen such places, and who is refused while the
+    # queue is full must not hold it up at each.
+    sys.setswitchinterval(0.0005)
     Server(config).run(sockets=[taken])
