@@ -131,7 +131,7 @@ def test_all_is_what_can_be_imported() -> None:
     declared = {name: getattr(telescopic, name) for name in telescopic.__all__}
     assert len(declared) == len(telescopic.__all__)
     modules = {name for name, value in declared.items() if inspect.ismodule(value)}
-    assert modules == {"data", "layers", "networks", "papers", "shrink", "tasks", "testing"}
+    assert modules == {"data", "layers", "networks", "papers", "recipes", "shrink", "tasks", "testing"}
     others = {name: value for name, value in vars(telescopic).items() if not name.startswith("_")}
     assert {name for name, value in others.items() if not inspect.ismodule(value)} <= declared.keys()
 
