@@ -275,3 +275,30 @@ def test_it_learns_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     tl.fit(resumed, data, recipe, out=tmp_path / "cut", resume=True, **how)
     theirs = resumed.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("cuts", "says"),
+    [
+        ([[("weight", 0, 16, [[[0, 8]]])]], None),
+        ([[("weight", 0, 16, [[[0, 17]]])]], "cannot be cut"),
+        ([[("weight", 0, 16, [[[8, 8]]])]], "cannot be cut"),
+        ([[("weight", 2, 16, [[[0, 8]]])]], "cannot be cut"),
+        ([[("weight", 0, 15, [[[0, 8]]])]], "cannot be cut"),
+        ([[("weight", 0, 16, [[[0, 8]]]), ("weight", 0, 16, [[[0, 8]]])]], "cannot be cut"),
+        ([[("weight", 0, 16, [])]], "cannot be cut"),
+        ([[("gain", 0, 16, [[[0, 8]]])]], "no tensor 'gain'"),
+    ],
+)
+def test_cuts_that_do_not_fit_are_refused(cuts: Any, says: str | None) -> None:
+    if says is None:
+        assert Slim(nn.Linear(4, 16, bias=False), cuts).in_width(1)(torch.rand(2, 4)).shape == (2, 8)
+        return
+    with pytest.raises(ValueError, match=says):
+        Slim(nn.Linear(4, 16, bias=False), cuts)
+
+
+def test_a_file_that_speaks_of_endless_layers_allocates_nothing() -> None:
+    with torch.device("meta"):
+        part = Slim(nn.Linear(4, 2**40, bias=False), [[("weight", 0, 2**40, [[[0, 2**39], [2**39 + 1, 2**40]]])]])
+        assert part.in_width(1)(torch.empty(2, 4)).shape == (2, 2**40 - 1)

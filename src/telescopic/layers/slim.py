@@ -58,7 +58,7 @@ class Slim(nn.Module):
 
     def in_width(self, width: int) -> nn.Module:
         """What members of a width run: it shares the module's parameters."""
-        return self if width > len(self.cuts) else InWidth(self.part, self._cuts(width), self.sizes[width - 1])
+        return self if width > len(self.cuts) else InWidth(self.part, self.cuts[width - 1], self.sizes[width - 1])
 
     def narrow(self, width: int) -> nn.Module:
         """The same as ordinary layers with parameters of their own; of the greatest width, the module itself."""
@@ -68,18 +68,14 @@ class Slim(nn.Module):
         """Which elements of each parameter a width uses: bool, to be broadcast to its shape."""
         tensors = named_tensors(self.part)
         left: dict[str, Tensor] = {}
-        for cut in self._cuts(width) if width <= len(self.cuts) else ():
-            shape = tensors[cut.name].shape
-            before = left.get(cut.name, torch.arange(shape.numel()).view(shape))
-            left[cut.name] = cut.of(before)
+        for name, dim, _, runs in self.cuts[width - 1] if width <= len(self.cuts) else ():
+            shape = tensors[name].shape
+            left[name] = _kept(left.get(name, torch.arange(shape.numel()).view(shape)), dim, runs)
         masks = {}
         for name, kept in left.items():
             mask = torch.zeros(tensors[name].numel(), dtype=torch.bool)
             masks[f"part.{name}"] = mask.index_fill_(0, kept.flatten(), True).view_as(tensors[name])
         return masks
-
-    def _cuts(self, width: int) -> list[Cut]:
-        return [Cut(name, dim, _indices(runs), size) for name, dim, size, runs in self.cuts[width - 1]]
 
 
 class InWidth(nn.Module):
@@ -87,21 +83,26 @@ class InWidth(nn.Module):
 
     Args:
         part: the module.
-        cuts: of its tensors.
+        cuts: of its tensors, as `Slim` has them for a width.
         sizes: attributes of layers without tensors: (path, name, value).
     """
 
-    def __init__(self, part: nn.Module, cuts: Sequence[Cut], sizes: Sequence[tuple[str, str, Any]]) -> None:
+    def __init__(
+        self,
+        part: nn.Module,
+        cuts: Sequence[tuple[str, int, int, Runs]],
+        sizes: Sequence[tuple[str, str, Any]],
+    ) -> None:
         super().__init__()
         self.skeleton = copied(part, {id(parameter): parameter for parameter in part.parameters()})
         parameters = dict(self.skeleton.named_parameters())
-        self.cuts: dict[str, list[Callable[[Tensor], Tensor]]] = {}
-        for cut in cuts:
-            if cut.name in parameters:
-                self.cuts.setdefault(cut.name, []).append(_cutting(cut))
+        self.cuts: dict[str, list[tuple[int, Runs]]] = {}
+        for name, dim, _, runs in cuts:
+            if name in parameters:
+                self.cuts.setdefault(name, []).append((dim, runs))
             else:
-                buffer = self.skeleton.get_buffer(cut.name)
-                put_(buffer, cut.of(buffer))
+                buffer = self.skeleton.get_buffer(name)
+                put_(buffer, _kept(buffer, dim, runs).clone())
         for name, buffer in self.skeleton.named_buffers():
             if name.rpartition(".")[2] == "num_batches_tracked":
                 buffer.zero_()
@@ -140,7 +141,7 @@ class InWidth(nn.Module):
         for name, cuts in self.cuts.items():
             parameter = tensor = _named(self.skeleton, name)
             for cut in cuts:
-                tensor = cut(tensor)
+                tensor = _kept(tensor, *cut)
             made[id(parameter)] = of(name, tensor)
         return _with(self.skeleton, made, {})
 
@@ -165,12 +166,13 @@ def _named(module: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _cutting(cut: Cut) -> Callable[[Tensor], Tensor]:
-    """What takes what stays of a tensor: as a view, where that is its beginning."""
-    kept = cut.kept
-    if kept.ndim == 1 and torch.equal(kept, torch.arange(len(kept), device=kept.device)):
-        return lambda tensor: tensor.narrow(cut.dim, 0, len(kept))
-    return cut.of
+def _kept(tensor: Tensor, dim: int, runs: Runs) -> Tensor:
+    """What stays of a tensor: a view, where that is one run. Nothing is allocated that a file could only speak of."""
+    if len(runs) > 1:
+        groups = torch.unflatten(tensor, 0, (len(runs), -1))  # [groups, outputs of a group, inputs of a group, ...]
+        return torch.stack([_kept(group, dim, [row]) for group, row in zip(groups, runs, strict=True)]).flatten(0, 1)
+    pieces = [tensor.narrow(dim, first, last - first) for first, last in runs[0]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
 def described(cut: Cut) -> tuple[str, int, int, Runs]:
@@ -181,11 +183,6 @@ def described(cut: Cut) -> tuple[str, int, int, Runs]:
         breaks = [0, *((row.diff() != 1).nonzero().view(-1) + 1).tolist(), len(row)]
         runs.append(tuple((int(row[a]), int(row[b - 1]) + 1) for a, b in pairwise(breaks)))
     return cut.name, cut.dim, cut.size, tuple(runs)
-
-
-def _indices(runs: Runs) -> Tensor:
-    rows = [torch.cat([torch.arange(first, last, device="cpu") for first, last in row]) for row in runs]
-    return rows[0] if len(rows) == 1 else torch.stack(rows)
 
 
 def _require_fitting(shapes: dict[str, list[int]], cuts: Sequence[tuple[str, int, int, Runs]]) -> None:
