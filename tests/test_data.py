@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from telescopic import data
 from telescopic.data import DataError, readers, sources
+from telescopic.data.dividing import divide
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_too_many_validation_images(number: int) -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data(), st.integers(0, 5))
 def test_divide_is_a_partition_in_proportion(labels: list[int], draw: st.DataObject, seed: int) -> None:
     array, number = np.array(labels, np.int64), draw.draw(st.integers(0, len(labels)))
-    rest, taken = data._divide(array, np.arange(len(labels)), number, seed)
+    rest, taken = divide(array, np.arange(len(labels)), number, seed)
     assert sorted([*rest, *taken]) == list(range(len(labels))) and len(taken) == number
     assert (np.diff(rest) > 0).all() and (np.diff(taken) > 0).all()
     few = 0 if number < len(set(labels)) else sum(labels.count(label) * number < len(labels) for label in set(labels))
