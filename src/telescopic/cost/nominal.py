@@ -7,7 +7,6 @@ network: what is executed, less what is done with weights from a later group to 
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,9 @@ from torch import Tensor, nn
 from telescopic.cost.counting import on_meta
 from telescopic.cost.macs import Counter
 from telescopic.inputs import dtype_and_device, explained, with_batch
-from telescopic.layers.causal import CausalConv2d, CausalLinear, prefix
-from telescopic.layers.heads import SharedHead
+from telescopic.layers.causal import prefix
 from telescopic.layers.narrowing import narrow, narrow_outputs, narrowed
 from telescopic.nested import Nested
-
-_Causal = CausalConv2d | CausalLinear | SharedHead
 
 
 def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
@@ -46,26 +42,26 @@ def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
 
     def priced(name: str, part: nn.Module, given: Tensor) -> Tensor:
         """Price a part at every width; returns what it gives at full width."""
-        places: dict[_Causal, int] = {}
+        places: dict[nn.Module, int] = {}
 
         def applied(layer: nn.Module, _: object, out: Tensor) -> None:
-            assert isinstance(layer, _Causal)
-            places[layer] = places.get(layer, 0) + out.numel() // len(layer.weight)
+            places[layer] = places.get(layer, 0) + out.numel() // len(_weight(layer))
 
-        hooks = [layer.register_forward_hook(applied) for layer in _causal(part)]
+        hooks = [layer.register_forward_hook(applied) for layer in _masked(part)]
         others, out = _count(part, given)
         for hook in hooks:
             hook.remove()
         prices[name] = []
-        for width in _widths(net):
+        sizes = [(times, [_weights(layer, width) for width in _widths(net)]) for layer, times in places.items()]
+        for place, width in enumerate(_widths(net)):
             # What causal layers do follows from the one run; for all else, if there is anything, it takes one more.
             rest = 0
-            if others > sum(times * _dense(layer, None) for layer, times in places.items()):
+            if others > sum(times * every[-1][0] for times, every in sizes):
                 run, taken = _narrow(name, part, width, net.groups), given
                 if width is not None and not name.startswith("entries"):
                     taken = given[:, : prefix(given.shape[1], net.groups, width)]
-                rest = _count(run, taken)[0] - sum(times * _dense(layer, width) for layer, times in places.items())
-            prices[name].append(rest + sum(times * _read(layer, width) for layer, times in places.items()))
+                rest = _count(run, taken)[0] - sum(times * every[place][0] for times, every in sizes)
+            prices[name].append(rest + sum(times * every[place][1] for times, every in sizes))
         return out
 
     with torch.no_grad(), torch.device("meta"):
@@ -98,7 +94,7 @@ def nominal_params(net: Nested) -> list[int]:
     sizes = {
         name: [
             sum(parameter.numel() for parameter in _narrow(name, part, width, net.groups).parameters())
-            - sum(_dense(layer, width) - _read(layer, width) for layer in _causal(part))
+            - sum(dense - read for dense, read in (_weights(layer, width) for layer in _masked(part)))
             for width in _widths(net)
         ]
         for name, part in parts.items()
@@ -139,30 +135,23 @@ def _count(part: nn.Module, given: Tensor) -> tuple[int, Tensor]:
     return counter.macs, out
 
 
-def _causal(part: nn.Module) -> list[_Causal]:
-    return [layer for layer in part.modules() if isinstance(layer, _Causal)]
+def _masked(part: nn.Module) -> list[nn.Module]:
+    """The layers with weights that say which of them a width uses."""
+    said = [layer for layer in part.modules() if callable(getattr(layer, "used", None))]
+    return [layer for layer in said if "weight" in layer._parameters and _weight(layer).ndim > 1]
 
 
-def _dense(layer: _Causal, width: int | None) -> int:
-    """Weights between the first groups of a layer's inputs and outputs: those of `layer.narrow(width)`."""
-    outputs, inputs = _sizes(layer, width)[-1]
-    return outputs * inputs * layer.weight[0, 0].numel()
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
-def _read(layer: _Causal, width: int | None) -> int:
-    """Those among them that may be read: an output group's from the input groups up to its own."""
-    sizes = _sizes(layer, width)
-    if isinstance(layer, SharedHead):
-        return _dense(layer, width)
-    read = sum((end - begin) * inputs for (begin, _), (end, inputs) in pairwise(sizes))
-    return read * layer.weight[0, 0].numel()
-
-
-def _sizes(layer: _Causal, width: int | None) -> list[tuple[int, int]]:
-    """Outputs, and inputs that each has a weight for, of the first groups: of none, of one, ... of `width` (or all)."""
-    (outputs, inputs), groups = layer.weight.shape[:2], layer.width_groups
-    upto = range((groups if width is None else width) + 1)
-    first = [(prefix(outputs, groups, w), prefix(inputs, groups, w)) for w in upto]
-    if isinstance(layer, SharedHead):
-        return [(outputs, features) for _, features in first]
-    return [(made, 1) for made, _ in first] if getattr(layer, "depthwise", False) else first
+def _weights(layer: nn.Module, width: int | None) -> tuple[int, int]:
+    """Weights of a layer in some width (or at its widest): of an ordinary one, and those among them that are read."""
+    weight = _weight(layer)
+    with torch.device("cpu"):
+        used = layer.used(layer.width_groups if width is None else width)["weight"]  # type: ignore[operator]
+    used = used.view(used.shape[:2]).expand(weight.shape[:2])
+    each = weight[0, 0].numel()
+    return int(used.any(1).sum() * used.any(0).sum()) * each, int(used.sum()) * each
