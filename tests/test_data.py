@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from telescopic import data
 from telescopic.data import DataError, readers, sources
+from telescopic.data.dividing import divide
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_too_many_validation_images(number: int) -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data(), st.integers(0, 5))
 def test_divide_is_a_partition_in_proportion(labels: list[int], draw: st.DataObject, seed: int) -> None:
     array, number = np.array(labels, np.int64), draw.draw(st.integers(0, len(labels)))
-    rest, taken = data._divide(array, np.arange(len(labels)), number, seed)
+    rest, taken = divide(array, np.arange(len(labels)), number, seed)
     assert sorted([*rest, *taken]) == list(range(len(labels))) and len(taken) == number
     assert (np.diff(rest) > 0).all() and (np.diff(taken) > 0).all()
     few = 0 if number < len(set(labels)) else sum(labels.count(label) * number < len(labels) for label in set(labels))
@@ -107,6 +108,33 @@ def test_own_npz_end_to_end(tmp_path: Path) -> None:
     assert mine.source == f"the file {tmp_path / 'mine.npz'}"
     by_image = {image.tobytes(): n % 4 for n, image in enumerate(pixels)}
     assert all(by_image[i] == n for i, n in zip(images_of(mine.test), mine.test.labels.tolist(), strict=True))
+
+
+def test_own_npz_of_any_kind(tmp_path: Path) -> None:
+    x = np.arange(120.0).reshape(60, 2)
+    np.savez(tmp_path / "mine.npz", inputs=x, targets=x[:, :1] / 7)
+    mine = data.load(tmp_path / "mine.npz", validation=5)
+    assert [len(split) for split in mine.splits] == [43, 5, 12] and mine.input_shape == (2,) and mine.classes == ()
+    together = torch.cat([split.inputs for split in mine.splits])
+    assert sorted(together[:, 0].tolist()) == x[:, 0].tolist()
+    for split in mine.splits:
+        assert torch.equal(split.targets, (split.inputs[:, :1].double() / 7).float()), "each keeps its own"
+    other = data.load(tmp_path / "mine.npz", validation=5, seed=1)
+    assert torch.equal(other.test.inputs, mine.test.inputs), "the test examples are always the same"
+    assert not torch.equal(other.validation.inputs, mine.validation.inputs)
+    with pytest.raises(DataError, match=r"mine.npz has 48 training examples: it can give 0 to 47 of them"):
+        data.load(tmp_path / "mine.npz", validation=48)
+    np.savez(tmp_path / "mine.npz", inputs=x, targets=np.tile([[0, 1]], (60, 1)), classes=["a", "b"])
+    assert data.load(tmp_path / "mine.npz").classes == ("a", "b"), "names of labels, of which there may be several"
+    np.savez(
+        tmp_path / "mine.npz",
+        inputs=x,
+        targets=np.arange(60) % 3,
+        validation_inputs=x[:6],
+        validation_targets=np.ones(6),
+    )
+    with pytest.raises(DataError, match=r"training targets are int64 \[\d+\], but validation targets float32 \[6\]"):
+        data.load(tmp_path / "mine.npz")
 
 
 def unequal(path: Path, *numbers: int) -> Path:
