@@ -100,7 +100,7 @@ def test_what_cannot_be_is_said(packed: Callable[[str], Path], tmp_path: Path, m
     found["files"][file.name] = {"bytes": 8, "sha256": hashlib.sha256(b"no graph").hexdigest()}
     (broken / "manifest.json").write_text(json.dumps(found), encoding="utf-8")
     for cache in (False, tmp_path / "cache"):
-        with pytest.raises(tl.PackError, match=rf"broken: OpenVINO 20.* cannot open {file.name}: "):
+        with pytest.raises(tl.PackError, match=rf"broken: {file.name} is no graph of a pack"):
             tl.Engine(broken, cache=cache, backend="openvino")
     assert not any((tmp_path / "cache").glob("*/graphs*")), "nothing half-made"
     monkeypatch.setitem(sys.modules, "openvino", None)

@@ -22,6 +22,7 @@ from telescopic.catalogue import Catalogue, CatalogueError, Member, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
 from telescopic.layers.filter import attach_
+from telescopic.layers.slim import Slim
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.subnet import Grid, Subnet
@@ -278,7 +279,7 @@ def test_a_catalogue_of_hundreds_of_members_fits(tmp_path) -> None:
     net = Nested(stages, {0: nn.Linear(9, 22)}, heads, groups=22)
     numbers = {"macs": 68_216_832, "params": 456_789, "bytes": 1_827_156, "peak_activation": 1_081_344}
     numbers |= {"largest_feature_map": 360_448}
-    numbers |= {"accuracy": 0.9245999999999999, "test_accuracy": 0.9172345678901235}
+    numbers |= {"score": 0.9245999999999999, "test_score": 0.9172345678901235}
     members = [Member(subnet=member, label=net.grid.label(member), **numbers) for member in net.grid]
     catalogue = Catalogue(tuple(members), (9,))
     assert len(catalogue) == 352
@@ -586,6 +587,7 @@ def filtered() -> nn.Module:
 
 EXAMPLES = [
     layers.Residual(nn.Linear(3, 2), nn.Linear(3, 2), nn.Tanh()),
+    Slim(nn.Linear(3, 4), [[("weight", 0, 4, [[[0, 2]]]), ("bias", 0, 4, [[[0, 1], [3, 4]]])]]),
     nn.Linear(3, 2, bias=False),
     nn.Conv1d(2, 4, 3, stride=2, padding="valid", groups=2),
     nn.Conv2d(2, 4, (3, 1), padding=(1, 0), dilation=2, padding_mode="circular"),

@@ -189,7 +189,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monke
         ({"classes": ("a", "b")}, "there are 2 classes, but 3 logits"),
         ({"card": {"bytes": 1}}, "the card's bytes is written by export itself"),
         ({"card": {"when": object()}}, "not JSON serializable"),
-        ({"preprocess": PREPROCESS}, "Preprocess takes uint8"),
         (
             {"module": Batchwise(), "path": "net.pt2"},
             r"cannot export to .*net.pt2: .* gives \(4, 4\) for inputs \(1, 16\)",

@@ -374,7 +374,7 @@ def changed(text: str, *keys: object, value: object) -> str:
         (("tensors", "input"), [0, 8, 8], "0 is no size"),
         (("tensors", "input"), [2**31], "is larger than any network's"),
         (("preprocess", "mean"), [10**400, 0], "no number that float32 holds"),
-        (("preprocess", "mean"), [float("nan"), 0], "nan is no number"),
+        (("preprocess", "mean"), [float("nan"), 0], "NaN"),
         (("preprocess", "mean"), [[1, 2]], r"\[1, 2\] is no number"),
         (("preprocess", "mean"), "ab", "'ab' is no list"),
         (("constants", "c"), {"offset": 2**40, "shape": [4]}, "constant 'c' lies outside the weights"),
@@ -418,7 +418,7 @@ def test_graphs_that_are_not_as_the_manifest_says_are_refused(packed: Path, tmp_
     last = made.members[0].logits
     text = changed(changed(text, "tensors", last, value=[7]), "classes", value=[])
     (wrong / MANIFEST).write_text(text)
-    with pytest.raises(PackError, match=f"(wrong|graphs): {made.members[0].label} cannot be run as the manifest says"):
+    with pytest.raises(PackError, match=r"segment001\.onnx is no graph of a pack: out0 .* manifest says"):
         tl.Engine(wrong, cache=cache and tmp_path / "cache")
 
 

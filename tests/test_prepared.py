@@ -127,7 +127,7 @@ def test_a_graph_that_cannot_be_opened_is_named(pack: Path, tmp_path: Path) -> N
     found["files"][file.name] = {"bytes": 8, "sha256": hashlib.sha256(b"no graph").hexdigest()}
     (broken / "manifest.json").write_text(json.dumps(found), encoding="utf-8")
     for cache in (False, tmp_path / "cache"):
-        with pytest.raises(PackError, match=rf"ONNX Runtime .* cannot open {file.name}: "):
+        with pytest.raises(PackError, match=rf"{file.name} is no graph of a pack"):
             tl.Engine(broken, cache=cache)
     assert not any((tmp_path / "cache").glob("*/graphs*")), "nothing half-made"
 

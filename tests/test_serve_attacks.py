@@ -305,7 +305,8 @@ def stopped_under_load(victim: Victim) -> None:
                 answer.read()
                 statuses.append(answer.status)
             except (ConnectionError, http.client.HTTPException, OSError):
-                return
+                break
+        connection.close()
 
     threads = [threading.Thread(target=honest) for _ in range(4)]
     for thread in threads:

@@ -107,6 +107,10 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], dict[str, tuple[int, ...]], set[
                               nn.Linear(96, 4)),
         (2, 10), {"0": (8, 16), "3": (8, 16)}, {"5"},
     ),
+    "shuffled": (
+        lambda: nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ChannelShuffle(4), nn.ReLU(), pooled(32)),
+        (3, 8, 8), {"0": (16, 32)}, {"3.2"},
+    ),
     "transformer": (
         lambda: nn.Sequential(Encoder(), Encoder(), nn.Flatten(), nn.Linear(48, 4)), (3, 16),
         {"0.up": (16, 32), "1.up": (16, 32)}, {"3"},

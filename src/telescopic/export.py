@@ -80,7 +80,8 @@ def export(
     Args:
         module: a plain module, such as an extracted member. It is exported in eval mode, and itself left as it is.
         path: the file to write.
-        example: real inputs `[batch, ...]`; with `preprocess` images, uint8 `[batch, channels, height, width]`.
+        example: real inputs `[batch, ...]`; with `preprocess`, as they are before it, such as uint8 images
+            `[batch, channels, height, width]`.
         preprocess: becomes part of an `.onnx` or `.pt2` file, which then takes uint8 images. A `.safetensors` file
             keeps it as a fact beside the network.
         classes: names of the classes, in the order of the logits.

@@ -223,7 +223,9 @@ def _narrowed(
     gone = torch.zeros(len(label), dtype=torch.bool)
     for labels in sets:
         groups = [len(rows) for rows in channels.rows() if torch.isin(rows, labels).any()]
-        step = math.lcm(multiple_of, *groups)
+        # How many channels of a layer one label stands for, such as one of each group that are shuffled together.
+        given = [int((label[axis.ids] == labels[0]).sum()) for axis in channels.axes.values() if axis.makes]
+        step = math.lcm(math.lcm(multiple_of, max(given)) // max(given), *groups)
         kept = min(len(labels), math.ceil(round(share * len(labels) / step, 9)) * step)
         gone[labels[max(1, kept) :]] = True
     removed = channels.settled(gone[label])
@@ -260,21 +262,18 @@ def _narrowing(
 ) -> Narrowing:
     label = channels.labels()
     layers = {axis.name.removeprefix("net."): axis for axis in channels.axes.values() if axis.makes}
-    of: dict[int, list[str]] = {}
+    of: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     whole: dict[str, str] = {}
     for name, axis in layers.items():
         ids, layer = label[axis.ids], name.rpartition(".")[0]
         place = next((i for i, labels in enumerate(sets) if torch.isin(ids, labels).any()), None)
         if place is not None:
-            of.setdefault(place, [])
-            of[place] += [layer] * (layer not in of[place])
+            sizes = (*(int((~gone[axis.ids]).sum()) for gone in removed), len(ids))
+            names = of.setdefault((place, sizes), [])
+            names += [layer] * (layer not in names)
         elif (why := channels.reason(ids) or failing.get(int(ids[0]))) is not None:
             whole[layer] = re.sub(r"\bnet\.(stages|entries|exits)\b", r"\1", why)
-    sizes = {
-        tuple(names): (*(int((~gone[sets[place]]).sum()) for gone in removed), len(sets[place]))
-        for place, names in of.items()
-    }
-    return Narrowing({n: s for n, s in sizes.items() if s[0] < s[-1]}, whole)
+    return Narrowing({tuple(names): sizes for (_, sizes), names in of.items() if sizes[0] < sizes[-1]}, whole)
 
 
 def _family(base: Nested, cut: Sequence[_Cut], statistics: Statistics) -> Nested:

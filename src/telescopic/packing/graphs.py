@@ -60,8 +60,32 @@ class _Together(nn.Module):
 def exported(segments: Sequence[Segment]) -> Iterator[Any]:
     """Segments as ONNX graphs with inputs in0, in1, ... and outputs out0, out1, ...
 
-    They are exported as one graph, which is then taken apart: an export takes seconds, however small the network.
+    They are exported as one graph, which is then taken apart: an export takes seconds, however small the network. Those
+    that share weights take turns, for the exporter makes no BatchNorm a part of a convolution that another one needs.
     """
+    made: dict[int, Any] = {}
+    for some in _rounds(segments):
+        made |= zip(some, _together([segments[number] for number in some]), strict=True)
+    return iter([made[number] for number in range(len(segments))])
+
+
+def _rounds(segments: Sequence[Segment]) -> list[list[int]]:
+    """Segments by their places, none of which shares weights with another one of its round."""
+    rounds: list[tuple[list[int], set[object]]] = []
+    for number, segment in enumerate(segments):
+        own: set[object] = {id(tensor) for tensor in (*segment.module.parameters(), *segment.module.buffers())}
+        own |= set(segment.copied)
+        for some, known in rounds:
+            if known.isdisjoint(own):
+                some.append(number)
+                known |= own
+                break
+        else:
+            rounds.append(([number], own))
+    return [some for some, _ in rounds]
+
+
+def _together(segments: Sequence[Segment]) -> Iterator[Any]:
     ends = {
         kind: [[f"{number}/{kind}{i}" for i in range(len(ends))] for number, ends in enumerate(every)]
         for kind, every in (("in", [s.example for s in segments]), ("out", [s.outputs for s in segments]))

@@ -29,6 +29,7 @@ class Segment:
         example: its inputs for a batch of examples; constants have no batch.
         batched: which of the inputs have one.
         outputs: what it gives for these inputs.
+        copied: names of parts of which others hold copies with the same weights.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Segment:
     example: tuple[Tensor, ...]
     batched: tuple[bool, ...]
     outputs: tuple[Tensor, ...]
+    copied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,9 @@ def _traced(
             if name not in segments:
                 example = tuple(constants[key] if key in constants else known[key] for key in inputs)
                 batched = tuple(key not in constants for key in inputs)
-                segments[name] = Segment(name, run, example, batched, tuple(known[key] for key in outputs))
+                copied = tuple(atom.key.split("@")[0] for atom in run.atoms if "@" in atom.key)
+                segments[name] = Segment(name, run, example, batched, tuple(known[key] for key in outputs), copied)
             tensors |= {key: known[key] for key in outputs}
         chains[member] = tuple(steps), paths[member][-1].writes[-1]
-    copied = len({atom.key.split("@")[0] for path in paths.values() for atom in path if "@" in atom.key})
-    return Cut(list(segments.values()), chains, tensors, constants, copied)
+    copies = {name for segment in segments.values() for name in segment.copied}
+    return Cut(list(segments.values()), chains, tensors, constants, len(copies))
