@@ -41,6 +41,9 @@ def npz(chance: random.Random) -> bytes:
     """An archive, in which an array may say of itself what it likes."""
     file = io.BytesIO()
     arrays = {"images": RNG.integers(0, 255, (6, 1, 4, 4), np.uint8), "labels": np.arange(6) % 2, "classes": ["a", "b"]}
+    if chance.random() < 0.5:
+        arrays = {"inputs": RNG.normal(size=(6, 4)), "targets": RNG.normal(size=(6, 2)), "test_inputs": np.ones((1, 4))}
+        arrays["test_targets"] = np.ones((1, 2))
     np.savez_compressed(file, **arrays)
     if chance.random() < 0.5:
         return file.getvalue()

@@ -110,6 +110,33 @@ def test_own_npz_end_to_end(tmp_path: Path) -> None:
     assert all(by_image[i] == n for i, n in zip(images_of(mine.test), mine.test.labels.tolist(), strict=True))
 
 
+def test_own_npz_of_any_kind(tmp_path: Path) -> None:
+    x = np.arange(120.0).reshape(60, 2)
+    np.savez(tmp_path / "mine.npz", inputs=x, targets=x[:, :1] / 7)
+    mine = data.load(tmp_path / "mine.npz", validation=5)
+    assert [len(split) for split in mine.splits] == [43, 5, 12] and mine.input_shape == (2,) and mine.classes == ()
+    together = torch.cat([split.inputs for split in mine.splits])
+    assert sorted(together[:, 0].tolist()) == x[:, 0].tolist()
+    for split in mine.splits:
+        assert torch.equal(split.targets, (split.inputs[:, :1].double() / 7).float()), "each keeps its own"
+    other = data.load(tmp_path / "mine.npz", validation=5, seed=1)
+    assert torch.equal(other.test.inputs, mine.test.inputs), "the test examples are always the same"
+    assert not torch.equal(other.validation.inputs, mine.validation.inputs)
+    with pytest.raises(DataError, match=r"mine.npz has 48 training examples: it can give 0 to 47 of them"):
+        data.load(tmp_path / "mine.npz", validation=48)
+    np.savez(tmp_path / "mine.npz", inputs=x, targets=np.tile([[0, 1]], (60, 1)), classes=["a", "b"])
+    assert data.load(tmp_path / "mine.npz").classes == ("a", "b"), "names of labels, of which there may be several"
+    np.savez(
+        tmp_path / "mine.npz",
+        inputs=x,
+        targets=np.arange(60) % 3,
+        validation_inputs=x[:6],
+        validation_targets=np.ones(6),
+    )
+    with pytest.raises(DataError, match=r"training targets are int64 \[\d+\], but validation targets float32 \[6\]"):
+        data.load(tmp_path / "mine.npz")
+
+
 def unequal(path: Path, *numbers: int) -> Path:
     labels = np.repeat(np.arange(len(numbers)), numbers)
     images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1).repeat(2, 2)

@@ -161,6 +161,7 @@ def test_npz_values(tmp_path: Path) -> None:
         ),
         ({"classes": ["a", "b"]}, r"labels: expected labels 0..1, found 0..2"),
         ({"test_images": IMAGES[:, :3], "test_labels": LABELS}, r"images are \(1, 4, 5\) but test_images \(1, 3, 5\)"),
+        ({"inputs": IMAGES, "targets": LABELS}, "give images and labels, or inputs and targets, not arrays of both"),
         ({"images": np.array([{}] * 6)}, "cannot be read as an .npz file of plain arrays .*allow_pickle"),
     ],
 )
@@ -168,6 +169,45 @@ def test_npz_errors(tmp_path: Path, change: dict[str, object], message: str) -> 
     arrays = {k: v for k, v in ({"images": IMAGES, "labels": LABELS} | change).items() if v is not None}
     with pytest.raises(DataError, match=rf"own\.npz: .*{message}"):
         read_npz(save(tmp_path, **arrays))
+
+
+def test_npz_of_any_inputs_and_targets(tmp_path: Path) -> None:
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6, dtype=">i2")
+    got = read_npz(save(tmp_path, inputs=x, targets=y, test_inputs=x[:1] > 3, test_targets=y[:1], images_of=1))
+    assert got.images.dtype == np.float32 and got.images.tolist() == x.tolist() and got.classes == ()
+    assert got.labels.dtype == np.int64 and got.labels.tolist() == y.tolist() and got.validation_images is None
+    assert got.test_images is not None and got.test_images.dtype == np.float32
+    swapped = np.asfortranarray(x.astype(">f2"))
+    got = read_npz(save(tmp_path, inputs=swapped, targets=x > 3, classes=["low", "high"]))
+    assert got.images.dtype == np.float16 and got.images.tolist() == x.tolist() and got.images.flags.c_contiguous
+    assert got.labels.dtype == np.int64 and got.labels.sum() == 8 and got.classes == ("low", "high")
+    got = read_npz(save(tmp_path, inputs=IMAGES, targets=IMAGES))
+    assert got.images.dtype == np.uint8 and got.images.shape == (6, 4, 5) and got.labels.dtype == np.int64
+    got = read_npz(save(tmp_path, inputs=x.astype(np.longdouble), targets=x.astype(np.float16)))
+    assert got.images.dtype == np.float32 and got.labels.dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": None}, "expected the arrays images and labels, or inputs and targets, .* missing: targets"),
+        ({"validation_inputs": np.ones((2, 3))}, "both or none; missing: validation_targets"),
+        ({"val_inputs": np.ones((2, 3))}, "val_inputs would not be used; .* validation_inputs"),
+        ({"inputs": np.ones((6, 3), complex)}, r"inputs: expected numbers \[n, ...\], found complex128 \[6, 3\]"),
+        ({"inputs": np.array(["a"] * 6)}, "inputs: expected numbers .*, found <U1"),
+        ({"inputs": np.ones((6, 0))}, r"inputs: expected numbers .*, found float64 \[6, 0\]"),
+        ({"targets": np.float32(1)}, r"targets: expected numbers .*, found float32 \[\]"),
+        ({"targets": np.full(6, 2**63, np.uint64)}, "targets: 9223372036854775808 is too large for int64"),
+        ({"targets": np.ones(5)}, "6 inputs but 5 targets"),
+        ({"inputs": np.ones((0, 3)), "targets": np.ones(0)}, "0 inputs but 0 targets"),
+        ({"test_inputs": np.ones((2, 4)), "test_targets": np.ones(2)}, r"inputs are \(3,\) but test_inputs \(4,\)"),
+        ({"classes": ["a", "b"]}, "classes name whole numbers, and targets are float64"),
+    ],
+)
+def test_npz_errors_of_any_inputs_and_targets(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    arrays = {"inputs": np.ones((6, 3)), "targets": np.arange(6.0)} | change
+    with pytest.raises(DataError, match=rf"own\.npz: .*{message}"):
+        read_npz(save(tmp_path, **{name: array for name, array in arrays.items() if array is not None}))
 
 
 def test_npz_damaged(tmp_path: Path) -> None:

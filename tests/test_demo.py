@@ -66,3 +66,20 @@ def test_ones_own_network_shrinks_in_ones_own_loop(tmp_path: Path) -> None:
 def test_the_readme_shows_the_results_that_are_here() -> None:
     check = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "results_page.py"), "--check"], check=False)
     assert check.returncode == 0, "the pages are out of date: run python benchmarks/results_page.py"
+
+
+def test_a_regression_runs_end_to_end(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "regression.py"), "--epochs", "15"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    deployed, network = map(
+        float, re.findall(r"R² (\S+) on test examples; the network itself: (\S+)", result.stdout)[0]
+    )
+    assert deployed == network > 0.1, "the file's score is the catalogue's"
+    assert (tmp_path / "runs" / "regression" / "model.safetensors").exists()

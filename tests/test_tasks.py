@@ -391,7 +391,7 @@ def test_data_of_tensors_and_arrays() -> None:
         data.of(x, y[:29])
     with pytest.raises(DataError, match="own has 30 examples left: it cannot give 30 of them for the test"):
         data.of(x, y, test=30)
-    with pytest.raises(DataError, match=r"inputs are numbers \[n, ...\], not <U1 \[1\]"):
+    with pytest.raises(DataError, match=r"inputs: expected numbers \[n, ...\], found <U1 \[1\]"):
         data.of(["a"], [1])
 
 

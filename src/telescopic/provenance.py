@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,12 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: version(package) for package in ("telescopic", "torch", *packages)} | {
         "python": platform.python_version()
     }
+
+
+def task_of(provenance: Mapping[str, object]) -> str:
+    """What a network has learned to do: the name of its task; `classification` where nothing is said."""
+    task = provenance.get("task")
+    return str(task.get("name")) if isinstance(task, Mapping) else "classification"
 
 
 def commit() -> str | None:

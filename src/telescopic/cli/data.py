@@ -23,7 +23,31 @@ def get(
 
 @app.command("list")
 def names() -> None:
-    """List the data sets known by name. Your own: an .npz of images and labels, or a folder of images by class."""
+    """List the data sets known by name. Your own: an .npz of arrays, or a folder of images by class."""
     from telescopic import data
 
     tell("\n".join(data.names()))
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A data set's name, an .npz file, or a folder of images by class.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Read data as training would, and say what is in them: examples, types and shapes, range, classes."""
+    from telescopic import data
+    from telescopic.tasks import facts
+
+    found = data.load(name, data_dir=data_dir)
+    tell(f"{name}: {found.source}")
+    tell(
+        ", ".join(
+            f"{len(split):,} {what}"
+            for what, split in zip(("training", "validation", "test"), found.splits, strict=True)
+        )
+    )
+    for what in ("inputs", "targets"):
+        numbers = getattr(found.train, what)
+        tell(f"{what}: {facts(numbers)}, from {numbers.min():.6g} to {numbers.max():.6g}")
+    if found.classes:
+        tell(f"classes: {', '.join(found.classes)}")

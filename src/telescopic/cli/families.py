@@ -24,6 +24,8 @@ MaxLatency = Annotated[
     float | None, typer.Option(help="Most milliseconds, in 95 % of passes on this machine, measured if need be.")
 ]
 MinAccuracy = Annotated[float | None, typer.Option(help="Least accuracy on validation images, e.g. 0.97.")]
+MinScore = Annotated[float | None, typer.Option(help="Least score, where higher is better, such as R2.")]
+MaxScore = Annotated[float | None, typer.Option(help="Most of a score of which lower is better, such as an error.")]
 
 
 def catalogue(
@@ -57,13 +59,16 @@ def choose(
     max_peak_activation: MaxActivation = None,
     max_latency_ms: MaxLatency = None,
     min_accuracy: MinAccuracy = None,
+    min_score: MinScore = None,
+    max_score: MaxScore = None,
     code: Import = None,
 ) -> None:
     """Pick the most accurate member within budgets, and say why."""
     from telescopic.run import Source
 
     found = Source.open(source)
-    choice = _choice(found, max_macs, max_params, max_bytes, max_peak_activation, max_latency_ms, min_accuracy)
+    scores = {"min_accuracy": min_accuracy, "min_score": min_score, "max_score": max_score}
+    choice = _choice(found, max_macs, max_params, max_bytes, max_peak_activation, max_latency_ms, scores)
     show_choice(choice)
     tell(f"\nTake it out:  telescopic extract {source} --subnet {choice.subnet} --to member.onnx")
 
@@ -84,6 +89,8 @@ def extract(
     max_peak_activation: MaxActivation = None,
     max_latency_ms: MaxLatency = None,
     min_accuracy: MinAccuracy = None,
+    min_score: MinScore = None,
+    max_score: MaxScore = None,
     data_dir: DataDir = None,
     code: Import = None,
 ) -> None:
@@ -95,14 +102,15 @@ def extract(
     from telescopic.subnet import Subnet
 
     found = Source.open(source)
-    budgets = (max_macs, max_params, max_bytes, max_peak_activation, max_latency_ms, min_accuracy)
-    if subnet is not None and any(budget is not None for budget in budgets):
+    budgets = (max_macs, max_params, max_bytes, max_peak_activation, max_latency_ms)
+    scores = {"min_accuracy": min_accuracy, "min_score": min_score, "max_score": max_score}
+    if subnet is not None and any(budget is not None for budget in (*budgets, *scores.values())):
         raise ValueError("give --subnet or budgets, not both")
     if subnet is not None:
         table = found.catalogue()
         member: Any = table[found.bundle.grid.index(Subnet.parse(subnet))]
     else:
-        member = _choice(found, *budgets)
+        member = _choice(found, *budgets, scores)
         show_choice(member)
     images, what = found.samples(data_dir=None if data_dir is None else str(data_dir))
     facts = {k: v for k, v in asdict(member).items() if k not in ("subnet", "why")}
@@ -148,13 +156,13 @@ def report(
 
 
 def _choice(found: "Source", macs: str | None, params: str | None, size: str | None, activation: str | None,
-            latency_ms: float | None, accuracy: float | None) -> Any:  # fmt: skip
+            latency_ms: float | None, scores: dict[str, float | None]) -> Any:  # fmt: skip
     from telescopic.quantities import parse_quantity
 
     table = found.catalogue() if latency_ms is None else _timed(found)
     texts = {"max_macs": macs, "max_params": params, "max_bytes": size, "max_peak_activation": activation}
     budgets = {name: parse_quantity(text) for name, text in texts.items() if text is not None}
-    return table.choose(**budgets, max_latency_ms=latency_ms, min_accuracy=accuracy)
+    return table.choose(**budgets, max_latency_ms=latency_ms, **scores)
 
 
 def _folded(member: "nn.Module", inputs: "Tensor") -> "tuple[nn.Module, float]":

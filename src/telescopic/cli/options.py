@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from telescopic.papers import Paper
 
 
-def group(name_of: "Callable[[Paper], str]", command: "Callable[[Paper], Any]") -> type[TyperGroup]:
+def group(
+    name_of: "Callable[[Paper], str]",
+    command: "Callable[[Paper], Any]",
+    other: Callable[[str], Any] = lambda name: None,
+) -> type[TyperGroup]:
     """Commands of the papers, which are looked for when one is called: `--help` of the whole program needs no torch.
 
     Args:
         name_of: what a paper's command is called.
         command: makes it.
+        other: makes the command of a name that is no paper's, or None.
     """
 
     class Papers(TyperGroup):
@@ -26,6 +31,8 @@ def group(name_of: "Callable[[Paper], str]", command: "Callable[[Paper], Any]") 
             return list(_papers())
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if (found := other(cmd_name)) is not None:
+                return found
             paper = _papers().get(cmd_name)
             return None if paper is None else command(paper)
 

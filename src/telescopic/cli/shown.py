@@ -3,10 +3,10 @@
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -41,6 +41,22 @@ def run_code(names: list[str] | None) -> list[str] | None:
             told = f"{type(error).__name__}: {error}"
             raise ValueError(f"--import {name}: {told} ({where.filename}, line {where.lineno})") from error
     return names
+
+
+def function_in(name: str) -> tuple[Path, Callable[..., Any]] | None:
+    """The function of the user's own that `FILE.py:FUNCTION` names, and its file; None for another name.
+
+    Raises:
+        ValueError: if the file cannot be run, or has no such function.
+    """
+    file, colon, function = name.rpartition(":")
+    if not (colon and file.endswith(".py")):
+        return None
+    run_code([file])
+    found = getattr(sys.modules[Path(file).stem], function, None)
+    if not callable(found):
+        raise ValueError(f"{file} has no function {function!r}")
+    return Path(file), found
 
 
 Import = Annotated[

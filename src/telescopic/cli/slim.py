@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, Precision, Seed, interruptible, one_of, run_code, show_table, tell
+from telescopic.cli.shown import DataDir, Import, Precision, Seed, function_in, interruptible, one_of, show_table, tell
 from telescopic.quantities import numbers
 
 if TYPE_CHECKING:
@@ -78,14 +78,10 @@ def _opened(
     from telescopic import data as datasets
     from telescopic.run import Source
 
-    file, colon, function = source.rpartition(":")
-    if not (colon and file.endswith(".py")):
+    if (own := function_in(source)) is None:
         found = Source.open(source)
         return found.bundle.network(), found.data(data, data_dir), found.preprocess(), Path(source).stem
     if data is None:
         raise ValueError(f"{source} does not say what data it learns: name them with --data")
-    run_code([file])
-    build = getattr(sys.modules[Path(file).stem], function, None)
-    if not callable(build):
-        raise ValueError(f"{file} has no function {function!r}")
-    return build(), datasets.load(data, data_dir=data_dir, seed=seed), None, Path(file).stem
+    file, build = own
+    return build(), datasets.load(data, data_dir=data_dir, seed=seed), None, file.stem

@@ -1,4 +1,4 @@
-"""Images with labels: the well-known small data sets, and the user's own."""
+"""Examples with targets: the well-known small sets of images, and the user's own."""
 
 import difflib
 import os
@@ -58,6 +58,8 @@ def load(
 ) -> Dataset:
     """A data set by its name, or the user's own from an `.npz` file or a folder of images by class.
 
+    An `.npz` holds images and labels, or inputs and targets of any type and shape, which are examples like images.
+
     The test images are the official ones. Where there are none (digits, the user's own without a test part) they are
     a fifth of the images, rounded up, always the same. The validation images are taken from the training images unless
     the user's own have a part for them. Both are drawn from every class in proportion, and at least one image from each
@@ -90,27 +92,28 @@ def load(
         arrays, source = readers.read_npz(path), f"the file {path}"
     everything = np.arange(len(arrays.labels))
     images, labels = arrays.images, arrays.labels
+    what = "images" if images.ndim == 4 and images.dtype == np.uint8 else "examples"
     if arrays.test_images is None or arrays.test_labels is None:
         everything, held = divide(labels, everything, -(-len(labels) // 5), seed=0)
         test = taken(images, labels, held)
     else:
         test = taken(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
     if not len(everything):
-        raise DataError(f"{key} has {len(labels)} images, too few to train and to test with")
-    if len(one := np.unique(labels)) == 1:
+        raise DataError(f"{key} has {len(labels)} {what}, too few to train and to test with")
+    if arrays.classes and labels.ndim == 1 and len(one := np.unique(labels)) == 1:
         raise DataError(f"{key}: all training images are of one class, {arrays.classes[one[0]]}; give two or more")
     if arrays.validation_images is None or arrays.validation_labels is None:
         some = min(len(arrays.classes), len(everything) // 5)
         number = min(5000, max(len(everything) // 10, some)) if validation is None else validation
         if not 0 <= number < len(everything):
-            raise DataError(f"{key} has {len(everything)} training images: it can give 0 to {len(everything) - 1} "
+            raise DataError(f"{key} has {len(everything)} training {what}: it can give 0 to {len(everything) - 1} "
                             f"of them for validation, not {number}")  # fmt: skip
         everything, held = divide(labels, everything, number, seed)
         kept_apart = taken(images, labels, held)
     else:
         kept_apart = taken(arrays.validation_images, arrays.validation_labels, np.arange(len(arrays.validation_labels)))
         if validation not in (None, len(kept_apart)):
-            raise DataError(f"{key} has {len(kept_apart)} validation images of its own: it cannot give {validation}")
+            raise DataError(f"{key} has {len(kept_apart)} validation {what} of its own: it cannot give {validation}")
     made = Dataset(key, taken(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
     _warn_of_missing(made)
     return made
@@ -154,6 +157,8 @@ def _own(name: str) -> Path:
 def _warn_of_missing(data: Dataset) -> None:
     """Of what the accuracy on the images kept apart says nothing, or what nobody learns."""
     lacking = []
+    if data.train.targets.ndim > 1:
+        return
     for what, split in zip(("training", "validation", "test"), data.splits, strict=True):
         missing = [data.classes[i] for i in sorted(set(range(len(data.classes))) - set(split.labels.tolist()))]
         if len(split) and missing:

@@ -15,13 +15,15 @@ def taken(inputs: NDArray[Any], targets: NDArray[Any], index: NDArray[np.intp]) 
 
 
 def divide(
-    labels: NDArray[Any], index: NDArray[np.intp], number: int, seed: int
+    targets: NDArray[Any], index: NDArray[np.intp], number: int, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Split an index in two, `number` of it in the second part; both keep their order.
 
     Every class is divided in proportion. Each part gets one image of every class at least, the first part before the
-    second, if the class has as many and the part has as many as there are classes.
+    second, if the class has as many and the part has as many as there are classes. Targets that are no classes, int64
+    `[n]`, are all alike.
     """
+    labels = targets if targets.ndim == 1 and targets.dtype == np.int64 else np.zeros(len(targets), np.int64)
     # RandomState, not a Generator: numpy keeps its stream for ever, so the split is the same in all versions.
     shuffled = np.random.RandomState(seed).permutation(index)
     classes = np.unique(labels[index])

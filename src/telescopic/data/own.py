@@ -9,17 +9,17 @@ from torch import Tensor
 
 from telescopic.data.dataset import Dataset
 from telescopic.data.dividing import divide, taken
-from telescopic.data.readers import DataError
+from telescopic.data.readers import DataError, numbers
 
-Numbers = Tensor | NDArray[Any] | Sequence[Any]
+Given = Tensor | NDArray[Any] | Sequence[Any]
 
 
 def of(
-    inputs: Numbers,
-    targets: Numbers,
+    inputs: Given,
+    targets: Given,
     *,
-    validation: int | tuple[Numbers, Numbers] | None = None,
-    test: int | tuple[Numbers, Numbers] | None = None,
+    validation: int | tuple[Given, Given] | None = None,
+    test: int | tuple[Given, Given] | None = None,
     classes: Sequence[str] = (),
     name: str = "own",
     seed: int = 0,
@@ -52,26 +52,18 @@ def of(
         number = len(left) // share if asked is None else asked
         if not 0 <= number < max(1, len(left)):
             raise DataError(f"{name} has {len(left)} examples left: it cannot give {number} of them for the {what}")
-        labels = y if y.ndim == 1 and y.dtype == np.int64 else np.zeros(len(y), np.int64)
-        left, held = divide(labels, left, number, seed)
+        left, held = divide(y, left, number, seed)
         parts.append(taken(x, y, held))
     kept, apart = parts[1], parts[0]
     return Dataset(name, taken(x, y, left), kept, apart, tuple(classes), source="arrays in memory")
 
 
-def _arrays(*given: Numbers) -> tuple[NDArray[Any], NDArray[Any]]:
+def _arrays(*given: Given) -> tuple[NDArray[Any], NDArray[Any]]:
     """Inputs and targets in the types that networks and losses take."""
     found = []
-    for what, numbers in zip(("inputs", "targets"), given, strict=True):
-        array = np.asarray(numbers.detach().cpu() if isinstance(numbers, Tensor) else numbers)
-        if array.dtype.kind not in "fiub" or not array.ndim:
-            raise DataError(f"{what} are numbers [n, ...], not {array.dtype} {list(array.shape)}")
-        tensor = isinstance(numbers, Tensor)
-        if (array.dtype == np.float64 and not tensor) or (array.dtype == np.bool_ and what == "inputs"):
-            array = array.astype(np.float32)
-        elif array.dtype.kind != "f" and not (array.dtype == np.uint8 and what == "inputs"):
-            array = array.astype(np.int64)
-        found.append(array)
+    for what, some in zip(("inputs", "targets"), given, strict=True):
+        array = np.asarray(some.detach().cpu() if isinstance(some, Tensor) else some)
+        found.append(numbers(array, what, byte=what == "inputs", double=isinstance(some, Tensor)))
     if len(found[0]) != len(found[1]):
         raise DataError(f"there are {len(found[0])} inputs and {len(found[1])} targets: give one target for each input")
     return found[0], found[1]

@@ -1,6 +1,7 @@
 """File formats to arrays: idx (MNIST), CIFAR-10 binary, SVHN `.mat`, `.npz`.
 
-Every reader returns `Arrays`: images uint8 `[n, channels, height, width]` and labels int64 `[n]`, to train and to test.
+Every reader returns `Arrays`: images uint8 `[n, channels, height, width]` and labels int64 `[n]`, to train and to test;
+of an `.npz` of the user's own they may be inputs and targets of any type and shape.
 A file that is not what it claims to be raises a `DataError` that names the file, what was expected, what was found.
 """
 
@@ -37,13 +38,13 @@ class DataError(ValueError):
 class Arrays:
     """What a reader returns. Without images to validate or to test with, they are taken from those to train with."""
 
-    images: Images
-    labels: Labels
+    images: NDArray[Any]
+    labels: NDArray[Any]
     classes: tuple[str, ...]
-    validation_images: Images | None = None
-    validation_labels: Labels | None = None
-    test_images: Images | None = None
-    test_labels: Labels | None = None
+    validation_images: NDArray[Any] | None = None
+    validation_labels: NDArray[Any] | None = None
+    test_images: NDArray[Any] | None = None
+    test_labels: NDArray[Any] | None = None
 
 
 def read_digits() -> Arrays:
@@ -126,16 +127,20 @@ def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
 
 
 def read_npz(path: Path) -> Arrays:
-    """The user's own arrays: `images` and `labels`, and `classes` (names), which may be missing.
+    """The user's own arrays: `images` and `labels`, or `inputs` and `targets`; and `classes` (names), if there are any.
 
-    There may also be `validation_images` with `validation_labels`, and `test_images` with `test_labels`. Images are
-    uint8 `[n, channels, height, width]` or `[n, height, width]`, labels integers from 0.
+    There may also be `validation_images` with `validation_labels`, and `test_images` with `test_labels`; likewise of
+    inputs and targets. Images are uint8 `[n, channels, height, width]` or `[n, height, width]`, labels integers from 0,
+    whose names are made up if they are missing. Inputs and targets are numbers `[n, ...]` (see `numbers`).
 
     Raises:
         DataError: an array is missing, has another type or shape, or a name that would be overlooked.
     """
-    pairs = [(f"{part}images", f"{part}labels") for part in ("", "validation_", "test_")]
-    known = {"classes", *(name for pair in pairs for name in pair)}
+    kinds = {
+        words: [(f"{part}{words[0]}", f"{part}{words[1]}") for part in ("", "validation_", "test_")]
+        for words in (("images", "labels"), ("inputs", "targets"))
+    }
+    known = {"classes", *(name for pairs in kinds.values() for pair in pairs for name in pair)}
     try:
         # Opened here, since numpy may leave a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -149,15 +154,23 @@ def read_npz(path: Path) -> Arrays:
         raise DataError(
             f"{path}: cannot be read as an .npz file of plain arrays ({e}); write it with numpy.savez"
         ) from e
-    if astray := sorted(n for n in names - known if "image" in n.lower() or "label" in n.lower()):
+    some = [words for words, pairs in kinds.items() if names & {name for pair in pairs for name in pair}]
+    if len(some) > 1:
+        raise DataError(f"{path}: give images and labels, or inputs and targets, not arrays of both kinds")
+    words = some[0] if some else ("images", "labels")
+    if astray := sorted(n for n in names - known if any(word[:-1] in n.lower() for word in words)):
         raise DataError(f"{path}: {', '.join(astray)} would not be used; arrays are called {', '.join(sorted(known))}")
-    pairs = [pair for pair in pairs if pair == pairs[0] or names & set(pair)]
+    pairs = [pair for pair in kinds[words] if pair == words or names & set(pair)]
     if missing := sorted({name for pair in pairs for name in pair} - names):
         raise DataError(
-            f"{path}: expected the arrays images and labels, and of those to validate or test with both or none; "
-            f"missing: {', '.join(missing)}"
+            f"{path}: expected the arrays images and labels, or inputs and targets, and of those to validate or test "
+            f"with both or none; missing: {', '.join(missing)}"
         )
-    if "classes" in arrays:
+    if words == ("inputs", "targets"):
+        classes = tuple(str(name) for name in arrays["classes"].reshape(-1)) if "classes" in arrays else ()
+        if classes and arrays["targets"].dtype.kind == "f":
+            raise DataError(f"{path}: classes name whole numbers, and targets are {arrays['targets'].dtype}")
+    elif "classes" in arrays:
         classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
     else:
         # Bounded, since as many names are made up as the highest label says.
@@ -165,14 +178,45 @@ def read_npz(path: Path) -> Arrays:
         classes = tuple(str(number) for number in range(1 + max(int(labels.max(initial=0)) for labels in given)))
     found: dict[str, Any] = {}
     for images, labels in pairs:
-        found[images] = _own_images(arrays[images], f"{path}: {images}")
-        found[labels] = _labels(arrays[labels], len(classes), f"{path}: {labels}")
-        if len(found[images]) != len(found[labels]) or not len(found[images]):
-            raise DataError(f"{path}: {len(found[images])} {images} but {len(found[labels])} {labels}")
-        first, shape = found["images"].shape[1:], found[images].shape[1:]
+        if words == ("inputs", "targets"):
+            x, y = (numbers(arrays[name], f"{path}: {name}", byte=name == images) for name in (images, labels))
+        else:
+            x = _own_images(arrays[images], f"{path}: {images}")
+            y = _labels(arrays[labels], len(classes), f"{path}: {labels}")
+        if len(x) != len(y) or not len(x):
+            raise DataError(f"{path}: {len(x)} {images} but {len(y)} {labels}")
+        part = images.removesuffix(words[0])
+        found |= {f"{part}images": x, f"{part}labels": y}
+        first, shape = found["images"].shape[1:], x.shape[1:]
         if first != shape:
-            raise DataError(f"{path}: images are {first} but {images} {shape}; give both one size")
+            raise DataError(f"{path}: {words[0]} are {first} but {images} {shape}; give both one size")
     return Arrays(classes=classes, **found)
+
+
+def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False) -> NDArray[Any]:
+    """An array of numbers `[n, ...]` in a type that networks and losses take: float16, float32, int64, or uint8.
+
+    Args:
+        array: as it was given.
+        where: what messages call it.
+        byte: whether bytes stay as they are, and truth values become float32; else both become int64.
+        double: whether float64 stays; else it becomes float32, as networks are.
+
+    Raises:
+        DataError: if it holds no numbers, no example has one, or one does not fit into the type.
+    """
+    kind = array.dtype.kind
+    if kind not in "fiub" or not array.ndim or 0 in array.shape[1:]:
+        raise DataError(f"{where}: expected numbers [n, ...], found {array.dtype} {list(array.shape)}")
+    if kind == "f" or (kind == "b" and byte):
+        wide = array.dtype.itemsize >= 8 and not (double and array.dtype.itemsize == 8)
+        made = np.dtype(np.float32) if wide or kind == "b" else array.dtype.newbyteorder("=")
+    else:
+        made = array.dtype if byte and array.dtype == np.uint8 else np.dtype(np.int64)
+    if array.dtype.itemsize == 8 and kind == "u" and array.size and int(array.max()) >= 2**63:
+        raise DataError(f"{where}: {array.max()} is too large for int64")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused where all that is infinite is
+        return np.ascontiguousarray(array, made)
 
 
 def _check_member(archive: zipfile.ZipFile, name: str, where: str) -> None:

@@ -17,6 +17,7 @@ from telescopic.engine.prepared import prepared
 from telescopic.engine.runner import Runner, time_members, time_steps
 from telescopic.engine.timings import Store, Timing, Timings
 from telescopic.engine.ways import Way, checked_path, longest
+from telescopic.provenance import task_of
 from telescopic.subnet import Subnet
 
 _MARGIN = 1.1  # of a refinement's cost, which the machine's drift may take
@@ -61,6 +62,7 @@ class Engine:
         classes: names of the classes in the order of the logits; empty if unknown.
         input_shape: shape of one input, without the batch.
         takes_pixels: whether the pack knows how to prepare uint8 pixels.
+        task: what its network has learned to do, such as `classification`.
         left_out: members that were not packed although a number of them or all were asked for → why.
         precision: of the weights: float32 or int8.
         runs_on: the backend and its version.
@@ -88,7 +90,7 @@ class Engine:
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
         self.takes_pixels = self._manifest.preprocess is not None
-        self.precision = self._manifest.precision
+        self.precision, self.task = self._manifest.precision, task_of(self._manifest.provenance)
         self._by_subnet: dict[Subnet, Packed] = {member.subnet: member for member in self.members}
         self.runs_on = self._backend.title
         self._store = Store(digest, self.runs_on, cache)

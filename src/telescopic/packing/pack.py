@@ -29,7 +29,7 @@ from telescopic.packing.images import Images
 from telescopic.packing.int8 import Report, to_int8
 from telescopic.packing.judging import Verdict
 from telescopic.packing.segments import Cut, cut
-from telescopic.provenance import versions
+from telescopic.provenance import task_of, versions
 from telescopic.subnet import Subnet
 
 Wanted = int | Literal["all"] | Sequence[Subnet] | None
@@ -129,6 +129,8 @@ def pack(
             opened = net.network()
         else:
             provenance, opened = {}, net
+        if int8 is not None and (task := task_of(provenance)) != "classification":
+            raise PackError(f"int8 is judged by classes, and this network has learned {task}: pack it in float32")
         network = _packable(opened)
         if catalogue is None:
             catalogue = measure(network, input_shape=input_shape)

@@ -64,8 +64,14 @@ def application(
         progress: called with the number of cases measured, and of all.
 
     Raises:
-        ValueError: if a bound is below 1, or fewer may wait than run in a pass.
+        ValueError: if a bound is below 1, or fewer may wait than run in a pass; or if the pack's network has learned
+            something else than classes.
     """
+    if engine.task != "classification":
+        raise ValueError(
+            f"a server answers with classes, and the network of {engine.path} has learned {engine.task}: ask "
+            "telescopic.Engine in a program of yours"
+        )
     limits = limits or Limits()
     worker = Worker(
         engine,
