@@ -61,7 +61,7 @@ tl.fit(net, data, recipe)
 # 4. Every size, measured here; one of them chosen by a budget.
 catalogue = tl.measure(net, data, preprocess=preprocess, latency=True)
 print(catalogue.table())
-times = [member.latency_ms for member in catalogue]
+times = [member.latency_p95_ms for member in catalogue]
 choice = catalogue.choose(max_latency_ms=args.max_latency_ms or (min(times) + max(times)) / 2)
 print(f"{choice.label}: {choice.accuracy:.1%} on validation images. {choice.why}")
 
