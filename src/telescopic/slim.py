@@ -108,10 +108,10 @@ def slim(
     cut = [_narrowed(whole, inputs, channels, sets, share, multiple_of) for share in shares[:-1]]
     narrowing = _narrowing(channels, sets, [removed for removed, _, _ in cut], failing)
     if not any(cuts for _, cuts, _ in cut):
-        why = "; ".join(f"{layer}: {why}" for layer, why in narrowing.whole.items())
-        raise ValueError(
-            f"nothing in this network becomes narrow, in multiples of {multiple_of} channels" + f" ({why})" * bool(why)
-        )
+        reasons = [f"{layer}: {why}" for layer, why in narrowing.whole.items()]
+        more = f"; and {len(reasons) - 4} more" if len(reasons) > 4 else ""
+        why = f" ({'; '.join(reasons[:4])}{more})" if reasons else ""
+        raise ValueError(f"nothing in this network becomes narrow, in multiples of {multiple_of} channels{why}")
     made = _family(base, cut, net.statistics if isinstance(net, Nested) else "shared").train(net.training)
     vars(made)["narrowing"] = narrowing
     return made
