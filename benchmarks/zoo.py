@@ -509,7 +509,7 @@ def packed(network: nn.Module, shape: Any, folder: Path) -> None:
     engine = tl.Engine(tl.pack(family, folder / "pack", input_shape=shape_of(shape), members="all"))
     inputs = example(network, shape)
     for member in family.grid:
-        theirs = torch.as_tensor(engine.run(inputs[0].numpy(), member).logits)
+        theirs = torch.as_tensor(engine.run(inputs[0].numpy(), subnet=member).logits)
         same([theirs], answers(lambda x, member=member: family(x, member), inputs), 1e-4)
 
 
