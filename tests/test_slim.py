@@ -256,6 +256,14 @@ def test_a_step_runs_the_members_that_are_drawn(monkeypatch: pytest.MonkeyPatch)
     assert half[half > 0].min() > 1.5 * total[0][[0, 3]].min()
 
 
+def test_the_full_member_teaches_also_if_its_own_loss_weighs_nothing() -> None:
+    torch.manual_seed(0)
+    family = tl.slim(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3)), torch.randn(4, 6), 4)
+    objective = Objective(family, tl.recipes.slim(1, weights=(0.5, 0.25, 0.25, 0.0)))
+    loss, losses = objective(torch.randn(12, 6), torch.randint(3, (12,)))
+    assert loss.item() > 0 and losses[3] > 0 and int((losses > 0).sum()) == 3
+
+
 def test_it_learns_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     def family() -> tl.Nested:
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import in_width, takes_width
 from telescopic.layers.sized import require_channels_first, require_sized
 from telescopic.subnet import Coordinates, Grid, Statistics, Subnet
-from telescopic.wrappers import copied
+from telescopic.wrappers import twin
 
 Mix = tuple[tuple[float, ...], ...]
 """Gradient mix, `[members, members]`: `mix[m][o]` scales what member m's loss sends to the parameters owned by o."""
@@ -344,15 +344,6 @@ def rebuilt(net: Nested, *, stages: Iterable[nn.Module] | None = None, statistic
     entries, exits = ({int(i): part for i, part in parts.items()} for parts in (net.entries, net.exits))
     stages = net.stages if stages is None else stages
     return Nested(stages, entries, exits, dropout=net.dropout, statistics=statistics, groups=net.groups)
-
-
-def twin(part: nn.Module) -> nn.Module:
-    """The same part with buffers of its own, which have seen nothing yet: the parameters are the very same objects."""
-    made = copied(part, {id(parameter): parameter for parameter in part.parameters()})
-    for name, buffer in made.named_buffers():
-        if name.rpartition(".")[2] == "num_batches_tracked":
-            buffer.zero_()
-    return made
 
 
 def _dropped(x: Tensor, p: float) -> Tensor:

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -104,8 +105,9 @@ def slim(
         for labels in sets:
             importance[labels] = of_all[labels]
         reorder_(whole, (), inputs, channels, importance)
-    sets, failing = _working(whole, inputs, channels, sets, shares, multiple_of)
-    cut = [_narrowed(whole, inputs, channels, sets, share, multiple_of) for share in shares[:-1]]
+    narrowed = partial(_narrowed, whole, inputs, channels, _shapes(whole, inputs), multiple_of=multiple_of)
+    sets, failing = _working(narrowed, sets, shares[0])
+    cut = [narrowed(sets, share) for share in shares[:-1]]
     narrowing = _narrowing(channels, sets, [removed for removed, _, _ in cut], failing)
     if not any(cuts for _, cuts, _ in cut):
         reasons = [f"{layer}: {why}" for layer, why in narrowing.whole.items()]
@@ -195,26 +197,32 @@ _Cut = tuple[Tensor, tuple[Cut, ...], dict[str, dict[str, object]]]
 
 
 def _working(
-    net: Every, inputs: Inputs, channels: Channels, sets: list[Tensor], shares: Sequence[float], multiple_of: int
+    narrowed: Callable[[Sequence[Tensor], float], _Cut], sets: list[Tensor], share: float
 ) -> tuple[list[Tensor], dict[int, str]]:
     """The sets without which the network still runs; and for others, by their first label, what happens."""
     failing: dict[int, str] = {}
     try:
-        _narrowed(net, inputs, channels, sets, shares[0], multiple_of)
+        narrowed(sets, share)
         return sets, failing
     except ValueError:
         for labels in sets:
             try:
-                _narrowed(net, inputs, channels, [labels], shares[0], multiple_of)
+                narrowed([labels], share)
             except ValueError as error:
                 failing[int(labels[0])] = str(error)
     return [labels for labels in sets if int(labels[0]) not in failing], failing
 
 
 def _narrowed(
-    net: Every, inputs: Inputs, channels: Channels, sets: Sequence[Tensor], share: float, multiple_of: int
+    net: Every,
+    inputs: Inputs,
+    channels: Channels,
+    wanted: list[list[int]],
+    sets: Sequence[Tensor],
+    share: float,
+    multiple_of: int,
 ) -> _Cut:
-    """What a width keeps.
+    """What a width keeps, of a network that gives outputs of the forms wanted.
 
     Raises:
         ValueError: if the network does not run so, or gives something of another form.
@@ -232,7 +240,6 @@ def _narrowed(
     cuts = tuple(cuts_of(channels, removed))
     trial = copied(net)
     sizes = written(trial)
-    wanted = _shapes(trial, inputs)
     tensors = named_tensors(trial)
     apply_(cuts, tensors, ())
     resize_(trial, {id(tensors[cut.name]) for cut in cuts})

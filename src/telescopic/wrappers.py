@@ -59,3 +59,12 @@ def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:
         if not computed:
             raise
         return copy.deepcopy(module, {**computed, **memo})
+
+
+def twin(part: nn.Module) -> nn.Module:
+    """The same part with buffers of its own, which have seen nothing yet: the parameters are the very same objects."""
+    made = copied(part, {id(parameter): parameter for parameter in part.parameters()})
+    for name, buffer in made.named_buffers():
+        if name.rpartition(".")[2] == "num_batches_tracked":
+            buffer.zero_()
+    return made

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.layers.cuts import Cut, named_tensors, put_, resize_
-from telescopic.wrappers import copied
+from telescopic.wrappers import copied, twin
 
 Runs = Sequence[Sequence[Sequence[int]]]
 """Indices as runs [first, last), in a row; of a grouped convolution's inputs a row for each group."""
@@ -94,7 +94,7 @@ class InWidth(nn.Module):
         sizes: Sequence[tuple[str, str, Any]],
     ) -> None:
         super().__init__()
-        self.skeleton = copied(part, {id(parameter): parameter for parameter in part.parameters()})
+        self.skeleton = twin(part)
         parameters = dict(self.skeleton.named_parameters())
         self.cuts: dict[str, list[tuple[int, Runs]]] = {}
         for name, dim, _, runs in cuts:
@@ -103,9 +103,6 @@ class InWidth(nn.Module):
             else:
                 buffer = self.skeleton.get_buffer(name)
                 put_(buffer, _kept(buffer, dim, runs).clone())
-        for name, buffer in self.skeleton.named_buffers():
-            if name.rpartition(".")[2] == "num_batches_tracked":
-                buffer.zero_()
         self._say_sizes(sizes)
 
     @torch.no_grad()

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Dataset
-from telescopic.nested import Nested, rebuilt, twin
+from telescopic.nested import Nested, rebuilt
 from telescopic.statistics import norms
 from telescopic.train import Recipe, evaluate, recalibrate
+from telescopic.wrappers import twin
 
 
 def keep_shared(net: Nested) -> Nested:

@@ -68,7 +68,7 @@ class Objective(nn.Module):
         """
         weights, asked = self._weights_of_this_step(), None
         if not self.net.causal and self.recipe.drawn is not None:  # where each width is a pass
-            asked = weights.nonzero().view(-1).tolist()
+            asked = sorted({*weights.nonzero().view(-1).tolist(), self.full})  # which teaches, whatever its own weight
         # In float32 at least: bf16 is too coarse for sums over a batch.
         outputs = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
         full = self.full if asked is None else asked.index(self.full)
