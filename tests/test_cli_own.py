@@ -153,5 +153,6 @@ def test_data_are_shown(folder: Path) -> None:
     assert shown[2].startswith("inputs: float32 [216, 5], from -") and shown[3].startswith(
         "targets: float32 [216, 2], "
     )
+    assert [line.split()[0] for line in invoke("data", "list").output.splitlines()] == [*tl.data.names()]
     digits = invoke("data", "show", "digits").output.splitlines()
     assert "uint8 [1294, 1, 8, 8], from 0 to 255" in digits[2] and digits[4].endswith("7, 8, 9")

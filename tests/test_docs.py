@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,15 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     left_out: list[str] = []
     for kind, text, line in blocks(page):
         if kind == "python":
-            if lacking := [name for name in OTHERS if f" {name}" in text and not importlib.util.find_spec(name)]:
+            others = [name for name in OTHERS if re.search(rf"^(import|from) {name}\b", text, re.MULTILINE)]
+            if lacking := [name for name in others if not importlib.util.find_spec(name)]:
                 left_out.append(f"the block at line {line} needs {', '.join(lacking)}")
                 continue
-            # Blank lines in front, so that a traceback names the line of the page.
-            exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
+            with warnings.catch_warnings():
+                if others:  # whose warnings are not ours
+                    warnings.simplefilter("ignore")
+                # Blank lines in front, so that a traceback names the line of the page.
+                exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
     if left_out:
         pytest.skip(f"all else was run, but {'; '.join(left_out)}")
 
