@@ -27,7 +27,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 FLOORS = (
     ("subnet", "files", "documents", "extras", "limits", "metric", "provenance", "quantities", "tensorheader"),
     ("ambient", "classes", "denormals", "stock", "tasks", "wrappers"),
-    ("images", "inputs", "neighbours", "tensorfile"),
+    ("images", "importance", "inputs", "neighbours", "tensorfile"),
     ("data", "decoder", "layers"),
     ("nested",),
     ("architecture", "extract", "folding", "cost", "fits", "statistics", "evaluate", "shrink"),

@@ -149,3 +149,22 @@ def test_data_are_shown(folder: Path) -> None:
     )
     digits = invoke("data", "show", "digits").output.splitlines()
     assert "uint8 [1294, 1, 8, 8], from 0 to 255" in digits[2] and digits[4].endswith("7, 8, 9")
+
+
+def test_a_network_of_ones_own_is_slimmed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), "
+        "nn.ReLU(), nn.Linear(32, 2))\n"
+    )
+    words = ("--data", folder / "numbers.npz", "--task", "regression", "--epochs", 2, "--precision", "fp32")
+    how = ("--widths", "0.5,1", "--of", "macs", "--order", "taylor")
+    result = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words, *how, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    narrow, full = Catalogue.from_json(tmp_path / "run" / "catalogue.json")
+    assert 0.35 * full.macs < narrow.macs <= 0.5 * full.macs
+    # What it learned is known, and a family of several widths is not slimmed once more.
+    again = invoke("slim", tmp_path / "run", "--epochs", 1, "--out", tmp_path / "again")
+    assert "2 widths already" in str(again.exception)
+    for option, value in (("--of", "params"), ("--order", "random"), ("--task", "chess")):
+        refused = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words[:2], option, value)
+        assert value in str(refused.exception)
