@@ -60,7 +60,10 @@ def by_share(channels: Channels, sets: Sequence[ChannelSet], width: Width, faili
 
 
 def by_macs(trial: Trial, sets: Sequence[ChannelSet], importance: Tensor, shares: Sequence[float]) -> list[list[int]]:
-    """How many labels of each set the shares of all multiply-adds keep: what matters least for its price goes first.
+    """How many labels of each set the shares of all multiply-adds keep.
+
+    A signal has to pass all layers, so the product of the shares of importance that sets keep is to stay large: step by
+    step that goes which takes the least of what is left in its set, for its price. So no layer is worn away alone.
 
     Raises:
         ValueError: if the narrowest network needs more.
@@ -70,9 +73,10 @@ def by_macs(trial: Trial, sets: Sequence[ChannelSet], importance: Tensor, shares
     sizes = [tuple(kept)]
 
     def last(i: int) -> tuple[float, int]:
-        first = (kept[i] - 1) // sets[i].step * sets[i].step
-        piece = sets[i].labels[first : kept[i]]
-        return float(importance[piece].sum() / macs[piece].sum().clamp(min=1e-30)), i
+        labels = sets[i].labels
+        piece = labels[(kept[i] - 1) // sets[i].step * sets[i].step : kept[i]]
+        lost = importance[piece].sum() / importance[labels[: kept[i]]].sum().clamp(min=1e-30)
+        return float(lost * importance[labels].sum() / macs[piece].sum().clamp(min=1e-30)), i
 
     heap = [last(i) for i, each in enumerate(sets) if kept[i] > each.step]
     heapq.heapify(heap)
