@@ -569,7 +569,7 @@ def test_train_shrinknet_goes_on(shrunk: tuple[Path, str]) -> None:
     [
         (("--by", "watts"), "by is one of channels, params, macs, not 'watts'"),
         (("--method", "magic"), "method is one of gradient, proximal, random, not 'magic'"),
-        (("--collect", "often"), "collect is epoch, pays, a number of steps or None, not 'often'"),
+        (("--collect", "often"), "collect is epoch, a number of steps or None, not 'often'"),
         (("--collect", "never", "--method", "random"), "say when, with collect="),
         (("--network", "vgg"), "network is one of one-layer, mlp, lenet, resnet20, not 'vgg'"),
         (("--widths", "many"), "--widths takes whole numbers such as 500,500,500, not 'many'"),
