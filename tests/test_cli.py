@@ -496,9 +496,10 @@ def test_a_shipped_family_works_offline(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert result.exit_code == 0 and "because mnist is not on this machine" in result.output
 
 
-def test_help_answers_without_torch() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["reproduce", "--help"]])
+def test_help_answers_without_torch(words: list[str]) -> None:
     code = (
-        "import sys; from telescopic import cli; sys.argv[1:] = ['--help']\n"
+        f"import sys; from telescopic import cli; sys.argv[1:] = {words}\n"
         "try: cli.main()\n"
         "finally: print('torch' in sys.modules)"
     )
