@@ -3,17 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 
 from telescopic.ambient import plain
 from telescopic.catalogue.choosing import Member
 from telescopic.catalogue.table import CONDITIONS, Catalogue
-from telescopic.cost.counting import cost_on_meta, on_meta
+from telescopic.cost.counting import Cost, costs_on_meta, on_meta
 from telescopic.cost.timing import latencies
 from telescopic.data import Dataset, Preprocess
 from telescopic.evaluate import evaluate
-from telescopic.extract import extract, joined
+from telescopic.extract import extract
+from telescopic.layers.narrowing import narrowed
 from telescopic.nested import Nested
 from telescopic.statistics import has_statistics
+from telescopic.subnet import Coordinates, Subnet
 from telescopic.tasks import CLASSIFICATION, Task
 
 
@@ -59,18 +62,27 @@ def measure(
         report(task.metric.name, 0, 1)
         scores = evaluate(net, [data.validation, data.test], preprocess or Preprocess(), task=task).tolist()
         report(task.metric.name, 1, 1)
-    on_paper = on_meta(net)
-    members = []
-    for i, subnet in enumerate(net.grid):
-        path = [module for _, module in on_paper.path(subnet)]
-        member = joined(on_paper, path, subnet.width).eval()  # as `extract` gives it, but not copied
-        price = cost_on_meta(member, input_shape)
-        members.append(Member(subnet=subnet, label=net.grid.label(subnet), **asdict(price)))
-        report("cost", i + 1, len(net.grid))
+    paper, prices = on_meta(net), dict[Subnet, Cost]()
+    for width, entry in product(net.grid.widths, net.grid.entries):
+        prices |= _prices(paper, [m for m in net.grid if (m.width, m.entry) == (width, entry)], input_shape)
+        report("cost", len(prices), len(net.grid))
+    members = tuple(Member(subnet=m, label=net.grid.label(m), **asdict(prices[m])) for m in net.grid)
     statistics = net.statistics if len(net.grid.entries) > 1 and has_statistics(net) else None
-    catalogue = Catalogue(tuple(members), tuple(input_shape), statistics=statistics)
+    catalogue = Catalogue(members, tuple(input_shape), statistics=statistics)
     catalogue = catalogue if scores is None else catalogue.scored(task.metric, *scores)
     return measure_latency(net, catalogue, batch=batch, threads=threads, progress=progress) if latency else catalogue
+
+
+def _prices(net: Nested, members: Sequence[Coordinates], input_shape: Sequence[int]) -> dict[Subnet, Cost]:
+    """What members of one entry and one width cost as `extract` gives them, but not copied."""
+    if not members:
+        return {}
+    paths, width = [[part for _, part in net.path(member)] for member in members], members[0].width
+    shared = paths[-1][:-1]  # of the deepest
+    parts = narrowed([*shared, *(path[-1] for path in paths)], width, net.groups, causal=net.causal)
+    trunk, heads = ([part.eval() for part in some] for some in (parts[: len(shared)], parts[len(shared) :]))
+    prices = costs_on_meta(trunk, {len(path) - 1: head for path, head in zip(paths, heads, strict=True)}, input_shape)
+    return {member: prices[len(path) - 1] for member, path in zip(members, paths, strict=True)}
 
 
 @plain()

@@ -35,33 +35,16 @@ class Axis:
 
 
 @dataclass
-class Absorption:
-    """A constant that a layer adds to all its outputs while some of its inputs are dead, for its bias to take over.
-
-    Attributes:
-        bias: of the layer.
-        ids: channels of its input `[channels]`.
-        shifts: what each adds to each output, `[outputs, channels]`; NaN if it is no constant.
-    """
-
-    bias: Tensor
-    ids: Tensor
-    shifts: Tensor
-
-
-@dataclass
 class Channels:
     """What watching a network finds out. Channels are numbers; channel 0 is of a fixed size.
 
     Attributes:
         axes: of parameters and buffers, by id of the tensor and dimension.
         filters: each filter and its path.
-        absorptions: constants that biases could take over.
     """
 
     axes: dict[tuple[int, int], Axis] = field(default_factory=dict)
     filters: dict[str, Filter] = field(default_factory=dict)
-    absorptions: dict[int, Absorption] = field(default_factory=dict)
     _num: int = 1
     _pairs: list[Tensor] = field(default_factory=list)
     _held: list[tuple[Tensor, str]] = field(default_factory=list)
