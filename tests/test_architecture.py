@@ -26,7 +26,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
 FLOORS = (
     ("subnet", "files", "documents", "extras", "limits", "metric", "provenance", "quantities", "tensorheader"),
-    ("ambient", "classes", "denormals", "stock", "tasks", "wrappers"),
+    ("ambient", "classes", "denormals", "stock", "tables", "tasks", "wrappers"),
     ("images", "importance", "inputs", "neighbours", "tensorfile"),
     ("data", "decoder", "layers"),
     ("nested",),
