@@ -25,7 +25,18 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Floors, lowest first. A room (a module or package directly under telescopic) imports from lower floors, or from rooms
 # of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
 FLOORS = (
-    ("subnet", "files", "documents", "extras", "limits", "metric", "provenance", "quantities", "tensorheader"),
+    (
+        "subnet",
+        "files",
+        "documents",
+        "extras",
+        "limits",
+        "metric",
+        "provenance",
+        "quantities",
+        "shapes",
+        "tensorheader",
+    ),
     ("ambient", "classes", "denormals", "stock", "tasks", "wrappers"),
     ("images", "inputs", "neighbours", "tensorfile"),
     ("data", "decoder", "layers"),

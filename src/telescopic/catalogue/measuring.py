@@ -1,6 +1,6 @@
 """How every member of a nested network is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -12,7 +12,9 @@ from telescopic.cost.timing import latencies
 from telescopic.data import Dataset, Preprocess
 from telescopic.evaluate import evaluate
 from telescopic.extract import extract, joined
+from telescopic.inputs import plain_shape
 from telescopic.nested import Nested
+from telescopic.shapes import Shape
 from telescopic.statistics import has_statistics
 from telescopic.tasks import CLASSIFICATION, Task
 
@@ -24,7 +26,7 @@ def measure(
     *,
     preprocess: Preprocess | None = None,
     task: Task = CLASSIFICATION,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shape | None = None,
     latency: bool = False,
     batch: int = 1,
     threads: int | None = None,
@@ -37,7 +39,7 @@ def measure(
         data: on whose validation and test splits the members are tried; None leaves scores out.
         preprocess: turns inputs into what the network sees; by default bytes into fractions of 255.
         task: what the network has learned, and so how it is scored.
-        input_shape: shape of one example, without the batch; by default that of the inputs.
+        input_shape: shape of one example, without the batch; by default that of the inputs. See `cost`.
         latency: whether to time the members, half a second each; see `measure_latency`.
         batch: examples in a timed pass.
         threads: threads within an operation in a timed pass; None keeps torch's present number.
@@ -51,8 +53,9 @@ def measure(
         if data is None:
             raise ValueError("give data, or input_shape of one example without the batch, such as (1, 28, 28)")
         input_shape = data.input_shape
-    if data is not None and data.input_shape != tuple(input_shape):
-        raise ValueError(f"input_shape is {tuple(input_shape)}, and the inputs of {data.name} are {data.input_shape}")
+    input_shape = plain_shape(input_shape)
+    if data is not None and data.input_shape != input_shape:
+        raise ValueError(f"input_shape is {input_shape}, and the inputs of {data.name} are {data.input_shape}")
     report = progress or (lambda what, done, of: None)
     scores: list[list[float]] | None = None
     if data is not None:
@@ -68,7 +71,7 @@ def measure(
         members.append(Member(subnet=subnet, label=net.grid.label(subnet), **asdict(price)))
         report("cost", i + 1, len(net.grid))
     statistics = net.statistics if len(net.grid.entries) > 1 and has_statistics(net) else None
-    catalogue = Catalogue(tuple(members), tuple(input_shape), statistics=statistics)
+    catalogue = Catalogue(tuple(members), input_shape, statistics=statistics)
     catalogue = catalogue if scores is None else catalogue.scored(task.metric, *scores)
     return measure_latency(net, catalogue, batch=batch, threads=threads, progress=progress) if latency else catalogue
 
