@@ -86,7 +86,7 @@ def test_a_regression_is_trained_chosen_extracted_and_packed(run: Path, folder: 
     assert shown.exit_code == 0 and "on validation examples" in shown.output and "R2 0." in shown.output
     assert "give min_score, not max_score" in str(invoke("choose", run, "--max-score", 0.5).exception)
     done = invoke("extract", run, "--min-score", 0.8, "--to", tmp_path / "member.onnx")
-    assert done.exit_code == 0 and "on 60 test images of" in done.output, done.output
+    assert done.exit_code == 0 and "on 60 test examples of" in done.output, done.output
     assert "not both" in str(invoke("extract", run, "--subnet", "exit=1", "--max-score", 1, "--to", "x.onnx").exception)
     assert invoke("report", run, "--out", tmp_path).exit_code == 0 and "R2" in (tmp_path / "report.html").read_text()
     assert invoke("pack", run, "--members", "all", "--to", tmp_path / "my.telescope").exit_code == 0

@@ -18,9 +18,11 @@ from telescopic.data import Dataset, Preprocess
 from telescopic.evaluate import evaluate as scored
 from telescopic.extract import extract
 from telescopic.fits import in_eval_mode
+from telescopic.inputs import plain_shape
 from telescopic.layers.narrowing import narrowed
 from telescopic.metric import Metric
 from telescopic.nested import Nested
+from telescopic.shapes import Shape
 from telescopic.statistics import has_statistics
 from telescopic.subnet import Coordinates, Subnet
 from telescopic.tasks import CLASSIFICATION, Task
@@ -37,7 +39,7 @@ def measure(
     task: Task = CLASSIFICATION,
     evaluate: Evaluate | None = None,
     metric: Metric | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shape | None = None,
     latency: bool = False,
     batch: int = 1,
     threads: int | None = None,
@@ -53,7 +55,7 @@ def measure(
         evaluate: computes scores in your own way, without data: called once with the network in eval mode, without
             gradients, it returns the score of each member of `net.grid`, which counts as that of validation examples.
         metric: what these scores mean; by default `score`, of which the higher is the better.
-        input_shape: shape of one example, without the batch; by default that of the inputs.
+        input_shape: shape of one example, without the batch; by default that of the inputs. See `cost`.
         latency: whether to time the members, half a second each; see `measure_latency`.
         batch: examples in a timed pass.
         threads: threads within an operation in a timed pass; None keeps torch's present number.
@@ -72,8 +74,9 @@ def measure(
         if data is None:
             raise ValueError("give data, or input_shape of one example without the batch, such as (1, 28, 28)")
         input_shape = data.input_shape
-    if data is not None and data.input_shape != tuple(input_shape):
-        raise ValueError(f"input_shape is {tuple(input_shape)}, and the inputs of {data.name} are {data.input_shape}")
+    input_shape = plain_shape(input_shape)
+    if data is not None and data.input_shape != input_shape:
+        raise ValueError(f"input_shape is {input_shape}, and the inputs of {data.name} are {data.input_shape}")
     report = progress or (lambda what, done, of: None)
     scores: list[list[float]] | None = None
     metric = metric or (task.metric if evaluate is None else Metric("score"))
@@ -90,7 +93,7 @@ def measure(
         report("cost", len(prices), len(net.grid))
     members = tuple(Member(subnet=m, label=net.grid.label(m), **asdict(prices[m])) for m in net.grid)
     statistics = net.statistics if len(net.grid.entries) > 1 and has_statistics(net) else None
-    catalogue = Catalogue(members, tuple(input_shape), statistics=statistics)
+    catalogue = Catalogue(members, input_shape, statistics=statistics)
     catalogue = catalogue if scores is None else catalogue.scored(metric, *scores)
     return measure_latency(net, catalogue, batch=batch, threads=threads, progress=progress) if latency else catalogue
 
@@ -121,7 +124,7 @@ def _own(net: Nested, evaluate: Evaluate, metric: Metric) -> list[float]:
     return scores
 
 
-def _prices(net: Nested, members: Sequence[Coordinates], input_shape: Sequence[int]) -> dict[Subnet, Cost]:
+def _prices(net: Nested, members: Sequence[Coordinates], input_shape: Shape) -> dict[Subnet, Cost]:
     """What members of one entry and one width cost as `extract` gives them, but not copied."""
     if not members:
         return {}
