@@ -86,7 +86,7 @@ def test_a_regression_is_trained_chosen_extracted_and_packed(run: Path, folder: 
     assert shown.exit_code == 0 and "on validation examples" in shown.output and "R2 0." in shown.output
     assert "give min_score, not max_score" in str(invoke("choose", run, "--max-score", 0.5).exception)
     done = invoke("extract", run, "--min-score", 0.8, "--to", tmp_path / "member.onnx")
-    assert done.exit_code == 0 and "on 60 test images of" in done.output, done.output
+    assert done.exit_code == 0 and "on 60 test examples of" in done.output, done.output
     assert "not both" in str(invoke("extract", run, "--subnet", "exit=1", "--max-score", 1, "--to", "x.onnx").exception)
     assert invoke("report", run, "--out", tmp_path).exit_code == 0 and "R2" in (tmp_path / "report.html").read_text()
     assert invoke("pack", run, "--members", "all", "--to", tmp_path / "my.telescope").exit_code == 0
@@ -156,3 +156,22 @@ def test_data_are_shown(folder: Path) -> None:
     assert [line.split()[0] for line in invoke("data", "list").output.splitlines()] == [*tl.data.names()]
     digits = invoke("data", "show", "digits").output.splitlines()
     assert "uint8 [1294, 1, 8, 8], from 0 to 255" in digits[2] and digits[4].endswith("7, 8, 9")
+
+
+def test_a_network_of_ones_own_is_slimmed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), "
+        "nn.ReLU(), nn.Linear(32, 2))\n"
+    )
+    words = ("--data", folder / "numbers.npz", "--task", "regression", "--epochs", 2, "--precision", "fp32")
+    how = ("--widths", "0.5,1", "--of", "macs", "--order", "taylor")
+    result = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words, *how, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    narrow, full = Catalogue.from_json(tmp_path / "run" / "catalogue.json")
+    assert 0.35 * full.macs < narrow.macs <= 0.5 * full.macs
+    # What it learned is known, and a family of several widths is not slimmed once more.
+    again = invoke("slim", tmp_path / "run", "--epochs", 1, "--out", tmp_path / "again")
+    assert "2 widths already" in str(again.exception)
+    for option, value in (("--of", "params"), ("--order", "random"), ("--task", "chess")):
+        refused = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words[:2], option, value)
+        assert value in str(refused.exception)

@@ -405,7 +405,7 @@ def test_recipes_that_a_task_does_not_know() -> None:
         fit(network(), table(), replace(RECIPE, augment=Augment(pad=1)), task=tasks.regression(), cpu=True)
     same = table()
     constant = replace(same, train=Split(same.train.inputs, torch.ones_like(same.train.targets)))
-    with pytest.raises(ValueError, match=r"all training images of own are of target \[1.0, 1.0\]"):
+    with pytest.raises(ValueError, match=r"all training examples of own are of target \[1.0, 1.0\]"):
         fit(network(), constant, RECIPE, task=tasks.regression(), cpu=True)
 
 
@@ -469,5 +469,5 @@ def test_data_of_tensors_and_arrays() -> None:
 
 
 def test_images_are_asked_for_where_they_are_needed() -> None:
-    with pytest.raises(DataError, match=r"own has inputs \[5\], and images are"):
+    with pytest.raises(DataError, match=r"own has inputs \(5,\), and images are"):
         _ = table().image_shape
