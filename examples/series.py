@@ -82,8 +82,8 @@ def main() -> None:
     name = session.get_inputs()[0].name
     answers = np.concatenate([session.run(None, {name: some.numpy()})[0] for some in data.test.inputs.split(50)])
     right = (answers.argmax(1) == data.test.labels.numpy()).mean()
-    print(f"{path}: {path.stat().st_size:,} bytes, {right:.1%} right on test series; the network itself: "
-          f"{choice.test_accuracy:.1%}")  # fmt: skip
+    print(f"{path}: {path.stat().st_size:,} bytes, {right:.4f} right on test examples; the network itself: "
+          f"{choice.test_accuracy:.4f}")  # fmt: skip
 
 
 if __name__ == "__main__":

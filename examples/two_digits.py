@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import torch
 from rich import print
+from sklearn.metrics import f1_score
 from torch import nn
 
 import telescopic as tl
@@ -103,8 +104,10 @@ def main() -> None:
     session = onnxruntime.InferenceSession(path)
     name = session.get_inputs()[0].name
     answers = np.concatenate([session.run(None, {name: some.numpy()})[0] for some in data.test.inputs.split(50)])
-    right = ((answers > 0) == data.test.targets.bool().numpy()).all(1).mean()
-    print(f"{path}: {path.stat().st_size:,} bytes, both digits and no other in {right:.1%} of the test pictures")
+    said, true = answers > 0, data.test.targets.bool().numpy()
+    print(f"{path}: {path.stat().st_size:,} bytes, both digits and no other in {(said == true).all(1).mean():.1%}")
+    print(f"F1 {f1_score(true, said, average='micro'):.4f} on test examples; the network itself: "
+          f"{enough.test_score:.4f}")  # fmt: skip
 
 
 if __name__ == "__main__":
