@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 import telescopic as tl
-from telescopic.subnet import Subnet
 
 import results
 
