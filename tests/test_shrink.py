@@ -457,3 +457,9 @@ def test_compaction_is_exact(net: nn.Sequential, seed: int, make: Make) -> None:
             assert part.num_features == len(part.weight) == len(part.running_mean)
         if isinstance(part, nn.Linear):
             assert (part.out_features, part.in_features) == part.weight.shape
+
+
+def test_a_log_is_readable() -> None:
+    log = shrink.Log(removed={"one.filter": 3}, left={"one.filter": 5, "two": 4}, held={"two": "view reads its size"})
+    assert repr(log) == "one.filter: 3 removed, 5 left\ntwo: dead channels stay: view reads its size"
+    assert repr(shrink.Log()) == "nothing removed"

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from telescopic.ambient import plain
 from telescopic.cost.macs import Counter
-from telescopic.inputs import dtype_and_device, explained, with_batch
+from telescopic.inputs import Tensors, dtype_and_device, examples, explained
+from telescopic.shapes import Shape
 from telescopic.wrappers import copied, unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -45,7 +46,7 @@ class Cost:
 
 
 @plain()
-def cost(module: nn.Module, input_shape: Sequence[int], *, elementwise: bool = False) -> Cost:
+def cost(module: nn.Module, input_shape: Shape, *, elementwise: bool = False) -> Cost:
     """Price a module in eval mode without running it on data: nothing is allocated, and the module is not changed.
 
     Multiply-adds are counted in one of two ways. The usual one is that of `Cost.macs`. Some papers, CNSN among them,
@@ -62,8 +63,10 @@ def cost(module: nn.Module, input_shape: Sequence[int], *, elementwise: bool = F
     more for a transposed convolution, whose kernel it applies at each place of the output instead of the input.
 
     Args:
-        module: a plain module, such as `extract` returns, that takes one floating-point tensor.
-        input_shape: shape of one example, without the batch.
+        module: a plain module, such as `extract` returns.
+        input_shape: shape of one example, without the batch, such as `(3, 32, 32)`. Where it is of another type than
+            the module's, that stands in front: `("int64", 128)`; of several inputs it is a dict or tuple of such. Or a
+            batch of examples themselves.
         elementwise: whether `macs` has what works element by element too. Nothing else in the `Cost` changes.
 
     Raises:
@@ -84,7 +87,7 @@ def on_meta(module: Module) -> Module:
     return twin(module, lambda tensor: torch.empty_like(tensor.detach(), device="meta"))
 
 
-def cost_on_meta(module: nn.Module, input_shape: Sequence[int], *, elementwise: bool = False) -> Cost:
+def cost_on_meta(module: nn.Module, input_shape: Shape, *, elementwise: bool = False) -> Cost:
     """Price what `on_meta` made, or a part of it, as it is; see `cost`."""
     return costs_on_meta([], {0: module}, input_shape, elementwise=elementwise)[0]
 
@@ -92,7 +95,7 @@ def cost_on_meta(module: nn.Module, input_shape: Sequence[int], *, elementwise: 
 def costs_on_meta(
     trunk: Sequence[nn.Module],
     heads: Mapping[int, nn.Module],
-    input_shape: Sequence[int],
+    input_shape: Shape,
     *,
     elementwise: bool = False,
 ) -> dict[int, Cost]:
@@ -108,7 +111,7 @@ def costs_on_meta(
         For each head the price of all that runs up to its answer.
     """
     dtype, _ = dtype_and_device(nn.Sequential(*trunk, *heads.values()))
-    x = features = torch.empty(with_batch(1, input_shape), dtype=dtype, device="meta")
+    x = features = examples(1, input_shape, dtype, "meta")
     lives, elements = _Lives(x), _Elements()
     prices: dict[int, Cost] = {}
     with (
@@ -195,7 +198,7 @@ def _repeatable(func: Any, given: Any, out: Any) -> tuple[_Form, ...]:
 class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes when each storage of a forward pass is made and when it is last read, counted in operations."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensors) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
         # Storages hash by identity. All are kept to the end, so that none takes another's place; they hold no data.

@@ -122,6 +122,13 @@ class Channels:
                 found[label[ids]] = True
         return found[label]
 
+    def held(self) -> Tensor:
+        """Which channels stay, by their labels, `[channels]`."""
+        label, found = self.labels(), torch.zeros(self._num, dtype=torch.bool)
+        for ids, _ in self._held:
+            found[label[ids]] = True
+        return found
+
     def labels(self) -> Tensor:
         """For each channel, the smallest of those that stay or go together with it."""
         label = torch.arange(self._num)
@@ -219,14 +226,20 @@ class Channels:
     def prices(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Parameters and multiply-adds that go with each channel of each filter."""
         label = self.labels()
-        params, macs = torch.zeros(2, self._num, dtype=torch.float64)
+        params, macs = self.prices_of_labels()
+        return {path: (params[label[ids]], macs[label[ids]]) for path in self.filters for ids in [self.theta(path)]}
+
+    def prices_of_labels(self) -> Tensor:
+        """Parameters and multiply-adds that go with the channels of each label, `[2, channels]`."""
+        label = self.labels()
+        params, macs = found = torch.zeros(2, self._num, dtype=torch.float64)
         for axis in self.axes.values():
             if isinstance(axis.tensor, torch.nn.Parameter):
                 each = axis.tensor.numel() / len(axis.ids)
                 params.index_add_(0, label[axis.ids], torch.full((len(axis.ids),), each, dtype=torch.float64))
         for ids, amount in self._work:
             macs.index_add_(0, label[ids], torch.full((len(ids),), amount / len(ids), dtype=torch.float64))
-        return {path: (params[label[ids]], macs[label[ids]]) for path in self.filters for ids in [self.theta(path)]}
+        return found
 
     def theta(self, path: str) -> Tensor:
         """The channels of a filter."""
