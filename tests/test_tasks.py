@@ -468,6 +468,11 @@ def test_data_of_tensors_and_arrays() -> None:
         data.of(["a"], [1])
 
 
+def test_data_say_what_they_are() -> None:
+    assert repr(table().test) == "Split(inputs float32 [24, 5], targets float32 [24, 2])"
+    assert "train=Split(inputs float32 [87, 5], targets float32 [87, 2])" in repr(table())
+
+
 def test_images_are_asked_for_where_they_are_needed() -> None:
     with pytest.raises(DataError, match=r"own has inputs \(5,\), and images are"):
         _ = table().image_shape
