@@ -26,9 +26,20 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Floors, lowest first. A room (a module or package directly under telescopic) imports from lower floors, or from rooms
 # of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
 FLOORS = (
-    ("subnet", "files", "documents", "extras", "limits", "metric", "provenance", "quantities", "tensorheader"),
-    ("ambient", "classes", "denormals", "stock", "tasks", "wrappers"),
-    ("images", "inputs", "neighbours", "tensorfile"),
+    (
+        "subnet",
+        "files",
+        "documents",
+        "extras",
+        "limits",
+        "metric",
+        "provenance",
+        "quantities",
+        "shapes",
+        "tensorheader",
+    ),
+    ("ambient", "classes", "denormals", "stock", "tables", "tasks", "wrappers"),
+    ("images", "importance", "inputs", "neighbours", "tensorfile"),
     ("data", "decoder", "layers"),
     ("nested",),
     ("architecture", "extract", "folding", "cost", "fits", "statistics", "evaluate", "shrink"),
@@ -134,7 +145,7 @@ def test_all_is_what_can_be_imported() -> None:
     declared = {name: getattr(telescopic, name) for name in telescopic.__all__}
     assert len(declared) == len(telescopic.__all__)
     modules = {name for name, value in declared.items() if inspect.ismodule(value)}
-    assert modules == {"data", "layers", "networks", "papers", "recipes", "shrink", "tasks", "testing"}
+    assert modules == {"data", "importance", "layers", "networks", "papers", "recipes", "shrink", "tasks", "testing"}
     others = {name: value for name, value in vars(telescopic).items() if not name.startswith("_")}
     assert {name for name, value in others.items() if not inspect.ismodule(value)} <= declared.keys()
 

@@ -1,8 +1,13 @@
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import telescopic as tl
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,8 +59,30 @@ def test_the_readme_shows_the_results_that_are_here() -> None:
     assert check.returncode == 0, "the pages are out of date: run python benchmarks/results_page.py"
 
 
-def test_a_regression_runs_end_to_end(tmp_path: Path) -> None:
-    told = example("regression", "--epochs", "15", folder=tmp_path)
-    ((deployed, network),) = re.findall(r"R² (\S+) on test examples; the network itself: (\S+)", told)
-    assert float(deployed) == float(network) > 0.1, "the file's score is the catalogue's"
-    assert (tmp_path / "runs" / "regression" / "model.safetensors").exists()
+MAILS = Path(os.environ.get("NODE_PATH", "node_modules")) / "@stdlib" / "datasets-spam-assassin"
+JOBS = {"regression": 15, "prices": 1, "series": 8, "two_digits": 3, "mail": 2}
+
+
+def lacking(job: str) -> str | None:
+    """What an example needs that is not here."""
+    if job == "two_digits":
+        try:
+            tl.data.load("mnist", download=False)
+        except tl.DataError:
+            return "MNIST"
+    packages = {"prices": "plotnine", "series": "aeon", "mail": "tokenizers"}
+    if job in packages and importlib.util.find_spec(packages[job]) is None:
+        return packages[job]
+    return f"the mails, which NODE_PATH finds in {MAILS}" if job == "mail" and not MAILS.exists() else None
+
+
+@pytest.mark.parametrize(
+    "job", [pytest.param(job, marks=[] if job == "regression" else pytest.mark.slow) for job in JOBS]
+)
+def test_a_job_runs_end_to_end(job: str, tmp_path: Path) -> None:
+    if missing := lacking(job):
+        pytest.skip(f"examples/{job}.py needs {missing}")
+    told = example(job, "--epochs", str(JOBS[job]), "--out", "run", folder=tmp_path)
+    deployed, network = map(float, re.findall(r"(\S+) (?:right )?on test examples; the network itself: (\S+)", told)[0])
+    assert deployed == network > 0.1, "the file's score is the catalogue's"
+    assert (tmp_path / "run" / "model.safetensors").exists()

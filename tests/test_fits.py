@@ -111,7 +111,7 @@ def test_numbers_that_are_not_finite() -> None:
 
 def test_splits_of_a_data_set_belong_together() -> None:
     with pytest.raises(
-        ValueError, match=r"mine: training inputs are uint8 \[6, 1, 4, 4\], but test inputs uint8 \[6, 3, 4, 4\]"
+        ValueError, match=r"mine: training inputs uint8 \[6, 1, 4, 4\], but test inputs uint8 \[6, 3, 4, 4\]"
     ):
         dataset(split(6), test=split(6, shape=(3, 4, 4)))
     with pytest.raises(ValueError, match=r"mine: a label is 2, and the 2 classes are counted from 0"):
@@ -139,13 +139,15 @@ def test_images_that_the_network_does_not_take() -> None:
 
 
 def test_one_class_is_no_data_to_learn_from() -> None:
-    with pytest.raises(ValueError, match="mine has no training images"):
+    with pytest.raises(ValueError, match="mine has no training examples"):
         run(network(), dataset(split(0)))
-    with pytest.raises(ValueError, match="all training images of mine are of class 2: "):
+    with pytest.raises(ValueError, match="all training examples of mine are of class 2: "):
         run(network(), dataset(split(12, [2] * 12)))
-    with pytest.raises(ValueError, match=r"all training images of mine are of class 1 \(b\)"):
+    with pytest.raises(ValueError, match=r"all training examples of mine are of class 1 \(b\)"):
         run(network(), replace(dataset(split(12, [1] * 12)), classes=("a", "b", "c")))
-    with pytest.warns(UserWarning, match="all validation images of mine are of class 1: accuracy on them says nothing"):
+    with pytest.warns(
+        UserWarning, match="all validation examples of mine are of class 1: accuracy on them says nothing"
+    ):
         run(network(), dataset(split(12), validation=split(5, [1] * 5)))
 
 
@@ -195,9 +197,9 @@ def test_without_such_a_batch_norm_it_stays_alone() -> None:
 
 def test_too_few_images_for_batch_norm() -> None:
     net = network(nn.BatchNorm1d(5))
-    with pytest.raises(ValueError, match="needs 2 images in a batch, and these are batches of 1 from 12 images"):
+    with pytest.raises(ValueError, match="needs 2 examples in a batch, and these are batches of 1 from 12 examples"):
         run(net, dataset(split(12)), batch_size=1)
-    with pytest.raises(ValueError, match=r"needs 6 images in a batch, shared by 3 processes, .* of 4 from 12"):
+    with pytest.raises(ValueError, match=r"needs 6 examples in a batch, shared by 3 processes, .* of 4 from 12"):
         check_training(net, dataset(split(12)), Preprocess(), 4, 3)
     for few in ({"batch_size": 1}, {"num_images": 1}):
         with pytest.raises(ValueError, match="variance of 2 images or more in a batch, not of 1"):

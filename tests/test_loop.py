@@ -199,7 +199,7 @@ def test_a_folder_with_a_run_is_refused_before_any_work(few: Dataset, tmp_path: 
 
 
 def test_no_images_are_refused(few: Dataset) -> None:
-    with pytest.raises(ValueError, match="digits has no training images"):
+    with pytest.raises(ValueError, match="digits has no training examples"):
         fit(network(), replace(few, train=Split(few.train.images[:0], few.train.labels[:0])), RECIPE, progress=False)
 
 

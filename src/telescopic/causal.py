@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.cost.counting import on_meta, twin
-from telescopic.inputs import explained, with_batch
+from telescopic.inputs import explained
 from telescopic.layers.causal import (
     CausalBatchNorm1d,
     CausalBatchNorm2d,
@@ -22,6 +22,7 @@ from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import narrow, narrow_outputs
 from telescopic.layers.sized import MIXING, require_channels_first
 from telescopic.nested import Nested
+from telescopic.shapes import checked_shape
 from telescopic.wrappers import is_compiled, unwrapped
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -78,7 +79,10 @@ def causal_(
     for path, part in unwrapped(network).named_modules():
         if isinstance(part, _OURS):
             raise ValueError(f"{named(path, part)} is channel-causal already: give a network of ordinary layers")
-    shape = with_batch(_BATCH, _usual_shape(network) if input_shape is None else input_shape)
+    one = _usual_shape(network) if input_shape is None else checked_shape(input_shape)
+    if isinstance(one, dict) or not all(isinstance(size, int) for size in one):
+        raise ValueError(f"groups are of channels of one input, and these are {one}: what reads them stays an adapter")
+    shape = (_BATCH, *one)
     order = _order(_chained(on_meta(network)), torch.empty(shape, device="meta"))
     start, kept, head = _ends(network, order, first)
     plan = _plan(network, groups, kept, head)
@@ -99,7 +103,7 @@ def _usual_shape(network: nn.Module) -> tuple[int, ...]:
     paper = _chained(on_meta(network))
     for shape in [(c, size, size) for c in channels for size in _SIZES] + [(f,) for f in features]:
         try:
-            _order(paper, torch.empty(with_batch(_BATCH, shape), device="meta"))
+            _order(paper, torch.empty((_BATCH, *shape), device="meta"))
         except ValueError:
             continue
         return shape

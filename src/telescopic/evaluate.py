@@ -7,6 +7,7 @@ from torch import Tensor
 
 from telescopic.data import Preprocess, Split, batches, prepared
 from telescopic.fits import check_fits, in_eval_mode
+from telescopic.inputs import each
 from telescopic.nested import Nested
 from telescopic.statistics import warn_of_unseen
 from telescopic.tasks import CLASSIFICATION, Task
@@ -27,7 +28,7 @@ def score_sums(
             outputs = net.all(prepared(inputs, preprocess, first))
             added = added + task.sums(outputs, targets.to(first.device))
         if not len(split):  # which has a shape all the same
-            one = [part.new_zeros(1, *part.shape[1:]) for part in (split.inputs, split.targets)]
+            one = each(lambda part: part.new_zeros(1, *part.shape[1:]), (split.inputs, split.targets))
             added = torch.zeros_like(task.sums(net.all(prepared(one[0], preprocess, first)), one[1].to(first.device)))
     return added.cpu().double()
 

@@ -1,5 +1,6 @@
 """How a member leaves for another runtime: one file, tried out before it takes its place, and a card about it."""
 
+import gc
 import hashlib
 import io
 import json
@@ -7,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from telescopic.bundle import load, save
 from telescopic.data import Preprocess
 from telescopic.extras import needs
 from telescopic.files import held, make_folder, replacing
-from telescopic.inputs import fault_of, first_line
+from telescopic.inputs import Tensors, each, fault_of, first, first_line, leaves, named, shape_of
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.provenance import versions
@@ -43,7 +44,7 @@ class _Order:
 
     network: nn.Module
     deployed: nn.Module
-    example: Tensor
+    example: Tensors
     preprocess: Preprocess | None
     classes: Sequence[str]
     card: dict[str, Any]
@@ -51,27 +52,29 @@ class _Order:
 
 @dataclass(frozen=True)
 class _Written:
-    """A file just written: how to run it, the size of its graph, whose versions matter, the names of its ends."""
+    """A file just written: how to run it, the size of its graph, whose versions matter, whether its ends have names."""
 
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Tensors], Tensor]
     num_nodes: int
     packages: Sequence[str] = ()
-    input: dict[str, str] = field(default_factory=dict)
-    output: dict[str, str] = field(default_factory=dict)
+    names: bool = False
 
 
 @plain()
 def export(
     module: nn.Module,
     path: str | Path,
-    example: Tensor,
+    example: Tensors,
     *,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] = (),
     card: Mapping[str, Any] | None = None,
-    samples: Tensor | None = None,
+    samples: Tensors = None,
 ) -> Path:
     """Write a module to a file for another runtime, and check that the file gives the same logits.
+
+    A module that takes several inputs, in a dict or tuple, has several in an `.onnx` file, by the names of the dict; a
+    `.pt2` file takes them as the module does.
 
     The suffix tells the format: `.onnx`, `.pt2` (for `torch.export.load`) or `.safetensors` (for `telescopic.load`).
     The batch size stays open. Beside the file lies its card, `<path>.json`: checksum, size, input and output, classes,
@@ -81,7 +84,7 @@ def export(
         module: a plain module, such as an extracted member. It is exported in eval mode, and itself left as it is.
         path: the file to write.
         example: real inputs `[batch, ...]`; with `preprocess`, as they are before it, such as uint8 images
-            `[batch, channels, height, width]`.
+            `[batch, channels, height, width]`; or a dict or tuple of such.
         preprocess: becomes part of an `.onnx` or `.pt2` file, which then takes uint8 images. A `.safetensors` file
             keeps it as a fact beside the network.
         classes: names of the classes, in the order of the logits.
@@ -118,15 +121,15 @@ def export(
             # Two at once could leave the file of one with the card of the other.
             with held(path.with_name(f".{path.name}.lock"), path), replacing(path) as file:
                 with quiet():
-                    order = _Order(network, deployed, example[:2], preprocess, tuple(classes), card)
+                    order = _Order(network, deployed, each(lambda x: x[:2], example), preprocess, tuple(classes), card)
                     written = _WRITERS[path.suffix](order, file)
                 facts = {
                     "file": path.name,
                     "format": path.suffix[1:],
                     "bytes": _size(file, network, written.num_nodes),
                     "sha256": _checksum(file),
-                    "input": written.input | _form(samples if folded or not preprocess else preprocess(samples)),
-                    "output": written.output | _form(logits),
+                    "input": _forms(samples if folded or not preprocess else preprocess(samples), written.names),
+                    "output": ({"name": "logits"} if written.names else {}) | _form(logits),
                     "preprocess": {**asdict(preprocess), "folded": folded} if preprocess else None,
                     "classes": list(classes),
                     "parity": _parity(written.run, deployed, samples),
@@ -140,15 +143,16 @@ def export(
 
 
 class _Preprocessed(nn.Module):
-    """A network that takes uint8 images `[batch, channels, height, width]`."""
+    """A network that takes inputs as they are before its preprocessing, such as uint8 images."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
         self.network, self.preprocess = network, preprocess
         self.dtype = next((t.dtype for t in network.parameters() if t.is_floating_point()), torch.float32)
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.preprocess(images).to(self.dtype))
+    def forward(self, images: Tensors) -> Tensor:
+        x = each(lambda x: x.to(self.dtype) if x.is_floating_point() else x, self.preprocess(images))
+        logits: Tensor = self.network(x)
         return logits
 
 
@@ -158,19 +162,20 @@ def _onnx(order: _Order, file: Path) -> _Written:
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     if sum(tensor.nbytes for tensor in named_tensors(order.network).values()) >= 2**31:
         raise ValueError("one ONNX file holds less than 2 GiB: choose a smaller member, or .pt2")
-    name = "images" if order.example.dtype == torch.uint8 else "input"
-    program = onnx_program(order.deployed, (order.example,), (BATCH,), [name], ["logits"])
+    names = [*named(order.example, _name(order.example))]
+    shapes = (each(lambda _: BATCH, order.example),)
+    program = onnx_program(order.deployed, (order.example,), shapes, names, ["logits"])
     nodes: list[Any] = list(program.model.graph)
     program.save(str(file), external_data=False)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {name: x.contiguous().numpy()})[0])
+    def run(x: Tensors) -> Tensor:
+        given = {name: one.contiguous().numpy() for name, one in zip(names, leaves(x), strict=True)}
+        return torch.from_numpy(session.run(["logits"], given)[0])
 
-    packages = ("onnx", "onnxscript", "onnxruntime")
-    return _Written(run, len(nodes), packages, input={"name": name}, output={"name": "logits"})
+    return _Written(run, len(nodes), ("onnx", "onnxscript", "onnxruntime"), names=True)
 
 
 def onnx_program(
@@ -189,15 +194,21 @@ def onnx_program(
         inputs: names of the inputs.
         outputs: names of the outputs.
     """
-    program = torch.onnx.export(
-        module,
-        example,
-        dynamo=True,
-        dynamic_shapes=dynamic_shapes,
-        input_names=inputs,
-        output_names=outputs,
-        verbose=False,
-    )
+    collects = gc.isenabled()
+    gc.disable()  # what an export loads and makes stays: to look for circles in it takes a sixth of the time
+    try:
+        program = torch.onnx.export(
+            module,
+            (*example, {}),  # a dict at the end would be taken for keywords
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+    finally:
+        if collects:
+            gc.enable()
     assert program is not None
     for part in (program.model, program.model.graph, *program.model.graph):
         part.metadata_props.clear()  # with paths of this machine: half of a small file
@@ -205,7 +216,8 @@ def onnx_program(
 
 
 def _pt2(order: _Order, file: Path) -> _Written:
-    program = torch.export.export(order.deployed, (order.example,), dynamic_shapes=(BATCH,), strict=False)
+    shapes = (each(lambda _: BATCH, order.example),)
+    program = torch.export.export(order.deployed, (order.example,), dynamic_shapes=shapes, strict=False)
     program._example_inputs = (
         None  # or the file would hold the user's data; the public setter of torch 2.6 refuses None
     )
@@ -219,13 +231,12 @@ def _pt2(order: _Order, file: Path) -> _Written:
 
 
 def _safetensors(order: _Order, file: Path) -> _Written:
-    shape = order.example.shape[1:]
     save(
         order.network,
         file,
         preprocess=order.preprocess,
         classes=order.classes,
-        input_shape=shape,
+        input_shape=shape_of(order.example),
         provenance=order.card,
     )
     loaded = load(file)
@@ -235,45 +246,47 @@ def _safetensors(order: _Order, file: Path) -> _Written:
 _WRITERS: dict[str, Callable[[_Order, Path], _Written]] = {".onnx": _onnx, ".pt2": _pt2, ".safetensors": _safetensors}
 
 
-def _several(batch: Tensor) -> Tensor:
+def _several(batch: Tensors) -> Tensors:
     """At least two samples: from one alone the exporter would conclude that there is never more than one."""
-    if not isinstance(batch, Tensor) or batch.ndim < 2 or not len(batch):
-        given = f"a tensor of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
-        raise ExportError(f"the example is a tensor [batch, ...] of one or more real inputs, not {given}")
-    return (torch.cat([batch, batch]) if len(batch) == 1 else batch).detach().cpu()
+    for some in leaves(batch) or [batch]:
+        if not isinstance(some, Tensor) or (some is batch and some.ndim < 2) or not some.ndim or not len(some):
+            given = f"a tensor of shape {tuple(some.shape)}" if isinstance(some, Tensor) else f"a {type(some).__name__}"
+            raise ExportError(f"the example is a tensor [batch, ...] of one or more real inputs, not {given}")
+    return each(lambda x: (torch.cat([x, x]) if len(x) == 1 else x).detach().cpu(), batch)
 
 
-def _tried(deployed: nn.Module, samples: Tensor) -> Tensor:
+def _tried(deployed: nn.Module, samples: Tensors) -> Tensor:
     """The logits of all samples, if the module gives some for a batch of any size, each for its own example."""
     found: dict[int, Tensor] = {}
     failed: dict[int, Exception] = {}
-    for batch in (samples, samples[:1], torch.cat([samples, samples[:1]])):
+    shapes, number = _shapes(samples), len(first(samples))
+    for size in (number, 1, number + 1):
+        batch = each(lambda x, size=size: torch.cat([x, x[:1]])[:size], samples)
         try:
-            logits = deployed(batch.clone())
+            logits = deployed(batch)
         except Exception as error:  # whatever it likes
-            failed[len(batch)] = error
+            failed[size] = error
             continue
         if not isinstance(logits, Tensor):
             raise ValueError(f"the module gives a {type(logits).__name__}, and a file has one tensor of logits")
-        if not logits.ndim or len(logits) != len(batch):
+        if not logits.ndim or len(logits) != size:
             raise ValueError(
-                f"the module gives {tuple(logits.shape)} for inputs {tuple(batch.shape)}, and logits are [batch, "
-                "classes]"
+                f"the module gives {tuple(logits.shape)} for inputs {_shapes(batch)}, and logits are [batch, classes]"
             )
-        found[len(batch)] = logits
+        found[size] = logits
     if not found:
         fault = fault_of(samples, *_parts(deployed))
-        why = failed[len(samples)]
-        raise ValueError(f"the module fails on inputs {tuple(samples.shape)}: {fault or first_line(why)}") from why
-    if len(samples) in found:
+        why = failed[number]
+        raise ValueError(f"the module fails on inputs {shapes}: {fault or first_line(why)}") from why
+    if number in found:
         places = [(f"layer {number}", part) for number, part in enumerate(_parts(deployed))]
-        require_alone(deployed, places, samples, TOLERANCES.get(found[len(samples)].dtype, 2e-2))
-    for number, why in failed.items():
+        require_alone(deployed, places, samples, TOLERANCES.get(found[number].dtype, 2e-2))
+    for size, why in failed.items():
         raise ValueError(
-            f"the module answers for {next(iter(found))} inputs, and not for {number}, while the batch of a file stays "
+            f"the module answers for {next(iter(found))} inputs, and not for {size}, while the batch of a file stays "
             f"open: {first_line(why)}"
         ) from why
-    return found[len(samples)]
+    return found[number]
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
@@ -283,12 +296,13 @@ def _parts(module: nn.Module) -> list[nn.Module]:
     return list(module) if type(module) is nn.Sequential else [module]
 
 
-def _parity(run: Callable[[Tensor], Tensor], deployed: nn.Module, samples: Tensor) -> dict[str, Any]:
+def _parity(run: Callable[[Tensors], Tensor], deployed: nn.Module, samples: Tensors) -> dict[str, Any]:
     """How far the file's logits are from the module's, on one sample and on all; too far is an error."""
-    batches = [1, len(samples)]
+    batches = [1, len(first(samples))]
     largest, scale = 0.0, 0.0
     for number in batches:
-        ours, theirs = deployed(samples[:number]), run(samples[:number])
+        some = each(lambda x, number=number: x[:number], samples)
+        ours, theirs = deployed(some), run(some)
         if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
             raise ValueError(f"the file gives {_form(theirs)} for {number} samples, the module {_form(ours)}")
         if not (ours.isfinite().all() and theirs.isfinite().all()):
@@ -317,6 +331,23 @@ def _size(file: Path, network: nn.Module, num_nodes: int) -> int:
 def _checksum(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _name(example: Tensors) -> str:
+    """What a file calls an input that is alone."""
+    return "images" if isinstance(example, Tensor) and example.dtype == torch.uint8 else "input"
+
+
+def _forms(samples: Tensors, names: bool) -> Any:
+    """What goes in: one tensor, or a list of several, which always have names."""
+    forms = [{"name": name} | _form(one) for name, one in named(samples, _name(samples)).items()]
+    if not isinstance(samples, Tensor):
+        return forms
+    return forms[0] if names else _form(samples)
+
+
+def _shapes(batch: Tensors) -> str:
+    return " and ".join(str(tuple(one.shape)) for one in leaves(batch))
 
 
 def _form(batch: Tensor) -> dict[str, Any]:

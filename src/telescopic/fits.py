@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Augment, Dataset, Preprocess, Split, prepared
 from telescopic.denormals import denormals_as_zero
-from telescopic.inputs import first_line
+from telescopic.inputs import each, first_line, named
 from telescopic.nested import Nested
 from telescopic.tasks import CLASSIFICATION, Task
 
@@ -44,21 +44,23 @@ def check_training(
             examples to compute a variance.
     """
     if not len(data.train):
-        raise ValueError(f"{data.name} has no training images")
-    (augment or Augment())(data.train.inputs[:1].cpu(), torch.Generator())
+        raise ValueError(f"{data.name} has no training examples")
+    (augment or Augment())(data.train[:1].to("cpu").inputs, torch.Generator())
     with denormals_as_zero():  # torch's threads may begin here, and take it over
         least = world * check_fits(net, data.splits, preprocess, task)
     score = task.metric.name
     if one := _only_target(data, data.train):
-        raise ValueError(f"all training images of {data.name} are of {one}: there is nothing to tell apart")
+        raise ValueError(f"all training examples of {data.name} are of {one}: there is nothing to tell apart")
     for what, split in (("validation", data.validation), ("test", data.test)):
         if one := _only_target(data, split):
-            warnings.warn(f"all {what} images of {data.name} are of {one}: {score} on them says nothing", stacklevel=3)
+            warnings.warn(
+                f"all {what} examples of {data.name} are of {one}: {score} on them says nothing", stacklevel=3
+            )
     if min(batch_size, len(data.train)) < least:
         shared = f", shared by {world} processes" if world > 1 else ""
         raise ValueError(
-            f"BatchNorm needs {least} images in a batch{shared}, and these are batches of {batch_size} from "
-            f"{len(data.train)} images"
+            f"BatchNorm needs {least} examples in a batch{shared}, and these are batches of {batch_size} from "
+            f"{len(data.train)} examples"
         )
     return max(1, least)
 
@@ -82,7 +84,7 @@ def check_fits(net: nn.Module, splits: Sequence[Split], preprocess: Preprocess, 
     if not splits:
         return 0
     for split in splits:
-        for what, numbers in (("inputs", split.inputs), ("targets", split.targets)):
+        for what, numbers in (named(split.inputs, "inputs") | {"targets": split.targets}).items():
             _require_finite(numbers, what)
     outputs, least = tried(net, splits[0], preprocess)
     outputs = outputs if isinstance(net, Nested) else outputs[None]
@@ -137,16 +139,18 @@ def tried(net: nn.Module, split: Split, preprocess: Preprocess) -> tuple[Tensor,
         values = inputs[0].numel() // inputs[0].shape[1]  # in a channel, of two images
         least = max(least, 1 if values > 2 else 2)
 
-    x = prepared(split.inputs[:1], preprocess, first)
-    x = x.repeat(2, *[1] * (x.ndim - 1))
+    x = each(lambda x: x.repeat(2, *[1] * (x.ndim - 1)), prepared(split[:1].inputs, preprocess, first))
     hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, _BatchNorm)]
     try:
         with in_eval_mode(net):
             return (net.all(x) if isinstance(net, Nested) else net(x)), least
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = [*split.inputs.shape[1:]]
-        known = "images [channels, height, width]" if len(shape) == 3 else "inputs"
-        raise ValueError(f"the network does not take these {known} {shape}: {first_line(error)}") from error
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        inputs = named(split.inputs, "inputs")
+        image = isinstance(split.inputs, Tensor) and split.inputs.ndim == 4
+        known = {"images [channels, height, width]" if image else key: [*x.shape[1:]] for key, x in inputs.items()}
+        told = " and ".join(f"{key} {shape}" for key, shape in known.items())
+        why = f"it asks for {error}" if isinstance(error, KeyError) else first_line(error)
+        raise ValueError(f"the network does not take these {told}: {why}") from error
     finally:
         for hook in hooks:
             hook.remove()

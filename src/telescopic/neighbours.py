@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telescopic.inputs import Tensors, each, leaves
+
 
 @torch.no_grad()
 def require_alone(
-    run: Callable[[Tensor], Any], parts: Sequence[tuple[str, nn.Module]], x: Tensor, tolerance: float
+    run: Callable[[Tensors], Any], parts: Sequence[tuple[str, nn.Module]], x: Tensors, tolerance: float
 ) -> None:
     """Refuse a network in eval mode whose answer for an example depends on more than the example.
 
@@ -19,7 +21,7 @@ def require_alone(
     Args:
         run: asks the network.
         parts: names and modules that it runs one behind the other, to say which is to blame.
-        x: inputs `[batch, ...]`, two or more.
+        x: inputs `[batch, ...]`, two or more; or a dict or tuple of such.
         tolerance: largest difference that is allowed, as a fraction of the largest number.
 
     Raises:
@@ -27,37 +29,39 @@ def require_alone(
     """
     first = _features(run, parts, x)
     again = _features(run, parts, x)
-    beside = _features(run, parts, torch.cat([x[:1], _others(x[1:])]))
+    beside = _features(run, parts, each(lambda x: torch.cat([x[:1], _others(x[1:])]), x))
+    number = len(leaves(x)[0])
     for (name, one), (_, same), (_, other) in zip(first, again, beside, strict=False):
         if _apart(one, same) > tolerance:
             raise ValueError(
                 f"{name} gives something else when it is asked again: it keeps something between calls, or draws "
                 "random numbers in eval mode (F.dropout does unless it is told training=self.training)"
             )
-        if len(one) == len(x) and (far := _apart(one[:1], other[:1])) > tolerance:
+        if len(one) == number and (far := _apart(one[:1], other[:1])) > tolerance:
             raise ValueError(
                 f"{name} mixes the examples of a batch: beside other neighbours it gives for the same example what "
                 f"differs by {far:.2g} of the largest number. In eval mode nothing may be computed over dimension 0, "
                 "and BatchNorm needs running statistics"
             )
     answer = first[-1][1]
-    if not answer.ndim or len(answer) != len(x):
-        raise ValueError(f"the answer for {len(x)} examples has shape {tuple(answer.shape)}: it has no batch in front")
+    if not answer.ndim or len(answer) != number:
+        raise ValueError(f"the answer for {number} examples has shape {tuple(answer.shape)}: it has no batch in front")
 
 
 def _features(
-    run: Callable[[Tensor], Any], parts: Sequence[tuple[str, nn.Module]], x: Tensor
+    run: Callable[[Tensors], Any], parts: Sequence[tuple[str, nn.Module]], x: Tensors
 ) -> list[tuple[str, Tensor]]:
     """What the parts give, in the order in which they end, and the answer."""
     found: list[tuple[str, Tensor]] = []
 
     def note(name: str, part: nn.Module, _: Any, made: Any) -> None:
-        if isinstance(made, Tensor) and made.ndim:
-            found.append((f"{name} ({type(part).__name__})", made.clone()))
+        for tensor in leaves(made):
+            if isinstance(tensor, Tensor) and tensor.ndim:
+                found.append((f"{name} ({type(part).__name__})", tensor.clone()))
 
     hooks = [part.register_forward_hook(partial(note, name)) for name, part in parts]
     try:
-        answer = run(x.clone())
+        answer = run(each(torch.clone, x))
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from telescopic.ambient import plain
 from telescopic.causal import with_widths
 from telescopic.cost.counting import on_meta
-from telescopic.inputs import dtype_and_device, explained, with_batch
+from telescopic.inputs import Tensors, dtype_and_device, each, examples, explained, leaves
 from telescopic.layers.adapters import Adapter, step_down, strided_stem
 from telescopic.layers.axes import Watch
-from telescopic.layers.heads import Head, pooled_head
+from telescopic.layers.heads import Head, pooled_head, token_head
 from telescopic.nested import Nested
+from telescopic.shapes import Shape
 from telescopic.subnet import Statistics
 from telescopic.wrappers import unwrapped
 
@@ -24,7 +25,7 @@ from telescopic.wrappers import unwrapped
 def nest(
     network: nn.Sequential | Iterable[nn.Module],
     *,
-    input_shape: Sequence[int],
+    input_shape: Shape,
     entries: Sequence[int] | Mapping[int, nn.Module] = (),
     exits: Sequence[int] | Mapping[int, nn.Module] = (),
     adapter: Adapter = step_down,
@@ -37,17 +38,23 @@ def nest(
 
     The input may always enter before block 0 and the prediction be read behind the last block, so the full network is
     the network given, and answers as it did. Every pair of an entry and an exit behind it is a member. The shapes
-    between the blocks are found by running it on the meta device, which computes nothing.
+    between the blocks are found by running it on the meta device, which computes nothing. What passes between blocks
+    is a tensor, or a dict or tuple of several, such as hidden states and a mask.
 
     Args:
-        network: an `nn.Sequential` of blocks, or a list of them, the last of which gives logits `[batch, classes]`.
-        input_shape: shape of one input, without the batch.
+        network: an `nn.Sequential` of blocks, or a list of them, the last of which gives logits `[batch, classes]`, or
+            whatever the task asks for.
+        input_shape: shape of one input, without the batch; see `cost`. Of whole numbers that go into an embedding
+            `("int64", 128)`, of several inputs a dict or tuple.
         entries: further blocks before which the input may enter; or block → an adapter of your own from the input to
             what the block expects.
         exits: further blocks behind which a prediction may be read; or block → a head of your own from the block's
             features to logits.
-        adapter: makes the adapters: `layers.step_down` (CNSN), `layers.strided_stem`, or a function of yours.
-        head: makes the heads.
+        adapter: makes the adapters: `layers.step_down` (CNSN), `layers.strided_stem`, or a function of yours, which is
+            given the shapes of an input and of the features to make, without the batch.
+        head: makes the heads: by default `layers.pooled_head`, and of a network that has scores for each position,
+            `[batch, positions, classes]`, `layers.token_head`; or a function of yours, which is given the shape of the
+            features and the number of scores.
         statistics: see `Nested`.
         dropout: see `Nested`.
         groups: number of channel groups, and so of widths, of a network that `causal_` has made channel-causal. Then
@@ -55,7 +62,7 @@ def nest(
 
     Raises:
         TypeError: if what is given is no sequence of modules.
-        ValueError: if a block's number lies outside the network; if something else than one tensor passes between
+        ValueError: if a block's number lies outside the network; if something else than tensors passes between
             blocks, or they do not fit; if blocks share parameters; if an adapter or a head gives the wrong shape; or if
             a block works in place on features that something else reads too; or if there are several groups, and a
             part does not take the first of them.
@@ -65,23 +72,25 @@ def nest(
     last = len(blocks) - 1
     ins, outs = _places("entry", entries, last), _places("exit", exits, last)
     dtype, device = dtype_and_device(nn.ModuleList(blocks))
-    x = torch.empty(with_batch(2, input_shape), dtype=dtype, device="meta")
-    shared = {"the raw input, which every member reads": (x, x._version)}
+    x = examples(2, input_shape, dtype, "meta")
+    shared = [_seen("the raw input, which every member reads", x)]
     features, watch = [x], Watch()
     for number, block in enumerate(blocks):
         features.append(_run(block, features[-1], f"block {number} ({type(block).__name__})", shared, watch))
         if number in outs and number != last:
             name = f"the features of block {number}, which exit {number} and block {number + 1} read"
-            shared[name] = features[-1], features[-1]._version
+            shared.append(_seen(name, features[-1]))
     logits = features[-1]
-    if logits.ndim != 2 or len(logits) != len(x):
+    if not isinstance(logits, Tensor) or logits.ndim not in (2, 3) or len(logits) != 2:
         raise ValueError(
-            f"the last block gives {tuple(logits.shape)} for 2 inputs, which are no logits [batch, classes]: add a "
+            f"the last block gives {_whole(logits)} for 2 inputs, which are no logits [batch, classes]: add a "
             "block that makes them, such as nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
             "nn.Linear(channels, classes))"
         )
+    if logits.ndim == 3 and head is pooled_head:
+        head = token_head
 
-    def fitted(make: Adapter | Head, given: Tensor, wanted: Tensor, size: Any, own: Any, what: str) -> Any:
+    def fitted(make: Adapter | Head, given: Tensors, wanted: Tensors, size: Any, own: Any, what: str) -> Any:
         """The user's own adapter or head, or a new one, brought to the network's type; and what it gives."""
         try:
             made = _placed(make, watch, given, wanted)(_shape(given), size) if own is None else own
@@ -92,7 +101,7 @@ def nest(
                 f"{what} is a {type(made).__name__}, and no module: call what makes it, and give the result"
             )
         out = _run(made.to(device, dtype), given, what, shared)
-        if out.shape != wanted.shape:
+        if _shape(out) != _shape(wanted):
             raise ValueError(f"{what} gives features of shape {_shape(out)}, where {_shape(wanted)} is expected")
         return made, out
 
@@ -102,14 +111,15 @@ def nest(
             what, wanted = f"the adapter of entry {place}", features[place]
             adapters[place], out = fitted(adapter, x, wanted, _shape(wanted), own, what)
             for number in range(place, last + 1):
-                if out.untyped_storage() != x.untyped_storage():
+                stores = [{part.untyped_storage() for part in leaves(some)} for some in (out, x)]
+                if stores[0].isdisjoint(stores[1]):
                     break
                 out = _run(blocks[number], out, f"block {number}, which entry {place} gives the raw input,", shared)
     heads: dict[int, nn.Module] = {last: nn.Identity()}
     for place, own in outs.items():
         if place != last or own is not None:
             given, what = features[place + 1], f"the head of exit {place}"
-            heads[place], _ = fitted(head, given, logits, logits.shape[1], own, what)
+            heads[place], _ = fitted(head, given, logits, logits.shape[-1], own, what)
     stages = with_widths(blocks, adapters, heads, features, groups) if groups > 1 else blocks
     net = Nested(stages, adapters, heads, dropout=dropout, statistics=statistics, groups=groups)
     return net if any(block.training for block in blocks) else net.eval()
@@ -143,12 +153,19 @@ def _places(name: str, places: Any, last: int) -> dict[int, Any]:
     return found
 
 
-def _placed(make: Any, watch: Watch, given: Tensor, wanted: Tensor) -> Any:
+def _placed(make: Any, watch: Watch, given: Tensors, wanted: Tensors) -> Any:
     """What makes an adapter or a head, told where the channels are if it is one of ours, which ask for it."""
     kind = make.func if isinstance(make, partial) else make
     if kind not in (pooled_head, step_down, strided_stem):
         return make
     for features in (given, wanted):
+        if not isinstance(features, Tensor):
+            raise ValueError(f"several tensors pass here, {_whole(features)}: give an adapter or a head of your own")
+        if not features.is_floating_point():
+            raise ValueError(
+                f"the input is {_whole(features)}, and {kind.__name__} makes layers for floating-point numbers: give "
+                "an adapter of your own, such as an embedding"
+            )
         place = watch.channels(features) if features.ndim > 2 else 1
         if place is None and features.ndim == 3:
             raise ValueError(
@@ -165,9 +182,7 @@ def _placed(make: Any, watch: Watch, given: Tensor, wanted: Tensor) -> Any:
     return make
 
 
-def _run(
-    part: nn.Module, x: Tensor, what: str, shared: Mapping[str, tuple[Tensor, int]], watch: Watch | None = None
-) -> Tensor:
+def _run(part: nn.Module, x: Tensors, what: str, shared: "Iterable[_Seen]", watch: Watch | None = None) -> Tensors:
     """Run a part by shape alone, and refuse it if it changes features that others read too."""
     try:
         on_paper = on_meta(part)
@@ -182,13 +197,28 @@ def _run(
             out = on_paper(x)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-    for name, (features, version) in shared.items():
-        if features._version != version:  # which views of them count too
+    for name, versions in shared:
+        if any(tensor._version != version for tensor, version in versions):  # which views of them count too
             raise ValueError(f"{what} works in place on {name}: use inplace=False")
-    if not isinstance(out, Tensor):
-        raise ValueError(f"{what} gives a {type(out).__name__}: exactly one tensor passes from part to part")
+    if strangers := [one for one in leaves(out) or [out] if not isinstance(one, Tensor)]:
+        kind = type(strangers[0] if isinstance(out, tuple | list | dict) else out).__name__
+        raise ValueError(f"{what} gives a {kind}: one tensor passes from part to part, or a dict or tuple of several")
     return out
 
 
-def _shape(features: Tensor) -> tuple[int, ...]:
-    return tuple(features.shape[1:])
+_Seen = tuple[str, list[tuple[Tensor, int]]]
+"""What is read in several places, and how often each of its tensors had been written to."""
+
+
+def _seen(name: str, features: Tensors) -> _Seen:
+    return name, [(tensor, tensor._version) for tensor in leaves(features)]
+
+
+def _shape(features: Tensors) -> Any:
+    return each(lambda tensor: tuple(tensor.shape[1:]), features)
+
+
+def _whole(features: Tensors) -> str:
+    """Type and shape of all of them."""
+    kinds = {t: "" if t.is_floating_point() else f"{str(t.dtype).removeprefix('torch.')} " for t in leaves(features)}
+    return ", ".join(f"{kind}{tuple(t.shape)}" for t, kind in kinds.items())

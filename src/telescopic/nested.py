@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from telescopic.inputs import raise_fault
+from telescopic.inputs import Tensors, each, leaves, raise_fault
 from telescopic.layers.causal import prefix
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import in_width, takes_width
@@ -25,6 +25,9 @@ class Nested(nn.Module):
 
     A member runs the adapter of its entry, the stages from its entry to its exit, and the head of its exit. There is
     no active member: which one runs is an argument of the call, so threads may share one network in eval mode.
+
+    Inputs, and features between stages, are a tensor, or a dict or tuple of several, such as hidden states and a mask:
+    what reads them is called with that one value.
 
     Args:
         stages: modules that map features to features, in order. They are used as they are, not copied.
@@ -110,11 +113,11 @@ class Nested(nn.Module):
                     for width in range(1, groups):
                         self.twins[f"{entry}-{name}@{width}"] = in_width(part, width)
 
-    def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
+    def forward(self, x: Tensors, subnet: Subnet | None = None) -> Tensor:
         """Logits of one member, by default the full network.
 
         Args:
-            x: raw input `[batch, ...]`.
+            x: raw input `[batch, ...]`, or a dict or tuple of several.
             subnet: which member; parts left open take the full network's value.
 
         Returns:
@@ -130,16 +133,17 @@ class Nested(nn.Module):
             features = self._narrowed(adapter, adapter(x), member) if self.causal else adapter(x)
             for step, stage in enumerate(stages):
                 features = self._drop(self._narrow_run(*stage, features, member), step)
-            return self._narrow_run(*head, features, member)
+            logits: Tensor = self._narrow_run(*head, features, member)
+            return logits
         except Exception as error:
             raise_fault(x, [[module for _, module in path]], error)
             raise
 
-    def all(self, x: Tensor, mix: Mix | None = None, members: Collection[int] | None = None) -> Tensor:
+    def all(self, x: Tensors, mix: Mix | None = None, members: Collection[int] | None = None) -> Tensor:
         """Logits of every member in one pass that computes what members share once.
 
         Args:
-            x: raw input `[batch, ...]`.
+            x: see `forward`.
             mix: how each member's gradient is scaled on parameters it shares, by their owner (see `owners`). It
                 changes no output, and gradients still flow in full through a scaled layer to earlier ones. Members
                 of one entry that see a layer differently each run it themselves. None: all gradients as they are.
@@ -162,7 +166,7 @@ class Nested(nn.Module):
         levels = self.groups if self.causal else 1
         every = list(range(levels))
 
-        def branch(x: Tensor, step: int, running: Iterable[_Lane]) -> None:
+        def branch(x: Tensors, step: int, running: Iterable[_Lane]) -> None:
             """Run one step of lanes that agree so far, once for each way in which they now differ."""
             ways: dict[tuple[nn.Module, float, bool], list[_Lane]] = {}
             for lane in running:
@@ -251,17 +255,17 @@ class Nested(nn.Module):
             widths.append(member.width - 1 if self.causal else 0)
         return found.values()
 
-    def _narrow_run(self, name: str, part: nn.Module, x: Tensor, member: Coordinates) -> Tensor:
+    def _narrow_run(self, name: str, part: nn.Module, x: Tensors, member: Coordinates) -> Tensors:
         """Run a stage or head on the groups that a member has; an error says what it must be able to do."""
         try:
-            out: Tensor = part(x)
+            out = part(x)
         except (RuntimeError, ValueError, IndexError) as error:
             if member.width == self.groups or not self.causal:
                 raise
             raise _not_causal(name, member.width, self.groups, x, error) from error
         return out
 
-    def _narrowed(self, adapter: nn.Module, x: Tensor, member: Coordinates) -> Tensor:
+    def _narrowed(self, adapter: nn.Module, x: Tensors, member: Coordinates) -> Tensors:
         """The channel groups that a member uses of what its adapter gives."""
         if self.groups > 1:
             require_channels_first(adapter, x)
@@ -269,10 +273,15 @@ class Nested(nn.Module):
             return x
         return x[:, : prefix(x.shape[1], self.groups, member.width)]
 
-    def _drop(self, x: Tensor, step: int) -> Tensor:
-        """Dropout behind the stage that a member runs as number `step` (from 0) of its own path."""
+    def _drop(self, x: Tensors, step: int) -> Tensors:
+        """Dropout behind the stage that a member runs as number `step` (from 0) of its own path.
+
+        Of several tensors the first has the features; what goes with them, such as a mask, is left as it is.
+        """
         if self.training and step < len(self.dropout):
-            return _dropped(x, self.dropout[step])
+            features = leaves(x)[0]
+            dropped = _dropped(features, self.dropout[step])
+            return each(lambda one: dropped if one is features else one, x)
         return x
 
     def _refuse_shared_parameters(self) -> None:
@@ -353,11 +362,10 @@ def _dropped(x: Tensor, p: float) -> Tensor:
     return x * (kept.to(x.dtype) / (1 - p))
 
 
-def _run(module: nn.Module, x: Tensor, scale: float) -> Tensor:
+def _run(module: nn.Module, x: Tensors, scale: float) -> Tensors:
     """Call a module whose parameters' gradients are scaled; 0 detaches them, so that they cost nothing."""
     if scale == 1:
-        out: Tensor = module(x)
-        return out
+        return module(x)
     scaled = {parameter: _scaled(parameter, scale) for parameter in module.parameters()}
     # Each place that holds a parameter once: with tie_weights, functional_call would not give back the parameters of a
     # layer that stands in the module twice.
@@ -366,16 +374,16 @@ def _run(module: nn.Module, x: Tensor, scale: float) -> Tensor:
         for prefix, part in module.named_modules()
         for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
     }
-    out = functional_call(module, places, (x,), tie_weights=False)
-    return out
+    return functional_call(module, places, (x,), tie_weights=False)
 
 
-def _run_head(head: nn.Module, x: Tensor, scale: float, groups: int) -> Tensor:
+def _run_head(head: nn.Module, x: Tensors, scale: float, groups: int) -> Tensor:
     """Logits of every width `[groups, batch, classes]`, with the head's gradients scaled."""
-    if groups == 1:
-        return _run(head, x, scale)[None]
     # A module made at each step is dear: it has many parts to be collected again.
-    return _every_width(head, x, groups) if scale == 1 else _run(_EveryWidth(head, groups), x, scale)
+    if groups > 1 and scale == 1:
+        return _every_width(head, x, groups)
+    logits: Tensor = _run(head if groups == 1 else _EveryWidth(head, groups), x, scale)
+    return logits[None] if groups == 1 else logits
 
 
 def _scaled(parameter: Tensor, scale: float) -> Tensor:

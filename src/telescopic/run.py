@@ -11,10 +11,9 @@ from telescopic.catalogue.table import Catalogue
 from telescopic.files import CATALOGUE, MODEL
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from telescopic.bundle import Bundle
     from telescopic.data import Dataset, Preprocess
+    from telescopic.inputs import Tensors
     from telescopic.nested import Nested
     from telescopic.train import History
 
@@ -111,32 +110,35 @@ class Source:
             return None
         return read_history(self.folder / LAST)
 
-    def samples(self, number: int = 64, data_dir: str | None = None) -> "tuple[Tensor, str]":
-        """Images uint8 `[number, channels, height, width]` to compare exported files on, and what they are.
+    def samples(self, number: int = 64, data_dir: str | None = None) -> "tuple[Tensors, str]":
+        """Inputs `[number, ...]` to compare exported files on, such as images uint8, and what they are.
 
-        They are test images of the data it learned if those are on this machine, else random ones.
+        They are test examples of the data it learned if those are on this machine, else random ones.
 
         Raises:
-            BundleError: if the bundle does not know the shape of its images.
+            BundleError: if the bundle does not know the shape of its inputs.
         """
         import torch
 
         from telescopic import data as datasets
+        from telescopic.inputs import examples, shape_of
 
         shape = self.bundle.input_shape
         if shape is None:
-            raise BundleError(f"{self.name} was saved without input_shape, so there are no images to compare on")
+            raise BundleError(f"{self.name} was saved without input_shape, so there are no inputs to compare on")
         name = self.bundle.provenance.get("data")
         if isinstance(name, str):
             try:
                 test = datasets.load(name, data_dir=data_dir, download=False).test
-                if test.images.shape[1:] == shape:
-                    return test.images[:number], f"test images of {name}"
+                if shape_of(test.inputs) == shape:
+                    return test[:number].inputs, f"test examples of {name}"
             except datasets.DataError:
                 pass
+        why = f"because {name or 'its data'} is not on this machine"
+        if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+            return examples(number, shape, torch.float32, "cpu"), f"random inputs, {why}"
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (number, *shape), generator=generator).to(torch.uint8)
-        return images, f"random images, because {name or 'its data'} is not on this machine"
+        return torch.randint(256, (number, *shape), generator=generator).to(torch.uint8), f"random images, {why}"
 
     def data(self, name: str | None = None, data_dir: str | Path | None = None) -> "Dataset":
         """The data it learned, with the training and validation images that its run had.

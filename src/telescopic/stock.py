@@ -7,8 +7,10 @@ _CONV = (*_CHANNELS, "groups", "bias", "padding_mode")
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats", "bias")
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
+_EMBEDDING = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 STOCK: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
     ((nn.Linear,), ("in_features", "out_features", "bias")),
+    ((nn.Embedding,), _EMBEDDING),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONV),
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), (*_CONV, "output_padding")),
     ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _BATCH_NORM),

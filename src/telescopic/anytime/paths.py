@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from telescopic.anytime.refining import Plan, Run
 from telescopic.anytime.rows import Part
 from telescopic.catalogue import Catalogue
-from telescopic.inputs import dtype_and_device, with_batch
+from telescopic.inputs import dtype_and_device, examples
 from telescopic.nested import Nested
 from telescopic.subnet import Coordinates, Subnet
 
@@ -89,7 +89,7 @@ def best_path(
         widths = many if len(many) <= _MOST_WIDTHS else [many[i] for i in spaced]
     chosen = {net.grid.resolve(Subnet(entry=entry, width=width)).width for width in widths} | {full.width}
     dtype, device = dtype_and_device(net)
-    x = torch.zeros(with_batch(batch, catalogue.input_shape), dtype=dtype, device=device)
+    x = examples(batch, catalogue.input_shape, dtype, device)
     costs = part_costs(net, x, full, sorted(chosen), runs, progress)
     known = {
         (exit_, width): accuracy[full.entry, exit_, width] or 0.0

@@ -6,6 +6,7 @@ from typing import Any
 
 from telescopic import documents
 from telescopic.catalogue.table import Catalogue
+from telescopic.shapes import checked_shape
 from telescopic.subnet import Grid
 from telescopic.tensorheader import explained, read_header
 
@@ -74,9 +75,7 @@ def read_facts(document: str | None) -> dict[str, Any]:
         facts["preprocess"] = mean, std
     facts["classes"] = _tuple(facts, "classes", str)
     if facts["input_shape"] is not None:
-        facts["input_shape"] = shape = _tuple(facts, "input_shape", int)
-        if min(shape, default=1) < 1:
-            raise BundleError(f"its input_shape {shape!r:.50} must be whole numbers above 0")
+        facts["input_shape"] = checked_shape(facts["input_shape"])
     if not isinstance(facts["provenance"], dict):
         raise BundleError("its provenance is no object")
     return facts

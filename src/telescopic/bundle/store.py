@@ -16,8 +16,10 @@ from telescopic.catalogue.table import Catalogue
 from telescopic.data import Preprocess
 from telescopic.extract import joined
 from telescopic.files import make_folder, replacing
+from telescopic.inputs import plain_shape
 from telescopic.nested import Nested
 from telescopic.provenance import versions
+from telescopic.shapes import Shape
 from telescopic.subnet import Coordinates, Grid, Subnet
 from telescopic.tensorfile import DTYPES, TensorFile, opened, write
 from telescopic.tensorheader import Place
@@ -34,7 +36,7 @@ class Bundle:
         catalogue: the members measured, if they were.
         preprocess: from pixels to the network's input, if known.
         classes: names of the classes, in the order of the logits; empty if unknown.
-        input_shape: shape of one input, without batch, if known.
+        input_shape: shape of one input, without batch, if known; see `telescopic.cost`.
         provenance: where the network came from: versions, and what else was given on saving.
         architecture: the network as `telescopic.architecture.describe` writes it; None if it was left out on saving.
     """
@@ -44,7 +46,7 @@ class Bundle:
     catalogue: Catalogue | None
     preprocess: Preprocess | None
     classes: tuple[str, ...]
-    input_shape: tuple[int, ...] | None
+    input_shape: Shape | None
     provenance: dict[str, Any]
     architecture: Any
 
@@ -139,7 +141,7 @@ def save(
     *,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] = (),
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shape | None = None,
     provenance: Mapping[str, Any] | None = None,
     architecture: bool = True,
 ) -> Path:
@@ -151,7 +153,7 @@ def save(
         catalogue: its members measured.
         preprocess: from pixels to the network's input.
         classes: names of the classes, in the order of the logits.
-        input_shape: shape of one input, without batch.
+        input_shape: shape of one input, without batch; see `telescopic.cost`.
         provenance: where it came from, as JSON data: seed, commit, ... The versions of telescopic, torch and Python
             are added.
         architecture: False for a network of classes that cannot be registered; then it loads only `into=` a network
@@ -174,7 +176,7 @@ def save(
             "catalogue": None if catalogue is None else catalogue.to_dict(),
             "preprocess": preprocess and {key: list(map(float, value)) for key, value in asdict(preprocess).items()},
             "classes": list(classes),
-            "input_shape": None if input_shape is None else list(input_shape),
+            "input_shape": None if input_shape is None else plain_shape(input_shape),
             "provenance": {"versions": versions(), **(provenance or {})},
         }
         text = json.dumps(document, allow_nan=False, separators=(",", ":"))

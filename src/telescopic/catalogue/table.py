@@ -9,12 +9,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-from telescopic import documents
+from telescopic import documents, tables
 from telescopic.catalogue import choosing
 from telescopic.catalogue.choosing import Budget, Choice, Member
 from telescopic.files import replacing
 from telescopic.metric import ACCURACY, Metric
 from telescopic.quantities import human
+from telescopic.shapes import Shape, checked_shape
 from telescopic.subnet import Coordinates, Statistics, Subnet
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _OPTIONAL = ("score", "test_score", "latency_ms", "latency_p95_ms")
 _COORDINATES = ("entry", "exit", "width")
 CONDITIONS = ("machine", "device", "threads", "batch")
 """Of a latency: what makes two measurements comparable."""
+_SHOWN = 60  # members of a catalogue that is printed
 _COLUMNS = {
     "score": ("valid", ""),
     "test_score": ("test", ""),
@@ -47,7 +49,7 @@ class Catalogue(Sequence[Member]):
 
     Attributes:
         members: all of them.
-        input_shape: shape of the example they were priced on, without the batch.
+        input_shape: shape of the example they were priced on, without the batch; see `telescopic.cost`.
         machine: where latency was measured, as `telescopic.cost.timing.machine()` calls it; None if it was not.
         device: kind of device it was measured on, such as `cpu`.
         threads: threads within an operation during the measurement.
@@ -61,7 +63,7 @@ class Catalogue(Sequence[Member]):
     """
 
     members: tuple[Member, ...]
-    input_shape: tuple[int, ...]
+    input_shape: Shape
     machine: str | None = None
     device: str | None = None
     threads: int | None = None
@@ -77,8 +79,7 @@ class Catalogue(Sequence[Member]):
                 raise ValueError(f"a catalogue has the {name} of all members or of none")
         if len({member.metric for member in self.members}) > 1:
             raise ValueError("the scores of a catalogue's members mean the same, and these have several metrics")
-        if not all(type(size) is int and size > 0 for size in self.input_shape):
-            raise ValueError(f"input_shape {self.input_shape} must be whole numbers above 0")
+        checked_shape(self.input_shape)
         timed = self.members[0].latency_ms is not None
         for name in CONDITIONS:
             kind, value = (str if name in ("machine", "device") else int), getattr(self, name)
@@ -100,6 +101,17 @@ class Catalogue(Sequence[Member]):
     def __getitem__(self, index: slice) -> tuple[Member, ...]: ...
     def __getitem__(self, index: int | slice) -> Member | tuple[Member, ...]:
         return self.members[index]
+
+    def __repr__(self) -> str:
+        """Its table, without the middle of a very long one."""
+        left = len(self) - _SHOWN
+        shown = self.members if left <= 0 else self.members[: _SHOWN // 2] + self.members[-_SHOWN // 2 :]
+        more = f"\nand {left} more between them: print(catalogue.table()) with rich shows all" if left > 0 else ""
+        return tables.text(self.table(shown)) + more
+
+    def _repr_html_(self) -> str:
+        """Its table, in a notebook."""
+        return tables.html(self.table())
 
     def choose(
         self,
@@ -248,7 +260,7 @@ class Catalogue(Sequence[Member]):
         """Plain data for JSON."""
         facts = {name: getattr(self, name) for name in (*CONDITIONS, "statistics")}
         facts |= {"metric": self.metric.to_dict(), "members": [_row(member) for member in self]}
-        return {"input_shape": list(self.input_shape), **facts}
+        return {"input_shape": self.input_shape, **facts}
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -260,8 +272,8 @@ class Catalogue(Sequence[Member]):
         if isinstance(data, Mapping):
             data = {"statistics": None, "metric": None, **data}  # version 0.1.0 did not write them
         data = _exactly(data, ("input_shape", *CONDITIONS, "statistics", "metric", "members"), "a catalogue")
-        if not isinstance(data["members"], list) or not isinstance(data["input_shape"], list):
-            raise ValueError("members and input_shape of a catalogue are lists")
+        if not isinstance(data["members"], list):
+            raise ValueError("members of a catalogue are a list")
         old = data["metric"] is None  # the only score was accuracy then
         metric = ACCURACY if old else Metric.from_dict(data["metric"])
         given = {"score": "accuracy", "test_score": "test_accuracy"} if old else {}
@@ -273,7 +285,7 @@ class Catalogue(Sequence[Member]):
             known = {name: row[written] for name, written in zip(_FACTS, names, strict=True)}
             members.append(Member(subnet=subnet, metric=metric, **known))
         conditions = {name: data[name] for name in CONDITIONS}
-        return cls(tuple(members), tuple(data["input_shape"]), **conditions, statistics=data["statistics"])
+        return cls(tuple(members), checked_shape(data["input_shape"]), **conditions, statistics=data["statistics"])
 
     def to_json(self, path: str | Path) -> None:
         """Write the catalogue as JSON, whole or not at all."""

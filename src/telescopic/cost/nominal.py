@@ -6,20 +6,21 @@ to half of their weights are zeros. The paper of Doubly Nested Network counts wi
 network: what is executed, less what is done with weights from a later group to an earlier one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from telescopic.cost.counting import on_meta
 from telescopic.cost.macs import Counter
-from telescopic.inputs import dtype_and_device, explained, with_batch
+from telescopic.inputs import Tensors, dtype_and_device, examples, explained
 from telescopic.layers.causal import prefix
 from telescopic.layers.narrowing import narrow, narrow_outputs, narrowed
 from telescopic.nested import Nested
+from telescopic.shapes import Shape
 
 
-def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
+def nominal_macs(net: Nested, input_shape: Shape) -> list[int]:
     """Multiply-adds of each member for one example, in grid order, without those by weights that may not be read.
 
     Counted as `Cost.macs` is, and the same for a network with one width. Parts are run by shape alone, and once for all
@@ -27,20 +28,20 @@ def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
 
     Args:
         net: the network; it is not changed.
-        input_shape: shape of one example, without the batch.
+        input_shape: shape of one example, without the batch; see `cost`.
 
     Raises:
         ValueError: if the network does not take this shape, or a part cannot be made narrower.
     """
     paper = on_meta(net)
     dtype, _ = dtype_and_device(paper)
-    x = torch.empty(with_batch(1, input_shape), dtype=dtype, device="meta")
+    x = examples(1, input_shape, dtype, "meta")
     if not paper.causal:
         with torch.no_grad(), torch.device("meta"):
             return [_count(nn.Sequential(*run), x)[0] for run in _runs(paper)]
     prices: dict[str, list[int]] = {}
 
-    def priced(name: str, part: nn.Module, given: Tensor) -> Tensor:
+    def priced(name: str, part: nn.Module, given: Tensors) -> Tensors:
         """Price a part at every width; returns what it gives at full width."""
         places: dict[nn.Module, int] = {}
 
@@ -65,7 +66,7 @@ def nominal_macs(net: Nested, input_shape: Sequence[int]) -> list[int]:
         return out
 
     with torch.no_grad(), torch.device("meta"):
-        features: dict[int, Tensor] = {}  # stage → what it takes
+        features: dict[int, Tensors] = {}  # stage → what it takes
         for entry in paper.grid.entries:
             features[entry] = priced(f"entries.{entry}", paper.entries[str(entry)], x)
         for i in range(paper.grid.entries[0], paper.grid.exits[-1] + 1):
@@ -128,10 +129,10 @@ def _narrow(name: str, part: nn.Module, width: int | None, groups: int) -> nn.Mo
     return narrow_outputs(part, width, groups) if name.startswith("entries") else narrow(part, width)
 
 
-def _count(part: nn.Module, given: Tensor) -> tuple[int, Tensor]:
+def _count(part: nn.Module, given: Tensors) -> tuple[int, Tensors]:
     """Multiply-adds, and what the part gives."""
     with explained(part, given), Counter() as counter:
-        out: Tensor = part(given)
+        out = part(given)
     return counter.macs, out
 
 

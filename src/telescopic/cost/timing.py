@@ -13,11 +13,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from telescopic.ambient import plain
 from telescopic.cost.counting import twin
-from telescopic.inputs import dtype_and_device, explained, with_batch
+from telescopic.inputs import Tensors, dtype_and_device, examples, explained
+from telescopic.shapes import Shape
 
 _ROUNDS = 5
 _MIN_RUNS = 3
@@ -49,7 +50,7 @@ class Latency:
 @plain()
 def latency(
     module: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: Shape,
     *,
     batch: int = 1,
     threads: int | None = None,
@@ -58,8 +59,9 @@ def latency(
     """Time a module's forward pass in eval mode, on the device it lies on; the module is not changed.
 
     Args:
-        module: a plain module that takes one floating-point tensor.
-        input_shape: shape of one example, without the batch.
+        module: a plain module.
+        input_shape: shape of one example, without the batch; see `cost`. Random numbers are made of it, and ones of
+            whole numbers and truth values.
         batch: examples in a pass.
         threads: threads within an operation, restored afterwards; None keeps torch's present number.
         seconds: time to spend, a fifth of it on warming up. At least three passes are timed, whatever they take.
@@ -73,7 +75,7 @@ def latency(
 @plain()
 def latencies(
     modules: Sequence[Callable[[], nn.Module]],
-    input_shape: Sequence[int],
+    input_shape: Shape,
     *,
     batch: int = 1,
     threads: int | None = None,
@@ -93,7 +95,7 @@ def latencies(
     Raises:
         ValueError: as in `latency`.
     """
-    shape, before = with_batch(batch, input_shape), torch.get_num_threads()
+    before = torch.get_num_threads()
     threads = before if threads is None else threads
     if threads < 1 or not 0 < seconds < math.inf:
         raise ValueError(f"latency needs 1 thread or more, not {threads}, and more than 0 seconds, not {seconds}")
@@ -106,8 +108,7 @@ def latencies(
             if len(times) < _MIN_RUNS or sum(times) < seconds:
                 module = modules[turn % len(modules)]()
                 dtype, device = dtype_and_device(module)
-                x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-                _take_turn(module, x, seconds / _ROUNDS, times)
+                _take_turn(module, examples(batch, input_shape, dtype, device), device, seconds / _ROUNDS, times)
             if progress is not None:
                 progress(turn + 1, _ROUNDS * len(modules))
     finally:
@@ -120,15 +121,15 @@ def latencies(
 
 
 @torch.inference_mode()
-def _take_turn(module: nn.Module, x: Tensor, seconds: float, times: list[float]) -> None:
+def _take_turn(module: nn.Module, x: Tensors, device: torch.device, seconds: float, times: list[float]) -> None:
     """Warm up, then append the seconds of each pass; at least one, and until the time is over."""
     if any(part.training for part in module.modules()):
         module = twin(module, lambda tensor: tensor)
 
     def run() -> float:
         module(x)
-        if x.device.type != "cpu":
-            torch.accelerator.synchronize(x.device)  # the call returns before the device has finished
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)  # the call returns before the device has finished
         return time.perf_counter()
 
     with explained(module, x):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from telescopic.data.readers import DataError
+from telescopic.inputs import Tensors, each, first, leaves, named
 from telescopic.tasks import facts
 
 
@@ -16,6 +17,7 @@ from telescopic.tasks import facts
 class Split:
     """Inputs `[n, ...]` and what the network is to answer, targets `[n, ...]`, of any type.
 
+    Inputs of networks that take several are a dict or a tuple of tensors, all `[n, ...]`.
     Of images classified, inputs are uint8 `[n, channels, height, width]` and targets int64 `[n]`, which count classes
     from 0; they may be called `images` and `labels`.
 
@@ -23,20 +25,26 @@ class Split:
         DataError: if they are no tensors, or not as many.
     """
 
-    inputs: Tensor
+    inputs: Tensors
     targets: Tensor
 
     def __post_init__(self) -> None:
         """Refuse what is not a split."""
-        if not isinstance(self.inputs, Tensor) or not isinstance(self.targets, Tensor):
-            found = f"{type(self.inputs).__name__} and {type(self.targets).__name__}"
+        given = named(self.inputs) | {"targets": self.targets}
+        if len(given) < 2 or not all(isinstance(some, Tensor) for some in given.values()):
+            found = " and ".join(type(some).__name__ for some in given.values())
             raise DataError(f"inputs and targets are tensors, not {found}: see telescopic.data.of")
-        if not self.inputs.ndim or self.inputs.shape[:1] != self.targets.shape[:1]:
-            both = f"{facts(self.inputs)} and {facts(self.targets)}"
-            raise DataError(f"there are as many targets [n, ...] as inputs [n, ...], and these are {both}")
+        if any(not some.ndim or some.shape[:1] != self.targets.shape[:1] for some in given.values()):
+            all_ = ", ".join(f"{name} {facts(some)}" for name, some in given.items())
+            raise DataError(f"there are as many targets [n, ...] as inputs [n, ...], and these are {all_}")
+
+    def __repr__(self) -> str:
+        """Types and shapes."""
+        given = named(self.inputs, "inputs") | {"targets": self.targets}
+        return f"Split({', '.join(f'{name} {facts(some)}' for name, some in given.items())})"
 
     @property
-    def images(self) -> Tensor:
+    def images(self) -> Tensors:
         """The inputs."""
         return self.inputs
 
@@ -47,11 +55,15 @@ class Split:
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self.inputs)
+        return len(self.targets)
+
+    def __getitem__(self, part: slice) -> "Split":
+        """Some of the examples."""
+        return Split(each(lambda x: x[part], self.inputs), self.targets[part])
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return Split(each(lambda x: x.to(device), self.inputs), self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Preprocess:
     """Pixels to numbers: `(x / 255 - mean) / std`, one mean and std for all channels or one for each.
 
     Inputs that are no bytes are not divided by 255: `(x - mean) / std`, or as they are, such as the numbers of words.
+    Of several inputs those that are bytes are divided; means and stds are for one.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -75,8 +88,9 @@ class Preprocess:
     def fit(cls, split: Split) -> "Preprocess":
         """Mean and standard deviation of each channel over all of a split; a constant channel gets std 1."""
         inputs = split.inputs
-        if not len(split) or inputs.ndim < 2:
-            raise DataError(f"Preprocess.fit needs images, or inputs [n, channels, ...]; the split has {facts(inputs)}")
+        if not len(split) or not isinstance(inputs, Tensor) or inputs.ndim < 2:
+            found = ", ".join(map(facts, leaves(inputs)))
+            raise DataError(f"Preprocess.fit needs images, or one input [n, channels, ...]; the split has {found}")
         if inputs.is_floating_point():
             flat = inputs.double().transpose(0, 1).flatten(1)
             deviations = flat.std(1, correction=0)
@@ -91,8 +105,13 @@ class Preprocess:
             std.append(float(share @ (values - mean[-1]).square()) ** 0.5 or 1.0)
         return cls(tuple(mean), tuple(std))
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensors) -> Tensors:
         """Inputs `[batch, channels, ...]` as the network sees them: bytes become float32, other types stay."""
+        if not isinstance(inputs, Tensor):
+            if self != Preprocess():
+                several = ", ".join(named(inputs))
+                raise ValueError(f"means and stds are for one input, and these are {several}: normalise them before")
+            return each(self, inputs)
         x = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
         if self == Preprocess():
             return x
@@ -104,10 +123,10 @@ class Preprocess:
         return (x - mean) / std
 
 
-def prepared(inputs: Tensor, preprocess: Preprocess, like: Tensor) -> Tensor:
+def prepared(inputs: Tensors, preprocess: Preprocess, like: Tensor) -> Tensors:
     """What a network sees: on the device of its parameters and, unless these are whole numbers, in their type."""
-    x = preprocess(inputs.to(like.device))
-    return x.to(like.dtype) if x.is_floating_point() else x
+    x = preprocess(each(lambda x: x.to(like.device), inputs))
+    return each(lambda x: x.to(like.dtype) if x.is_floating_point() else x, x)
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,7 @@ class Augment:
         if self.pad < 0:
             raise ValueError(f"Augment pads by 0 pixels or more, not {self.pad}")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensors, generator: torch.Generator) -> Tensors:
         """Images uint8 `[batch, channels, height, width]` to as many of the same shape, determined by the generator.
 
         Raises:
@@ -130,8 +149,9 @@ class Augment:
         """
         if not (self.pad or self.flip):
             return images
-        if images.ndim != 4:
-            raise ValueError(f"Augment takes images [batch, channels, height, width], not {facts(images)}")
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            found = ", ".join(map(facts, leaves(images)))
+            raise ValueError(f"Augment takes images [batch, channels, height, width], not {found}")
         batch, _, height, width = images.shape
         x = images
         if self.pad:
@@ -158,7 +178,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
     least: int = 1,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensors, Tensor]]:
     """Batches of inputs `[batch, ...]` and targets `[batch, ...]`, the last, smaller one included.
 
     A last one of fewer than `least` examples, of which a BatchNorm could not be trained, joins the one before.
@@ -189,17 +209,21 @@ def batch_sizes(images: int, batch_size: int, least: int = 1) -> list[int]:
 
 def _batches(
     split: Split, sizes: Sequence[int], seed: int | None, epoch: int, rank: int, world: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensors, Tensor]]:
     order = None
     if seed is not None:
         # Mixed, not added: seed 0's epoch 1 must not be seed 1's epoch 0. Drawn on the CPU: the same on every device.
         state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(state)).to(split.inputs.device)
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(state)).to(
+            first(split.inputs).device
+        )
     start = 0
     for size in sizes:
         part = slice(start + rank, start := start + size, world)
         if order is None:
-            yield split.inputs[part], split.targets[part]
+            yield each(lambda x, part=part: x[part], split.inputs), split.targets[part]
         else:
             # index_select copies whole examples, 6 times as fast on CPU as indexing, which goes element by element.
-            yield split.inputs.index_select(0, order[part]), split.targets.index_select(0, order[part])
+            chosen = order[part]
+            taken = each(lambda x, chosen=chosen: x.index_select(0, chosen), split.inputs)
+            yield taken, split.targets.index_select(0, chosen)

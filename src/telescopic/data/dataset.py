@@ -6,6 +6,8 @@ import torch
 
 from telescopic.data.batches import Split
 from telescopic.data.readers import DataError
+from telescopic.inputs import named, shape_of
+from telescopic.shapes import Shape
 from telescopic.tasks import facts
 
 
@@ -30,10 +32,11 @@ class Dataset:
         for part in ("validation", "test"):
             split: Split = getattr(self, part)
             for kind in ("inputs", "targets"):
-                there, here = getattr(self.train, kind), getattr(split, kind)
-                alike = (there.dtype, there.shape[1:]) == (here.dtype, here.shape[1:])
-                if len(split) and len(self.train) and not alike:
-                    raise DataError(f"{self.name}: training {kind} are {facts(there)}, but {part} {kind} {facts(here)}")
+                there, here = (named(getattr(one, kind), kind) for one in (self.train, split))
+                forms = [{key: (x.dtype, x.shape[1:]) for key, x in some.items()} for some in (there, here)]
+                if len(split) and len(self.train) and forms[0] != forms[1]:
+                    told = [" and ".join(f"{key} {facts(x)}" for key, x in some.items()) for some in (there, here)]
+                    raise DataError(f"{self.name}: training {told[0]}, but {part} {told[1]}")
         if not self.classes:
             return
         filled = [split for split in self.splits if len(split) and not split.targets.is_meta]
@@ -49,9 +52,13 @@ class Dataset:
         return self.train, self.validation, self.test
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of an input, without the batch; of an image its channels, height and width."""
-        return tuple(self.train.inputs.shape[1:])
+    def input_shape(self) -> Shape:
+        """Shape of an input, without the batch; of an image its channels, height and width.
+
+        Other types than bytes and floating-point numbers stand in front, `("int64", 128)`; of several inputs it is a
+        dict or tuple of such.
+        """
+        return shape_of(self.train.inputs)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -60,8 +67,9 @@ class Dataset:
         Raises:
             DataError: if the inputs are no images.
         """
-        if len(shape := self.input_shape) != 3:
-            raise DataError(f"{self.name} has inputs {list(shape)}, and images are [channels, height, width]")
+        shape = self.input_shape
+        if not isinstance(shape, tuple) or len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+            raise DataError(f"{self.name} has inputs {shape}, and images are [channels, height, width]")
         return shape[0], shape[1], shape[2]
 
     def to(self, device: torch.device | str) -> "Dataset":

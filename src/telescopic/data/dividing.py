@@ -7,11 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from telescopic.data.batches import Split
+from telescopic.inputs import each
 
 
-def taken(inputs: NDArray[Any], targets: NDArray[Any], index: NDArray[np.intp]) -> Split:
-    """A part of some examples."""
-    return Split(torch.from_numpy(inputs[index]), torch.from_numpy(targets[index]))
+def taken(inputs: Any, targets: NDArray[Any], index: NDArray[np.intp]) -> Split:
+    """A part of some examples, of an array of inputs or a dict or tuple of several."""
+    return Split(each(lambda x: torch.from_numpy(x[index]), inputs), torch.from_numpy(targets[index]))
 
 
 def divide(

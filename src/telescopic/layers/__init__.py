@@ -12,4 +12,5 @@ from telescopic.layers.heads import GlobalAvgPool2d as GlobalAvgPool2d
 from telescopic.layers.heads import GradientScale as GradientScale
 from telescopic.layers.heads import SharedHead as SharedHead
 from telescopic.layers.heads import pooled_head as pooled_head
+from telescopic.layers.heads import token_head as token_head
 from telescopic.layers.residual import Residual as Residual

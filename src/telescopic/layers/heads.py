@@ -45,6 +45,11 @@ def pooled_head(
     return nn.Sequential(*pool, nn.Linear(shape[0], classes))
 
 
+def token_head(shape: Sequence[int], classes: int) -> nn.Linear:
+    """A linear layer at each position, from features `[positions, channels]` to scores `[positions, classes]`."""
+    return nn.Linear(shape[-1], classes)
+
+
 class GlobalAvgPool2d(nn.Module):
     """The mean of each channel over the image, whose gradient is cheap to add to that of the next stage.
 

@@ -1,15 +1,15 @@
 """How all laws are checked on a network that is left as it is."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from telescopic.ambient import plain
-from telescopic.inputs import explained, with_batch
+from telescopic.inputs import Tensors, each, examples, explained
 from telescopic.layers import GradientScale
 from telescopic.nested import Nested
+from telescopic.shapes import Shape
 from telescopic.subnet import Coordinates, Grid, Subnet
 from telescopic.testing import laws
 from telescopic.testing.trial import Trial
@@ -33,7 +33,7 @@ LAWS: tuple[Callable[[Trial], None], ...] = (
 @plain()
 def check_nested(
     net: Nested,
-    input_shape: Sequence[int],
+    input_shape: Shape,
     *,
     members: int | Iterable[Subnet] | None = None,
     rebuild: bool = True,
@@ -60,7 +60,8 @@ def check_nested(
 
     Args:
         net: the network.
-        input_shape: shape of one example, without the batch.
+        input_shape: shape of one example, without the batch, see `cost`: then inputs are random numbers, and those that
+            are whole numbers all 1. Or a batch of examples, of which three different ones are taken.
         members: which members to check: so many of them, evenly spread over the grid, or just these. Default: all.
         rebuild: whether a bundle can describe the network. Give False if it holds classes of your own that
             `register_layer` cannot handle; then a copy of the network without its weights is what law 10 loads into.
@@ -74,7 +75,7 @@ def check_nested(
     chosen = _chosen(net.grid, members)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        x = torch.randn(with_batch(3, input_shape), dtype=torch.float64)
+        x = examples(3, input_shape, torch.float64, "cpu", seed=seed)
         trial = Trial(_lived_in(net, x), chosen, x, rebuild)
         for law in LAWS:
             try:
@@ -102,7 +103,7 @@ def _chosen(grid: Grid, members: int | Iterable[Subnet] | None) -> tuple[Coordin
 
 
 @torch.no_grad()
-def _lived_in(net: Nested, x: Tensor) -> Nested:
+def _lived_in(net: Nested, x: Tensors) -> Nested:
     """A copy in which nothing is zero, or the same for all entries, only because the network is new."""
     lived = copied(net).to("cpu", torch.float64)
     for parameter in lived.parameters():
@@ -112,6 +113,6 @@ def _lived_in(net: Nested, x: Tensor) -> Nested:
         if isinstance(module, GradientScale):  # a means of training that is no part of what a member is
             module.scale = 1.0
     with explained(lived, x):
-        lived.eval()(x.clone())
-    lived.train().all(x.clone())
+        lived.eval()(each(torch.clone, x))
+    lived.train().all(each(torch.clone, x))
     return lived.eval()

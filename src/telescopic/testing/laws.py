@@ -14,6 +14,7 @@ from telescopic.architecture import named_tensors
 from telescopic.bundle import BundleError, load, save
 from telescopic.catalogue import measure
 from telescopic.extract import extract
+from telescopic.inputs import each, first, leaves, shape_of
 from telescopic.layers.causal import prefix
 from telescopic.layers.sized import require_channels_first, require_sized
 from telescopic.neighbours import require_alone
@@ -50,7 +51,7 @@ def sized(trial: Trial) -> None:
     for entry in net.grid.entries:
         deepest = max((m for m in net.grid if m.entry == entry), key=lambda m: (m.exit, m.width))
         (_, adapter), *stages, _ = net.path(deepest)
-        features = adapter(trial.x.clone())
+        features = adapter(trial.some())
         require_channels_first(adapter, features)
         for name, stage in stages:
             whole = stage(features.clone())
@@ -74,14 +75,18 @@ def no_memory(trial: Trial) -> None:
     """
     net, before = trial.net, {name: tensor.clone() for name, tensor in named_tensors(trial.net).items()}
     answers = {member: trial.answer(member) for member in trial.members}
-    given = trial.x.clone()
+    given = trial.some()
+
+    def same() -> bool:
+        return all(torch.equal(one, other) for one, other in zip(leaves(given), leaves(trial.x), strict=True))
+
     for member in reversed(trial.members):
         demand_same(trial.answer(member), answers[member], f"{trial.label(member)}, asked first and asked again")
         net(given, member)
-        demand(torch.equal(given, trial.x), f"{trial.label(member)} changes its input: something works in place on it")
+        demand(same(), f"{trial.label(member)} changes its input: something works in place on it")
         extract(net, member)
     net.all(given)
-    demand(torch.equal(given, trial.x), "net.all changes its input: something works in place on it")
+    demand(same(), "net.all changes its input: something works in place on it")
     for member in trial.members:
         demand_same(trial.answer(member), answers[member], f"{trial.label(member)}, asked before and after net.all")
     for name, tensor in named_tensors(net).items():
@@ -100,12 +105,18 @@ def neighbours(trial: Trial) -> None:
         name, answer = trial.label(member), trial.answer(member)
         try:
             require_alone(partial(net, subnet=member), net.path(member), x, TOLERANCE)
-            alone = trial.answer(member, x[:1])
+            alone = trial.answer(member, trial.some(lambda x: x[:1]))
         except (ValueError, RuntimeError, IndexError) as error:
             raise AssertionError(f"{name}: {error}") from error
         demand_same(alone, answer[:1], f"{name}, for an example alone and in a batch")
-        demand_same(trial.answer(member, x.flip(0)), answer.flip(0), f"{name}, for a batch in another order")
-    demand_same(trial.rows(x[:1]), trial.rows()[:, :1], "net.all, for an example alone and in a batch")
+        demand_same(
+            trial.answer(member, trial.some(lambda x: x.flip(0))),
+            answer.flip(0),
+            f"{name}, for a batch in another order",
+        )
+    demand_same(
+        trial.rows(trial.some(lambda x: x[:1])), trial.rows()[:, :1], "net.all, for an example alone and in a batch"
+    )
 
 
 @torch.no_grad()
@@ -120,8 +131,10 @@ def extraction(trial: Trial) -> None:
     for member in trial.members:
         name, answer, taken = trial.label(member), trial.answer(member), extract(net, member)
         shape = tuple(answer.shape)
-        demand(len(shape) == 2 and shape[0] == len(trial.x), f"{name} gives {shape}: logits are [batch, classes]")
-        demand_same(taken(trial.x.clone()), answer, f"{name}, extracted and by net(x, member)")
+        demand(
+            len(shape) >= 2 and shape[0] == len(first(trial.x)), f"{name} gives {shape}: logits are [batch, classes]"
+        )
+        demand_same(taken(trial.some()), answer, f"{name}, extracted and by net(x, member)")
         demand_same(rows[net.grid.index(member)], answer, f"{name}, its row of net.all(x) and net(x, member)")
         demand(not any(part.training for part in taken.modules()), f"{name} is in training mode when extracted")
         own = {nn.Sequential} | {type(module) for part in trial.parts(member) for module in part.modules()}
@@ -152,8 +165,8 @@ def nesting(trial: Trial) -> None:
     for member in members:
         adapter, *stages, head = (module for _, module in net.path(member))
         inner[member], ends[member] = ids(stages), {"entry": ids([adapter]), "exit": ids([head])}
-        features = adapter(trial.x[:1].clone())
-        if net.causal:
+        features = adapter(trial.some(lambda x: x[:1]))
+        if net.groups > 1 and net.causal:
             features = features[:, : features.shape[1] * member.width // net.groups]
         if net.groups > 1:
             has_first_groups(trial, member)
@@ -242,11 +255,13 @@ def gradient_mix(trial: Trial) -> None:
     """
     net, grid = trial.net, trial.net.grid
     chosen = range(len(grid)) if net.groups == 1 else sorted({grid.index(member) for member in trial.members})
-    x = trial.x.clone().requires_grad_()
-    logits = net.all(x.clone())
+    x = trial.some()
+    given = [part.requires_grad_() for part in leaves(x) if part.is_floating_point()]
+    logits = net.all(each(torch.clone, x))
     weights = torch.randn_like(logits)
     if net.groups > 1:
-        weights *= torch.zeros(len(grid), 1, 1).index_fill(0, torch.tensor(list(chosen)), 1)
+        asked = torch.zeros(len(grid)).index_fill(0, torch.tensor(list(chosen)), 1)
+        weights *= asked.view(-1, *[1] * (logits.ndim - 1))
     owner: dict[int, int] = {}  # parameter → its owner; the input has none
     alone: dict[int, dict[int, Tensor]] = {}  # member → tensor → gradient
     for m, member in enumerate(grid):
@@ -263,18 +278,19 @@ def gradient_mix(trial: Trial) -> None:
             [c.shape for c in copies] == [p.shape for p in theirs] if net.groups == 1 else len(copies) == len(theirs)
         )
         demand(alike, numbers)
-        of_x, *found = gradients((taken(x.clone()) * weights[m]).sum(), [x, *copies])
+        found = gradients((taken(each(torch.clone, x)) * weights[m]).sum(), [*given, *copies])
+        of_x, found = found[: len(given)], found[len(given) :]
         if net.groups > 1:
             found = scattered(net, member, found)
             theirs = list(net.parameters())
-        alone[m] = dict(zip(map(id, [x, *theirs]), [of_x, *found], strict=True))
+        alone[m] = dict(zip(map(id, [*given, *theirs]), [*of_x, *found], strict=True))
     table = torch.rand(len(grid), len(grid))
     table[torch.rand_like(table) < 0.3] = 0
     table[torch.rand_like(table) < 0.2] = 1
     table[[m for m in range(len(grid)) if m not in chosen]] = 1  # so that they take one pass together
-    tensors = {"the input": x, **dict(net.named_parameters())}
+    tensors = {f"input {number}": part for number, part in enumerate(given)} | dict(net.named_parameters())
     for mix in (None, tuple(tuple(row) for row in table.tolist())):
-        mixed = net.all(x.clone(), mix)
+        mixed = net.all(each(torch.clone, x), mix)
         demand_same(mixed, logits, "net.all with and without a gradient mix")
         found = gradients((mixed * weights).sum(), list(tensors.values()))
         for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
@@ -306,7 +322,7 @@ def threads(trial: Trial) -> None:
     They take turns, module by module, so that the steps of one fall between those of the other for certain; with the
     same member and with different ones, for the one may hide what the other shows.
     """
-    x, y = trial.x, torch.randn_like(trial.x)
+    x, y = trial.x, trial.some(lambda x: torch.randn_like(x) if x.is_floating_point() else x.flip(0))
     pairs = [(m, other) for i, m in enumerate(trial.members) for other in (m, trial.members[i - 1])]
     for pair in pairs:
         calls = [partial(trial.answer, member, given) for member, given in zip(pair, (x, y), strict=True)]
@@ -324,7 +340,7 @@ def cost(trial: Trial) -> None:
     net = trial.net
     if net.groups > 1 and len(trial.members) < len(net.grid):
         net.grid = Some(net.grid, trial.members)  # there may be hundreds
-    catalogue = measure(net, input_shape=trial.x.shape[1:])
+    catalogue = measure(net, input_shape=shape_of(trial.x))
     listed = [entry.subnet for entry in catalogue]
     demand(listed == list(net.grid), f"the catalogue lists {', '.join(map(str, listed))} for {net.grid}")
     for member in trial.members:
@@ -332,7 +348,7 @@ def cost(trial: Trial) -> None:
         belonging = trial.shares(member)
         parameters = {id(p): belonging[id(p)].size for part in trial.parts(member) for p in part.parameters()}
         facts = (
-            ("MACs", stated.macs, macs(taken, trial.x[:1].clone())),
+            ("MACs", stated.macs, macs(taken, trial.some(lambda x: x[:1]))),
             ("parameters", stated.params, sum(p.numel() for p in taken.parameters())),
             ("parameters in the network", stated.params, sum(parameters.values())),
         )
@@ -357,7 +373,7 @@ def round_trip(trial: Trial) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.safetensors"
         try:
-            save(net, path, input_shape=trial.x.shape[1:], architecture=trial.rebuild)
+            save(net, path, input_shape=shape_of(trial.x), architecture=trial.rebuild)
         except BundleError as error:
             raise AssertionError(f"{error}; or check with rebuild=False") from error
         loaded = load(path, into=blank())
@@ -368,5 +384,5 @@ def round_trip(trial: Trial) -> None:
         demand(not different, f"{', '.join(different)} differ after saving and loading")
         for member in trial.members:
             name, answer = trial.label(member), trial.answer(member)
-            demand_same(loaded(trial.x.clone(), member), answer, f"{name} of the network loaded and saved")
-            demand_same(load(path, member, into=blank())(trial.x.clone()), answer, f"{name}, loaded alone and saved")
+            demand_same(loaded(trial.some(), member), answer, f"{name} of the network loaded and saved")
+            demand_same(load(path, member, into=blank())(trial.some()), answer, f"{name}, loaded alone and saved")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from telescopic.architecture import named_tensors
 from telescopic.cost.macs import Counter
+from telescopic.inputs import Tensors, each
 from telescopic.nested import Nested
 from telescopic.subnet import Coordinates, Grid
 from telescopic.testing.elements import Share, shares
@@ -26,25 +27,29 @@ class Trial:
     Attributes:
         net: a copy of the network in eval mode and float64; a law may change it.
         members: those to check, with all coordinates given.
-        x: a random input `[3, ...]`.
+        x: a random input `[3, ...]`, or a dict or tuple of such.
         rebuild: whether a bundle can describe the network.
         known: what `shares` has found, by the tensors' names; of use to all laws, for each gets a copy of one network.
     """
 
     net: Nested
     members: tuple[Coordinates, ...]
-    x: Tensor
+    x: Tensors
     rebuild: bool
     known: dict[Coordinates, dict[str, Share]] = field(default_factory=dict)
 
-    def answer(self, member: Coordinates, x: Tensor | None = None) -> Tensor:
+    def answer(self, member: Coordinates, x: Tensors = None) -> Tensor:
         """A member's logits by `net(x, member)`, for a copy of the input."""
-        logits: Tensor = self.net((self.x if x is None else x).clone(), member)
+        logits: Tensor = self.net(each(torch.clone, self.x if x is None else x), member)
         return logits
 
-    def rows(self, x: Tensor | None = None) -> Tensor:
+    def rows(self, x: Tensors = None) -> Tensor:
         """All members' logits by `net.all(x)`, for a copy of the input."""
-        return self.net.all((self.x if x is None else x).clone())
+        return self.net.all(each(torch.clone, self.x if x is None else x))
+
+    def some(self, take: Callable[[Tensor], Tensor] = torch.clone) -> Tensors:
+        """The input, or what is taken of each tensor of it; a copy."""
+        return each(lambda x: take(x).clone(), self.x)
 
     def label(self, member: Coordinates) -> str:
         """What messages call a member."""
@@ -111,7 +116,7 @@ def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [given[id(tensor)] if id(tensor) in given else torch.zeros_like(tensor) for tensor in tensors]
 
 
-def macs(module: nn.Module, x: Tensor) -> int:
+def macs(module: nn.Module, x: Tensors) -> int:
     """Multiply-adds counted while numbers are computed, and not by shape alone."""
     with torch.no_grad(), Counter() as counter:
         module(x)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from telescopic import documents
 from telescopic.architecture import named_tensors
 from telescopic.files import replacing
+from telescopic.inputs import Tensors
 from telescopic.layers.filter import Filter
 from telescopic.shrink.shapes import reshape_
 from telescopic.tensorfile import DTYPES, TensorFile, opened, write
@@ -113,7 +114,7 @@ def _facts(file: TensorFile) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, example: Tensor | None = None
+    path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, example: Tensors = None
 ) -> None:
     """Put a checkpoint's tensors into a network and its optimizer.
 

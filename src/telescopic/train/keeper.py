@@ -14,6 +14,7 @@ from torch import Tensor
 from telescopic.architecture import named_tensors
 from telescopic.data import Dataset
 from telescopic.files import WriteError, make_folder, sweep
+from telescopic.inputs import Tensors, leaves
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
 from telescopic.train.checkpoint import (
@@ -50,7 +51,7 @@ class Keeper:
         out: Path | None,
         net: Nested,
         optimizer: torch.optim.Optimizer,
-        example: Tensor,
+        example: Tensors,
         same: dict[str, Any],
         facts: dict[str, Any],
         lost: Callable[[], bool],
@@ -173,7 +174,7 @@ def fingerprint(data: Dataset) -> str:
     """What tells whether data are the same: of its training and validation examples, in this order."""
     number = 0
     for split in (data.train, data.validation):
-        for tensor in (split.inputs, split.targets):
+        for tensor in (*leaves(split.inputs), split.targets):
             number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
     return f"crc32 {number:08x}"
 

@@ -1,8 +1,9 @@
 """How features lie in memory while a network is trained."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from telescopic.inputs import Tensors, each
 from telescopic.layers.filter import Filter
 
 
@@ -39,6 +40,6 @@ def lay_out_(net: nn.Module, layout: torch.memory_format) -> None:
     net.to(memory_format=layout)  # type: ignore[call-overload] # torch's own stub lacks this form
 
 
-def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """Inputs in a layout, if they are images, which alone have it."""
-    return x.to(memory_format=layout) if x.ndim == 4 else x
+def laid_out(x: Tensors, layout: torch.memory_format) -> Tensors:
+    """Inputs in a layout, those that are images, which alone have it."""
+    return each(lambda x: x.to(memory_format=layout) if x.ndim == 4 else x, x)

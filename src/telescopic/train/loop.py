@@ -15,6 +15,7 @@ from telescopic.data import Dataset, Split, batch_sizes, batches, prepared
 from telescopic.denormals import denormals_as_zero
 from telescopic.evaluate import score_sums
 from telescopic.fits import check_training
+from telescopic.inputs import Tensors
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
 from telescopic.statistics import recalibrate_
@@ -102,11 +103,10 @@ class Training:
         self.train = data.train.to(device)
         self.apart = [_share(split, self.rank, self.world).to(device) for split in (data.validation, data.test)]
         self.sizes = batch_sizes(len(self.train), recipe.batch_size, self.least)
-        example = prepared(self.train.inputs[:2], recipe.preprocess, self.like)
+        example = prepared(self.train[:2].inputs, recipe.preprocess, self.like)
         self.method: Method = Nothing()
         if recipe.shrink is not None:
-            steps = recipe.epochs * len(self.sizes)
-            self.method = Shrinking(net, recipe.shrink, self.optimizer, example, steps=steps, seed=seed)
+            self.method = Shrinking(net, recipe.shrink, self.optimizer, example, seed=seed)
         facts = {"threads": torch.get_num_threads(), "processes": self.world}
         options: dict[str, Any] = {"writes": self.rank == 0, "seconds": checkpoint_seconds}
         self.keeper = Keeper(out, net, self.optimizer, example, self._same(), facts, lost, **options)
@@ -201,7 +201,7 @@ class Training:
         self._require_finite(totals, num_batches)
         return trained, totals
 
-    def _step(self, batch: int, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _step(self, batch: int, inputs: Tensors, targets: Tensor) -> Tensor:
         """Learn from a batch; its losses, summed over this process's examples `[1 + members]`."""
         recipe, epoch, device = self.recipe, self.position.epoch, self.accelerator.device
         step = (epoch - 1) * len(self.sizes) + batch
@@ -306,4 +306,4 @@ def _leave_group() -> None:
 
 def _share(split: Split, rank: int, world: int) -> Split:
     """The part of a split that one process is tried on."""
-    return split if world == 1 else Split(split.inputs[rank::world], split.targets[rank::world])
+    return split if world == 1 else split[rank::world]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from telescopic.inputs import Tensors
 from telescopic.layers.filter import Filter
 from telescopic.nested import Mix, Nested
 from telescopic.tasks import Task, classification
@@ -56,11 +57,11 @@ class Objective(nn.Module):
         exact = torch.promote_types(next(net.parameters()).dtype, torch.float32)
         self.register_buffer("weights", torch.tensor(weights, dtype=exact), persistent=False)
 
-    def forward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensors, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of one batch, summed over its examples.
 
         Args:
-            x: inputs `[batch, ...]` as the network sees them.
+            x: inputs `[batch, ...]` as the network sees them, or a dict or tuple of several.
             targets: what is to be answered `[batch, ...]`.
 
         Returns:

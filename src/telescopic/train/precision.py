@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from telescopic.data import Dataset, prepared
+from telescopic.inputs import Tensors
 from telescopic.nested import Nested
 from telescopic.shrink.example import unchanged
 from telescopic.tasks import Task
@@ -31,7 +32,7 @@ WORTH = 1.2
 
 
 def step_seconds(
-    net: Nested, recipe: Recipe, inputs: Tensor, targets: Tensor, task: Task | None = None
+    net: Nested, recipe: Recipe, inputs: Tensors, targets: Tensor, task: Task | None = None
 ) -> tuple[float, float]:
     """Seconds of a training step in fp32 and in bf16, without the optimizer's part, which is the same in both.
 
@@ -88,9 +89,9 @@ def precision_for(
     """That in which the run in `out` began; of a new one, that in which a step takes less time, the same for all."""
     if out is not None and (out / LAST).exists():
         return "bf16" if read_facts(out / LAST).get("precision") == "bf16" else "fp32"
-    batch = slice(math.ceil(min(recipe.batch_size, len(data.train)) / accelerator.num_processes))
-    inputs, targets = (part[batch].to(accelerator.device) for part in (data.train.inputs, data.train.targets))
-    times = torch.tensor(step_seconds(net, recipe, inputs, targets, task), device=accelerator.device)
+    size = math.ceil(min(recipe.batch_size, len(data.train)) / accelerator.num_processes)
+    some = data.train[:size].to(accelerator.device)
+    times = torch.tensor(step_seconds(net, recipe, some.inputs, some.targets, task), device=accelerator.device)
     fp32, bf16 = accelerator.reduce(times, "sum").tolist()  # the sums, which no process has different ones of
     chosen = faster(fp32, bf16)
     if told:

@@ -114,7 +114,7 @@ class Result:
         if not filters(self.net):
             return self.net
         first = next(self.net.parameters())
-        return fold_family(self.net, prepared(self.data.train.inputs[:2], self.recipe.preprocess, first))
+        return fold_family(self.net, prepared(self.data.train[:2].inputs, self.recipe.preprocess, first))
 
     def _stands(self, facts: Mapping[str, Any]) -> bool:
         """Whether what is there is of this very state, and perhaps has latencies measured."""
