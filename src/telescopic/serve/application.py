@@ -67,6 +67,11 @@ def application(
         ValueError: if a bound is below 1, or fewer may wait than run in a pass; or if the pack's network has learned
             something else than classes.
     """
+    if not isinstance(engine.input_shape, tuple) or not all(isinstance(size, int) for size in engine.input_shape):
+        raise ValueError(
+            f"a server takes images or one input of numbers, and the network of {engine.path} takes "
+            f"{engine.input_shape}: ask telescopic.Engine"
+        )
     if engine.task != "classification":
         raise ValueError(
             f"a server answers with classes, and the network of {engine.path} has learned {engine.task}: ask "
