@@ -28,8 +28,9 @@ demo: $(READY)
 	.venv/bin/python examples/demo.py
 
 # A process for each core, and one thread in each: the tests' networks are tiny, and on a busy machine torch's threads wait
-# for each other many times longer. A file's tests stay together, for what they share is made once.
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs -n auto --dist loadfile
+# for each other many times longer. A file's tests stay together, for what they share is made once; files go in the order
+# of their names, for xdist's own order keeps those of few tests for the end, and these take longest.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	.venv/bin/ruff check

@@ -2,13 +2,16 @@
 
 A ResNet for CIFAR-10 with dense weights is trained alone; then it is slimmed into four widths and trained on, the
 widest, the narrowest and one other at a step. Twins are the same members with new weights, each trained alone for as
-many epochs as both together. Beside it the family from new weights, for as many epochs. Runs go on after a kill:
+many epochs as both together. Beside it the family from new weights, for as many epochs; and, where Torch-Pruning is
+installed, the network pruned by it once for each width, to as many channels by the norms of groups, and trained on for
+as many epochs as the family. Runs go on after a kill:
 
     python benchmarks/slim.py [--out runs/slim] [--depth 14] [--alone 6] [--together 4] [--seed 0] [--images 50000]
 """
 
 import argparse
 import copy
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,6 @@ import torch
 from torch import nn
 
 import telescopic as tl
-from telescopic.subnet import Subnet
 
 import results
 
@@ -31,6 +33,25 @@ def renewed(module: nn.Module, seed: int) -> nn.Module:
     for layer in made.modules():
         if callable(getattr(layer, "reset_parameters", None)):
             layer.reset_parameters()
+    return made
+
+
+def pruned(network: nn.Module, narrow: nn.Module, example: torch.Tensor) -> nn.Module | None:
+    """A copy that Torch-Pruning has made as narrow as another one, layer by layer; None if it is not installed."""
+    if importlib.util.find_spec("torch_pruning") is None:
+        return None
+    import torch_pruning
+
+    made = copy.deepcopy(network).eval()
+    convs = [[part for part in net.modules() if isinstance(part, nn.Conv2d)] for net in (made, narrow)]
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        made,
+        example,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio_dict={one: 1 - two.out_channels / one.out_channels for one, two in zip(*convs, strict=True)},
+        ignored_layers=[part for part in made.modules() if isinstance(part, nn.Linear)],
+    )
+    pruner.step()
     return made
 
 
@@ -68,15 +89,24 @@ def main() -> None:
     example = pre(data.train.images[:8])
     family = tl.slim(alone, example, SHARES)
     trained("slim", family, tl.recipes.slim(args.together, **common))
-    twins = [tl.extract(family, Subnet(width=width)) for width in (1, 2, 3, 4)]
-    for width, twin in enumerate(twins, 1):
-        net = tl.Nested([renewed(twin, args.seed)])
-        trained(f"twin-{SHARES[width - 1]:g}", net, tl.Recipe(epochs=both, **plain, **common))
-    new = tl.slim(tl.Nested([renewed(network, args.seed)]), example, SHARES)
-    trained("slim-from-new", new, tl.recipes.slim(both, learning_rate=0.1, **common))
     costs = tl.measure(family, input_shape=data.input_shape)
     figures["macs"] = {member.label: member.macs for member in costs}
     figures["narrowing"] = str(vars(family)["narrowing"]).splitlines()
+    twins = [tl.extract(family, member.subnet) for member in costs]
+    for share, twin in zip(SHARES[:-1], twins[:-1], strict=True):
+        net = tl.Nested([renewed(twin, args.seed)])
+        trained(f"twin-{share:g}", net, tl.Recipe(epochs=both, **plain, **common))
+        if (narrow := pruned(alone.stages[0], twin, example)) is not None:
+            theirs, ours = (tl.cost(net, data.input_shape).macs for net in (narrow, twin))
+            assert theirs == ours, f"Torch-Pruning's has {theirs} multiply-adds, and ours {ours}"
+            recipe = tl.Recipe(epochs=args.together, **{**plain, "learning_rate": 0.05}, **common)
+            trained(f"pruned-{share:g}", tl.Nested([narrow]), recipe)
+    uneven = tl.slim(alone, example, [member.macs / costs[-1].macs for member in costs], of="macs")
+    figures["narrowing by macs"] = str(vars(uneven)["narrowing"]).splitlines()
+    trained("slim-by-macs", uneven, tl.recipes.slim(args.together, **common))
+    new = tl.slim(tl.Nested([renewed(network, args.seed)]), example, SHARES)
+    trained("slim-from-new", new, tl.recipes.slim(both, learning_rate=0.1, **common))
+    trained("twin-1", tl.Nested([renewed(network, args.seed)]), tl.Recipe(epochs=both, **plain, **common))
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     results.write("slim", config, figures)
 

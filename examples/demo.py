@@ -1,6 +1,6 @@
 """From data to a deployed file in one minute: train NSN on handwritten digits, see every size, choose, take one out.
 
-Run it with `make demo`, or `python examples/demo.py [FOLDER]`. It needs no download.
+Run it with `make demo`, or `python examples/demo.py [FOLDER [EPOCHS]]`. It needs no download.
 """
 
 import sys
@@ -15,12 +15,13 @@ import telescopic as tl
 from telescopic import run
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 300
 
 print("[bold]1. Train one network[/bold]: two hidden layers that can be left out, 8×8 digits")
 data = tl.data.load("digits")
 torch.manual_seed(0)
 net = tl.papers.nsn.network(2, inputs=64, classes=10)
-tl.fit(net, data, tl.papers.nsn.recipe(2, epochs=300), out=folder, resume=True, provenance={"method": "nsn"})
+tl.fit(net, data, tl.papers.nsn.recipe(2, epochs=epochs), out=folder, resume=True, provenance={"method": "nsn"})
 
 print("\n[bold]2. See every size of it[/bold], with latency on this machine")
 catalogue = run.Source.open(str(folder)).timed()

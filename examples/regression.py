@@ -17,12 +17,33 @@ from torch import nn
 
 import telescopic as tl
 
+TASK = tl.tasks.regression()
+
+
+def load(seed: int = 0) -> tl.data.Dataset:
+    """The patients. The squared error is in the targets' own units: learning goes best where their deviation is 1."""
+    x, y = load_diabetes(return_X_y=True)
+    return tl.data.of(x, ((y - y.mean()) / y.std())[:, None], name="diabetes", seed=seed)
+
 
 def family(data: tl.data.Dataset) -> tl.Nested:
     """Three layers, and an exit behind each."""
     inputs, outputs, width = data.input_shape[0], data.train.targets.shape[1], 32
     stages = [nn.Sequential(nn.Linear(given, width), nn.ReLU()) for given in (inputs, width, width)]
     return tl.Nested(stages, exits={i: nn.Linear(width, outputs) for i in range(3)})
+
+
+def recipe(data: tl.data.Dataset, epochs: int = 30) -> tl.Recipe:
+    """How it is trained."""
+    return tl.Recipe(
+        epochs=epochs,
+        batch_size=64,
+        optimizer="adamw",
+        learning_rate=0.003,
+        weight_decay=0.01,
+        schedule="one-cycle",
+        preprocess=tl.Preprocess.fit(data.train),
+    )
 
 
 def main() -> None:
@@ -32,27 +53,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/regression"))
     args = parser.parse_args()
 
-    # 1. The data. The squared error is in the targets' own units: learning goes best where their deviation is 1.
-    x, y = load_diabetes(return_X_y=True)
-    data = tl.data.of(x, ((y - y.mean()) / y.std())[:, None], name="diabetes")
-    preprocess = tl.Preprocess.fit(data.train)
+    # 1. The data, and how they are brought to mean 0 and deviation 1 in each column.
+    data = load()
+    how = recipe(data, args.epochs)
 
     # 2. All members are trained together. With a folder, every command of telescopic works on what is left there.
     torch.manual_seed(0)
     net = family(data)
-    recipe = tl.Recipe(
-        epochs=args.epochs,
-        batch_size=64,
-        optimizer="adamw",
-        learning_rate=0.003,
-        weight_decay=0.01,
-        schedule="one-cycle",
-        preprocess=preprocess,
-    )
-    tl.fit(net, data, recipe, task=tl.tasks.regression(), out=args.out)
+    tl.fit(net, data, how, task=TASK, out=args.out)
 
     # 3. Every size; the cheapest whose R² is near that of the best.
-    catalogue = tl.measure(net, data, preprocess=preprocess, task=tl.tasks.regression())
+    catalogue = tl.measure(net, data, preprocess=how.preprocess, task=TASK)
     print(catalogue.table())
     best = max(member.score for member in catalogue)
     enough = next(member for member in catalogue if member.score > best - 0.05)
@@ -60,7 +71,7 @@ def main() -> None:
 
     # 4. A file for the device, which takes the numbers as they are in the table.
     member, example = tl.extract(net, enough.subnet), data.test.inputs[:64]
-    path = tl.export(member, args.out / "member.onnx", example, preprocess=preprocess)
+    path = tl.export(member, args.out / "member.onnx", example, preprocess=how.preprocess)
     session = onnxruntime.InferenceSession(path)
     name = session.get_inputs()[0].name
     answers = np.concatenate([session.run(None, {name: some.numpy()})[0] for some in data.test.inputs.split(64)])

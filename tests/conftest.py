@@ -1,8 +1,11 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from packs import family_packs
 
@@ -11,6 +14,23 @@ from packs import family_packs
 def precision_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` is fp32 in tests, also on a processor that is faster in bf16: what they compare depends on no clock."""
     monkeypatch.setattr("telescopic.train.precision.step_seconds", lambda *args: (0.0, math.inf))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_table_of_operators() -> Iterator[None]:
+    """Torch's exporter reads its 500 functions anew for each file, which takes longer than the file; here once."""
+    export = torch.onnx.export
+
+    def exported(*args: Any, **options: Any) -> Any:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        return export(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", exported)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Small packs: one made at once, of three members, of which the larger are more accurate; and one of each family."""
 
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,21 +13,35 @@ import torch
 from torch import nn
 
 import telescopic as tl
-from telescopic.layers import Residual
+from telescopic.layers import CausalConv2d, Residual, SharedHead
 from telescopic.subnet import Subnet
 
 MEMBERS = {Subnet(entry=0, exit=e, width=w): accuracy for e, w, accuracy in ((-1, 1, 0.5), (0, 1, 0.75), (1, 2, 0.9))}
+MADE = tempfile.TemporaryDirectory()  # until the process ends
 
 
 def small_pack(to: Path, shape: tuple[int, int, int]) -> Path:
-    """For images of a shape, of three classes."""
+    """For images of a shape, of three classes; exported once for each shape, for an export takes seconds."""
+    return Path(shutil.copytree(small_packed(shape), to))
+
+
+@cache
+def small_packed(shape: tuple[int, int, int]) -> Path:
     torch.manual_seed(0)
-    net = tl.networks.causal_resnet(2, (2, 4), blocks=1, classes=3, in_channels=shape[0]).eval()
+
+    def conv(given: int, made: int) -> nn.Sequential:
+        return nn.Sequential(CausalConv2d(given, made, 3, padding=1, width_groups=2), nn.ReLU())
+
+    def head(channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), SharedHead(channels, 3, width_groups=2))
+
+    first = {0: nn.Conv2d(shape[0], 4, 3, padding=1)}
+    net = tl.Nested([conv(4, 4), conv(4, 8)], first, {-1: head(4), 0: head(4), 1: head(8)}, groups=2).eval()
     found = tl.measure(net, input_shape=shape)
     catalogue = replace(found, members=tuple(replace(m, score=MEMBERS.get(m.subnet, 0.1)) for m in found))
     return tl.pack(
         net,
-        to,
+        Path(MADE.name) / "x".join(map(str, shape)),
         members=list(MEMBERS),
         catalogue=catalogue,
         preprocess=tl.Preprocess((0.5,), (0.25,)),

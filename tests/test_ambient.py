@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +136,29 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any, Path], Any]]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def in_peace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What a call gives when nothing is set; each is made once, for nobody changes it."""
+
+    @cache
+    def made(call: str) -> Any:
+        make, do = CALLS[call]
+        given = make()
+        torch.manual_seed(1)
+        return do(given, tmp_path_factory.mktemp("peace"))
+
+    return made
+
+
 @pytest.mark.parametrize("ambient", AMBIENT)
 @pytest.mark.parametrize("call", CALLS)
-def test_nothing_ambient_matters(call: str, ambient: str, tmp_path: Path) -> None:
+def test_nothing_ambient_matters(call: str, ambient: str, in_peace: Callable[[str], Any], tmp_path: Path) -> None:
     make, do = CALLS[call]
-    given, peaceful = make(), make()
+    given = make()
     torch.manual_seed(1)
     with AMBIENT[ambient]():
         found = do(given, tmp_path)
-    torch.manual_seed(1)
-    (tmp_path / "peace").mkdir()
-    wanted = do(peaceful, tmp_path / "peace")
+    wanted = in_peace(call)
     if not isinstance(wanted, nn.Module):
         assert found == wanted
         return

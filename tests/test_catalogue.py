@@ -3,7 +3,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from telescopic.catalogue import BudgetError, Catalogue, Member, measure, measure_latency
-from telescopic.cost import machine, timing
+from telescopic.cost import cost, machine, timing
 from telescopic.data import Dataset, Preprocess, Split
 from telescopic.extract import extract
 from telescopic.nested import Nested
@@ -115,9 +115,13 @@ def test_costs_are_those_that_torch_counts_on_the_extracted_member(name: str) ->
         assert row.macs == flops.get_total_flops() / 2 > 0
         assert row.params == sum(p.numel() for p in module.parameters())
         assert row.bytes == sum(t.numel() * t.element_size() for t in module.state_dict().values())
+        price = asdict(cost(module, (3, 4, 4)))  # with its feature maps, though members are not run one by one
+        assert price == {name: getattr(row, name) for name in price}
         assert row.accuracy is None and row.latency_ms is None
     assert net.training and all(torch.equal(before[n], t) for n, t in net.state_dict().items())
-    assert steps == [("cost", i + 1, len(net.grid)) for i in range(len(net.grid))]
+    done = [number for _, number, _ in steps]
+    assert {(what, of) for what, _, of in steps} == {("cost", len(net.grid))}
+    assert done == sorted({*done}) and done[-1] == len(net.grid)
 
 
 def test_nsn_costs_what_its_paper_says() -> None:
@@ -526,3 +530,21 @@ def test_a_catalogue_is_a_sequence() -> None:
     rows = catalogue()
     assert len(rows) == 3 and rows[-1].label == "entry=0" and rows[:2] == rows.members[:2] and member(1) in rows
     assert hash(rows) == hash(catalogue())
+
+
+def test_what_is_printed_of_a_catalogue_and_a_choice() -> None:
+    known = catalogue(machine="a [red]\x1b[31mmachine")
+    lines = repr(known).splitlines()
+    assert lines[0].split() == ["latency", "p95"] and lines[1].split()[:3] == ["entry", "valid", "%"]
+    assert [line.split()[:2] for line in lines[2:5]] == [["2", "92.60"], ["1", "98.43"], ["0", "98.90"]]
+    assert str(known) == repr(known) and "\x1b" not in repr(known) and "[red]" in repr(known)
+    shown = known._repr_html_()
+    assert shown.count("<tr>") == 4 and "<td>98.43</td>" in shown and "[red]" in shown and "\x1b" not in shown
+    assert "&lt;b&gt;" in catalogue(machine="<b>")._repr_html_()
+    many = unmeasured(*(member(0, label=f"exit={i}", subnet=Subnet(entry=0, exit=i, width=1)) for i in range(100)))
+    lines = repr(many).splitlines()
+    assert [line.split()[0] for line in lines[30:33]] == ["29", "70", "71"] and "and 40 more between them" in lines[-1]
+    assert repr(known.choose(max_macs=700_000)) == (
+        "entry=1: 622 k MACs, 623 k parameters, 98.43 % on validation images\n"
+        "2 of 3 members fit; max_macs binds: entry=0 (98.90 %) needs 1.24 M MACs"
+    )

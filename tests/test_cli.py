@@ -496,9 +496,10 @@ def test_a_shipped_family_works_offline(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert result.exit_code == 0 and "because mnist is not on this machine" in result.output
 
 
-def test_help_answers_without_torch() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["reproduce", "--help"]])
+def test_help_answers_without_torch(words: list[str]) -> None:
     code = (
-        "import sys; from telescopic import cli; sys.argv[1:] = ['--help']\n"
+        f"import sys; from telescopic import cli; sys.argv[1:] = {words}\n"
         "try: cli.main()\n"
         "finally: print('torch' in sys.modules)"
     )
@@ -569,7 +570,7 @@ def test_train_shrinknet_goes_on(shrunk: tuple[Path, str]) -> None:
     [
         (("--by", "watts"), "by is one of channels, params, macs, not 'watts'"),
         (("--method", "magic"), "method is one of gradient, proximal, random, not 'magic'"),
-        (("--collect", "often"), "collect is epoch, pays, a number of steps or None, not 'often'"),
+        (("--collect", "often"), "collect is epoch, a number of steps or None, not 'often'"),
         (("--collect", "never", "--method", "random"), "say when, with collect="),
         (("--network", "vgg"), "network is one of one-layer, mlp, lenet, resnet20, not 'vgg'"),
         (("--widths", "many"), "--widths takes whole numbers such as 500,500,500, not 'many'"),

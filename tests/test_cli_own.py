@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from sklearn.metrics import r2_score
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ import telescopic as tl
 from telescopic import cli
 from telescopic.catalogue import Catalogue
 from telescopic.run import Source
+from telescopic.serve import application
 
 FAMILY = """
 import telescopic as tl
@@ -91,10 +93,14 @@ def test_a_regression_is_trained_chosen_extracted_and_packed(run: Path, folder: 
     engine = tl.Engine(tmp_path / "my.telescope", cache=False)
     assert engine.task == "regression"
     np.testing.assert_allclose(engine.run(x.numpy(), subnet=source.network().grid.full).logits, answers, atol=1e-5)
-    refused = invoke("serve", tmp_path / "my.telescope", "--port", 0)
-    assert "answers with classes, and the network of" in str(refused.exception) and "regression" in str(
-        refused.exception
-    )
+    assert [m.score for m in engine.members] == pytest.approx([m.score for m in catalogue])
+    assert engine.members[0].accuracy is None
+    assert "| validation R2 |" in (tmp_path / "my.telescope" / "README.md").read_text()
+    with TestClient(application(engine, slo_ms=60_000), base_url="http://localhost") as client:
+        told = client.post("/predict", json={"inputs": x.tolist()[:3], "subnet": "exit=1"}).json()
+    np.testing.assert_allclose(told["outputs"], answers[:3], atol=1e-5)
+    shown = invoke("bench", tmp_path / "my.telescope", "--batch", 1, "--threads", 1, "--seconds", 0.01)
+    assert shown.exit_code == 0 and "valid R2" in shown.output and f"{catalogue[1].score:.4g}" in shown.output
     refused = invoke("pack", run, "--int8", "--to", tmp_path / "q.telescope")
     assert "int8 is judged by classes" in str(refused.exception) and not (tmp_path / "q.telescope").exists()
 
@@ -126,7 +132,7 @@ def test_other_tasks(function: str, task: str, data: str, folder: Path, tmp_path
         (("a_family_of_mine.py:number",), "has no function 'number'"),
         (("a_family_of_mine.py:fixed", "--task", "ranking"), "task"),
         (("a_family_of_mine.py:fixed",), r"labels are classes, int64 \[n\], not float32 \[\d+, 2\]"),
-        (("a_family_of_mine.py:embedded",), "failed on an input of shape .* Long, Int"),
+        (("a_family_of_mine.py:embedded",), "float32 .* Embedding, takes whole numbers"),
         (("nowhere.py:family",), "there is no such file"),
     ],
 )
@@ -147,5 +153,25 @@ def test_data_are_shown(folder: Path) -> None:
     assert shown[2].startswith("inputs: float32 [216, 5], from -") and shown[3].startswith(
         "targets: float32 [216, 2], "
     )
+    assert [line.split()[0] for line in invoke("data", "list").output.splitlines()] == [*tl.data.names()]
     digits = invoke("data", "show", "digits").output.splitlines()
     assert "uint8 [1294, 1, 8, 8], from 0 to 255" in digits[2] and digits[4].endswith("7, 8, 9")
+
+
+def test_a_network_of_ones_own_is_slimmed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), "
+        "nn.ReLU(), nn.Linear(32, 2))\n"
+    )
+    words = ("--data", folder / "numbers.npz", "--task", "regression", "--epochs", 2, "--precision", "fp32")
+    how = ("--widths", "0.5,1", "--of", "macs", "--order", "taylor")
+    result = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words, *how, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    narrow, full = Catalogue.from_json(tmp_path / "run" / "catalogue.json")
+    assert 0.35 * full.macs < narrow.macs <= 0.5 * full.macs
+    # What it learned is known, and a family of several widths is not slimmed once more.
+    again = invoke("slim", tmp_path / "run", "--epochs", 1, "--out", tmp_path / "again")
+    assert "2 widths already" in str(again.exception)
+    for option, value in (("--of", "params"), ("--order", "random"), ("--task", "chess")):
+        refused = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words[:2], option, value)
+        assert value in str(refused.exception)

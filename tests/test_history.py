@@ -118,6 +118,26 @@ def test_plain_lines_of_many_members_say_how_many_more(capsys: pytest.CaptureFix
     Plain(History([f"m{i}" for i in range(11)], 0, [Epoch(1, 1.0, 1.0, 0.1, 1.0, many, many, many)]), 1).epoch()
     err = capsys.readouterr().err
     assert "m7 50.00 %  and 3 more  1 images/s" in err and "m8" not in err
+    Plain(History([f"m{i}" for i in range(11)], 10, [Epoch(1, 1.0, 1.0, 0.1, 1.0, many, many, many)]), 1).epoch()
+    err = capsys.readouterr().err
+    assert "m6 50.00 %  m10 50.00 %  and 3 more" in err and "m7" not in err, "the full one is among them"
+
+
+def test_a_history_is_readable() -> None:
+    lines = repr(history()).splitlines()
+    assert lines[0] == "3 epochs, loss 0.5000; best: epoch 2; members after epoch 3:"
+    assert lines[1].split() == ["member", "training", "loss", "validation", "test"]
+    assert lines[3].split() == ["entry=0", "0.2500", "80.00", "%", "30.00", "%"] and len(lines) == 4
+    assert "<th>training loss</th>" in history()._repr_html_() and "<td>80.00 %</td>" in history()._repr_html_()
+    empty = History(("full",), 0)
+    assert repr(empty) == empty._repr_html_() == "no epoch of 1 members"
+
+
+def test_scalars_for_loggers() -> None:
+    found = history().scalars()
+    assert list(found)[:3] == ["loss", "learning_rate", "images_per_s"] and len(found) == 9
+    assert (found["validation/entry=0"], found["losses/entry=0"], found["loss"]) == (0.8, 0.25, 0.5)
+    assert shrinking().scalars()["channels/layer1"] == 7
 
 
 class Terminal(io.StringIO):

@@ -475,14 +475,15 @@ def test_manifests_of_before_and_of_strangers(tmp_path: Path) -> None:
     data = json.loads(text)
     assert data.pop("precision") == "int8" and data.pop("uint8") == []
     for member in data["members"]:
-        del member["float_accuracy"], member["float_test_accuracy"]
+        del member["float_accuracy"], member["float_test_accuracy"], member["metric"]
+        member["accuracy"], member["test_accuracy"] = member.pop("score"), member.pop("test_score")
     old = Manifest.from_json(json.dumps(data))
     assert old.precision == "float32" and old.members[0].float_accuracy is None
     data["precision"] = "int4"
     with pytest.raises(PackError, match="the precision is float32 or int8, not 'int4'"):
         Manifest.from_json(json.dumps(data))
     data["precision"], data["members"][0]["float_accuracy"] = "int8", 2
-    with pytest.raises(PackError, match="a fraction, not 2"):
+    with pytest.raises(PackError, match="a number from 0 to 1, not 2"):
         Manifest.from_json(json.dumps(data))
     data["members"][0]["float_accuracy"] = 0.5
     for name in ("input", data["members"][0]["logits"], "nothing"):

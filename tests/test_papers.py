@@ -74,7 +74,7 @@ def tables(found: Runs) -> list[Table]:
     return [table]
 
 
-TOY = Paper(
+PAPER = Paper(
     name="toy",
     title="On Toys (Nobody, 2026)",
     data=("digits",),
@@ -90,7 +90,8 @@ TOY = Paper(
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(papers, "PAPERS", (*papers.PAPERS, TOY))  # the line
+    line = papers.Listed("toy", "toy", "Toys that can lose their first layers.", __name__)
+    monkeypatch.setattr(papers, "LISTED", (*papers.LISTED, line))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
 
@@ -148,9 +149,12 @@ def test_a_summary_says_whose_it_is_and_old_ones_are_told_by_their_facts(tmp_pat
 
 
 def test_every_paper_is_described_in_full() -> None:
-    names = [paper.name for paper in papers.PAPERS]
+    names = [listed.name for listed in papers.LISTED]
     assert len(set(names)) == len(names)
-    for paper in papers.PAPERS:
+    for listed in papers.LISTED:
+        paper = listed.paper()
+        assert (listed.name, listed.method) == (paper.name, paper.method or paper.name)
+        assert listed.about.split()[0] in invoke("train", "--help") and listed.name in invoke("reproduce", "--help")
         for words, function in (
             (("train", paper.method or paper.name), paper.train),
             (("reproduce", paper.name), paper.experiments),

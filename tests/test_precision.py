@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from telescopic.data import Dataset, Split
@@ -55,6 +57,18 @@ def tried(net: Nested) -> tuple[tuple[float, float], int]:
     seconds = step_seconds(net, RECIPE, split.images[:16], split.labels[:16])
     handle.remove()
     return seconds, len(passes)
+
+
+def test_what_accelerate_was_told_before_is_no_precision_of_ours() -> None:
+    """Neither `accelerate launch --mixed_precision bf16` nor an Accelerator of the program's own."""
+    losses = []
+    for told in ("no", "bf16"):
+        AcceleratorState._reset_state()
+        Accelerator(cpu=True, mixed_precision=told)
+        history = fit(network(), data(), RECIPE, precision="fp32", cpu=True, progress=False)
+        losses.append([epoch.loss for epoch in history])
+    AcceleratorState._reset_state()
+    assert losses[0] == losses[1]
 
 
 def test_timing_leaves_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from torch import nn
 
 import telescopic as tl
 from telescopic.engine.timings import Timing, Timings
@@ -94,6 +96,41 @@ def test_all_ways_to_say_the_same(client: TestClient, engine: tl.Engine, pixels:
         assert told["member"]["subnet"] == str(LARGE) and told["member"]["accuracy"] == 0.9 and told["late"] is False
     one = client.post("/predict", json={"pixels": pixels[0].tolist()}).json()  # one example needs no batch
     assert np.abs(np.array(one["probabilities"]) - expected[:1]).max() < 2e-6
+
+
+LABELS, ERROR = tl.tasks.multilabel().metric, tl.Metric("error", better="lower", unit="mm")
+
+
+@pytest.mark.parametrize(("metric", "task"), [(LABELS, "multilabel"), (ERROR, None), (tl.Metric("R2"), "regression")])
+def test_answers_follow_the_task(metric: tl.Metric, task: str | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = tl.Nested([nn.Linear(4, 8), nn.Linear(8, 8)], exits={0: nn.Linear(8, 3), 1: nn.Linear(8, 3)}).eval()
+    nn.init.uniform_(net.stages[0].weight, 1, 2)  # so that large numbers overflow
+    scores = (0.25, 0.5)
+    catalogue = tl.measure(net, input_shape=(4,)).scored(metric, scores, scores)
+    tl.save(net, tmp_path / "net", catalogue, provenance={"task": {"name": task}} if task else {})
+    tl.pack(tmp_path / "net", tmp_path / "pack", members="all")
+    engine = tl.Engine(tmp_path / "pack", cache=False)
+    assert engine.task == (task or "one's own"), "what has another score than accuracy has not learned classes"
+    best = engine.members[0 if metric is ERROR else 1]
+    assert engine.of_quality(1) is best and engine.within(1000) is best and engine.front()[-1] is best
+    x = np.random.default_rng(0).standard_normal((5, 4), np.float32)
+    with TestClient(application(engine, slo_ms=60_000, max_batch=8), base_url=HERE) as client:
+        told = client.post("/predict", json={"inputs": x.tolist(), "quality": 1}).json()
+        about = client.get("/members").json()
+        lost = client.post("/predict", json={"inputs": [[3e38] * 4]})
+    said, outputs = engine.classes or ("0", "1", "2"), engine.run(x, subnet=best.subnet).logits
+    assert told["member"]["label"] == best.label and told["member"]["score"] == best.score
+    assert about["metric"] == metric.to_dict() and [row["test_score"] for row in about["members"]] == [*scores]
+    assert lost.status_code == 422 and "no finite answer" in lost.json()["error"]
+    if task == "multilabel":
+        expected = 1 / (1 + np.exp(-outputs))
+        assert np.abs(np.array(told["probabilities"]) - expected).max() < 2e-6
+        labels = [{p["class"] for p in row} for row in told["predictions"]]
+        assert labels == [{said[i] for i in range(3) if row[i] > 0} for row in outputs] and "outputs" not in told
+    else:
+        np.testing.assert_allclose(told["outputs"], outputs, rtol=1e-6)
+        assert "predictions" not in told and "probabilities" not in told
 
 
 def test_images_of_any_size_and_kind(client: TestClient, engine: tl.Engine) -> None:

@@ -340,19 +340,14 @@ def sigmoids() -> nn.Sequential:
     )
 
 
-def test_a_constant_is_refused_or_absorbed() -> None:
+def test_what_becomes_a_constant_stays() -> None:
     torch.manual_seed(0)
     net, x = sigmoids().double(), torch.randn(5, 3).double()
     kill(net)
     before = net(x)
-    log = shrink.compact_(copy.deepcopy(net), example=x)
+    log = shrink.compact_(net, example=x)
     assert log.removed == {"4": 1}
     assert log.held == {"1": "linear in 3 (Linear), which takes it as something else than 0"}
-    bias = net[3].bias.detach().clone()
-    dead = net[3].weight[:, [1, 4]].sum(1).detach()
-    log = shrink.compact_(net, example=x, absorb=True)
-    assert log.removed == {"1": 2, "4": 1} and not log.held
-    torch.testing.assert_close(net[3].bias.data, (bias + 0.5 * dead)[[0, 2, 3]])
     torch.testing.assert_close(net(x), before, rtol=1e-12, atol=1e-12)
 
 
@@ -364,26 +359,16 @@ def lived(net: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize(("padding", "mode"), [(0, "zeros"), (1, "zeros"), (1, "circular"), ("same", "zeros")])
-def test_a_norm_behind_the_filter(padding: int | str, mode: str) -> None:
+def test_a_norm_behind_the_filter() -> None:
     torch.manual_seed(0)
-    last = nn.Conv2d(6, 2, 3, padding=padding, padding_mode=mode)
+    last = nn.Conv2d(6, 2, 3)
     net = lived(nn.Sequential(nn.Conv2d(3, 6, 3), Filter(6), nn.BatchNorm2d(6), nn.ReLU(), last)).double().eval()
     kill(net)
     x = torch.randn(4, 3, 8, 8).double()
     before = net(x)
-    assert shrink.compact_(copy.deepcopy(net), example=x).held.keys() == {"1"}
-    log = shrink.compact_(net, example=x, absorb=True)
-    # Zeros around it make the constant something else at the border.
-    uniform = padding == 0 or mode == "circular"
-    assert (log.removed == {"1": 2} and not log.held) if uniform else (log.held.keys() == {"1"} and not log)
-    torch.testing.assert_close(net(x), before, rtol=1e-12, atol=1e-12)
-
-
-def test_a_constant_without_a_bias_to_take_it_over() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), Filter(4), nn.Sigmoid(), nn.Linear(4, 2, bias=False))
-    kill(net)
-    assert shrink.compact_(net, example=torch.randn(2, 3), absorb=True).held.keys() == {"1"}
+    log = shrink.compact_(net, example=x)
+    assert log.held.keys() == {"1"} and not log
+    torch.testing.assert_close(net(x), before, rtol=0, atol=0)
 
 
 def test_a_constant_that_is_0_now_but_may_be_trained_is_refused() -> None:
@@ -472,3 +457,9 @@ def test_compaction_is_exact(net: nn.Sequential, seed: int, make: Make) -> None:
             assert part.num_features == len(part.weight) == len(part.running_mean)
         if isinstance(part, nn.Linear):
             assert (part.out_features, part.in_features) == part.weight.shape
+
+
+def test_a_log_is_readable() -> None:
+    log = shrink.Log(removed={"one.filter": 3}, left={"one.filter": 5, "two": 4}, held={"two": "view reads its size"})
+    assert repr(log) == "one.filter: 3 removed, 5 left\ntwo: dead channels stay: view reads its size"
+    assert repr(shrink.Log()) == "nothing removed"

@@ -314,3 +314,136 @@ def test_a_file_that_speaks_of_endless_layers_allocates_nothing() -> None:
     with torch.device("meta"):
         part = Slim(nn.Linear(4, 2**40, bias=False), [[("weight", 0, 2**40, [[[0, 2**39], [2**39 + 1, 2**40]]])]])
         assert part.in_width(1)(torch.empty(2, 4)).shape == (2, 2**40 - 1)
+
+
+def sizes_of(family: tl.Nested) -> dict[str, tuple[int, ...]]:
+    return {layer: sizes for layers, sizes in family.narrowing.channels.items() for layer in layers}
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+
+
+def test_layers_are_as_wide_as_the_user_says() -> None:
+    x = torch.randn(2, 6)
+    some = {"stages.0.0": 5, "stages.0.2": 0.5}
+    family = tl.slim(two_layers(), x, (0.25, some | {"stages.0.0": 8}, {"stages.0.*": 0.75}, 1))
+    assert sizes_of(family) == {"stages.0.0": (8, 8, 24, 32), "stages.0.2": (8, 16, 24, 32)}
+    odd = tl.slim(two_layers(), x, (some, 1))  # a number is taken as it is, and what is not named stays whole
+    assert sizes_of(odd) == {"stages.0.0": (5, 32), "stages.0.2": (16, 32)}
+    assert sizes_of(tl.slim(two_layers(), x, ({"stages.0.0": 5}, 1))) == {"stages.0.0": (5, 32)}
+    check_nested(odd, (6,), rebuild=False)
+
+
+@pytest.mark.parametrize(
+    ("widths", "says"),
+    [
+        (({"stages.0.9": 0.5}, 1), r"stages\.0\.9.*stages\.0\.0, stages\.0\.2"),
+        (({"stages.0.4": 0.5}, 1), r"stages\.0\.4 stays whole.*output"),
+        (({"stages.0.0": 33}, 1), "keeps 1 to 32 channels, in multiples of 1, not 33"),
+        (({"stages.0.0": 0}, 1), "not 0"),
+        (({"stages.0.0": 1.5}, 1), r"not 1\.5"),
+        (({"stages.0.0": 16}, {"stages.0.0": 8}, 1), "widths rise"),
+        (({"stages.0.0": 8, "stages.0.*": 16}, 1), "would keep different ones"),
+        (None, "None"), ("1,2", "1,2"), ((True, 1), "True"), ((0.5, float("nan"), 1), "nan"),
+    ],
+)  # fmt: skip
+def test_widths_that_cannot_be_are_refused(widths: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tl.slim(two_layers(), torch.randn(2, 6), widths)
+
+
+def test_channels_of_what_is_shuffled_go_by_multiples() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ChannelShuffle(4), nn.ReLU(), pooled(32))
+    x = torch.randn(2, 3, 8, 8)
+    assert sizes_of(tl.slim(net, x, ({"stages.0.0": 12}, 1)))["stages.0.0"] == (12, 32)
+    with pytest.raises(ValueError, match="in multiples of 4, not 13"):
+        tl.slim(net, x, ({"stages.0.0": 13}, 1))
+
+
+def test_multiply_adds_are_saved_where_least_is_lost() -> None:
+    net, x = two_layers(), torch.randn(2, 6)
+    with torch.no_grad():
+        net[2].weight[16:] *= 0.01  # half of the units of the second layer matter little
+        net[4].weight[:, 16:] *= 0.01
+    shares = (0.5, 0.8, 1)
+    family = tl.slim(net, x, shares, of="macs")
+    macs = [member.macs for member in tl.measure(family, input_shape=(6,))]
+    assert all(share - 0.15 < one / macs[-1] <= share for share, one in zip(shares, macs, strict=True))
+    sizes = sizes_of(family)
+    assert sizes["stages.0.2"][0] == 16, "what matters least goes first, and no more than is needed"
+    check_nested(family, (6,), rebuild=False)
+    with pytest.raises(ValueError, match=r"needs 0\.\d+ of all multiply-adds, and 0\.01"):
+        tl.slim(net, x, (0.01, 1), of="macs")
+    with pytest.raises(ValueError, match="no share of all multiply-adds"):
+        tl.slim(net, x, ({"stages.0.0": 8}, 1), of="macs")
+    with pytest.raises(ValueError, match="not of 'params'"):
+        tl.slim(net, x, shares, of="params")  # type: ignore[arg-type]
+
+
+def test_importance_to_the_loss_is_gradient_times_weight() -> None:
+    net = two_layers().double().train()
+    net[0].weight.requires_grad_(False)
+    batches = [(torch.randn(5, 6, dtype=torch.float64), torch.randint(2, (5,))) for _ in range(3)]
+    found = tl.importance.taylor(net, batches)
+    assert net.training and not net[0].weight.requires_grad and net[2].weight.grad is None
+    wanted = torch.zeros_like(net[0].weight)
+    for x, labels in batches:
+        weight = net[0].weight.detach().clone().requires_grad_()
+        tensors = {"0.weight": weight, **{n: p.detach() for n, p in net.named_parameters() if n != "0.weight"}}
+        functional.cross_entropy(torch.func.functional_call(net, tensors, (x,)), labels).backward()
+        wanted += (weight.grad * weight.detach()) ** 2
+    torch.testing.assert_close(found["0.weight"], wanted, rtol=1e-12, atol=0)
+    # The channels that stay are those that matter most, by what goes into them and what comes out together.
+    unit = found["0.weight"].sum(1) + found["0.bias"] + found["2.weight"].sum(0)
+    family = tl.slim(net, batches[0][0], (0.25, 1), order=found)
+    kept = tl.extract(family, tl.Subnet(width=1))[0].weight
+    assert torch.equal(kept, net[0].weight[unit.argsort(descending=True, stable=True)[:8]])
+
+
+@pytest.mark.parametrize(
+    ("batches", "loss", "says"),
+    [
+        ([], functional.cross_entropy, "there is none"),
+        ([(torch.randn(2, 6), torch.zeros(2, dtype=torch.long))], lambda y, t: y, "no finite number"),
+        ([(torch.randn(2, 6) / 0, torch.zeros(2, dtype=torch.long))], functional.cross_entropy, "no finite number"),
+        ([(torch.randn(2, 6), torch.zeros(2, dtype=torch.long))], lambda y, t: torch.ones(()), "no parameter"),
+    ],
+)
+def test_a_loss_that_says_nothing_is_refused(batches: Any, loss: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tl.importance.taylor(two_layers(), batches, loss)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"9.weight": torch.ones(1)}, "9.weight"),
+        ({"0.weight": torch.ones(6, 32)}, r"\[32, 6\], not \[6, 32\]"),
+        ({"0.weight": torch.full((32, 6), torch.nan)}, "not finite"),
+        ({"0.weight": None}, "NoneType"),
+    ],
+)
+def test_importances_of_another_network_are_refused(change: dict[str, Any], says: str) -> None:
+    net = two_layers()
+    with pytest.raises(ValueError, match=says):
+        tl.slim(net, torch.randn(2, 6), order={name: torch.ones_like(p) for name, p in net.named_parameters()} | change)
+    with pytest.raises(ValueError, match=r"no importance is given for 0\.bias"):
+        tl.slim(net, torch.randn(2, 6), order={"0.weight": torch.ones(32, 6)})
+
+
+def test_what_filters_learned_becomes_a_width() -> None:
+    net, x = two_layers(), torch.randn(4, 6)
+    with_filters = tl.shrink.add_filters(net, x)
+    with torch.no_grad():
+        alive = {}
+        for path, part in with_filters.named_modules():
+            if path in ("0.filter", "2.filter"):
+                part.theta.copy_(torch.randperm(32).sub(12 if path == "0.filter" else 20).clamp(min=0))
+                alive[f"stages.0.{path.removesuffix('.filter')}"] = int((~part.dead()).sum())
+    tl.shrink.order_(with_filters, example=x)
+    family = tl.slim(tl.shrink.fold(with_filters, x), x, (alive, 1), order="given").eval()
+    assert sizes_of(family) == {path: (number, 32) for path, number in alive.items()}
+    torch.testing.assert_close(family(x, tl.Subnet(width=1)), with_filters.eval()(x))
+    torch.testing.assert_close(family(x), with_filters(x))

@@ -24,6 +24,7 @@ from telescopic.nested import Nested
 from telescopic.networks import causal_resnet
 from telescopic.report.heatmaps import heatmaps
 from telescopic.report.page import write_report
+from telescopic.subnet import Subnet
 from telescopic.tasks import Task
 from telescopic.train import CheckpointError, Epoch, History, Objective, Recipe, evaluate, fit
 from telescopic.train.checkpoint import read_facts
@@ -73,6 +74,44 @@ def test_classification_weighs_classes() -> None:
         tasks.classification(class_weights=(0, 0))
     with pytest.raises(ValueError, match="4 classes need as many class_weights, not 2"):
         tasks.classification(class_weights=(1, 2)).check(outputs, [y])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, (1.0, 3.0, 0.5, 2.0)])
+def test_losses_of_classes_are_torchs_own(smoothing: float, weights: tuple[float, ...] | None) -> None:
+    own = nn.CrossEntropyLoss(None if weights is None else torch.tensor(weights), label_smoothing=smoothing)
+    own.reduction = "sum"
+    given: dict[str, Any] = {"label_smoothing": smoothing, "class_weights": weights}
+    task, outputs, y = tasks.classification(**given), numbers(2, 6, 4), torch.tensor([0, 1, 2, 3, 1, 1])
+    close(task.loss(outputs, y).sum(1), torch.stack([own(one, y) for one in outputs]))
+    each, outputs, y = tasks.tokens(**given), numbers(2, 3, 5, 4), torch.randint(4, (3, 5))
+    y[0, 3:] = -100
+    for m in range(2):
+        expected = [own(outputs[m, i], y[i]) / (y[i] != -100).sum() for i in range(3)]
+        close(each.loss(outputs, y)[m], torch.stack(expected))
+    known = ({"label_smoothing": 0.2} if smoothing else {}) | ({"class_weights": weights} if weights else {})
+    assert each.settings == task.settings == known
+    with pytest.raises(ValueError, match=r"label_smoothing of a task lies in 0 to 1, not 1\.5"):
+        tasks.tokens(label_smoothing=1.5)
+    with pytest.raises(ValueError, match="4 classes need as many class_weights, not 2"):
+        tasks.tokens(class_weights=(1, 2)).check(outputs[:, :2], [y])
+
+
+def test_what_is_taught_is_what_torch_calls_so() -> None:
+    def divergence(kind: Any, given: Tensor, learned: Tensor) -> Tensor:
+        return torch.distributions.kl_divergence(kind(logits=given.expand_as(learned)), kind(logits=learned))
+
+    categorical, bernoulli = torch.distributions.Categorical, torch.distributions.Bernoulli
+    outputs, teacher = numbers(3, 4, 6), numbers(1, 4, 6, seed=1)
+    pairs = [(tasks.classification(), divergence(categorical, teacher, outputs))]
+    pairs += [(tasks.multilabel(), divergence(bernoulli, teacher, outputs).mean(2))]
+    pairs += [(tasks.regression(), functional.mse_loss(outputs, teacher.expand(3, 4, 6), reduction="none").mean(2))]
+    for task, expected in pairs:
+        assert task.teach is not None
+        close(task.teach(outputs, teacher), expected)
+    outputs, teacher, teach = numbers(3, 4, 5, 6), numbers(1, 4, 5, 6, seed=1), tasks.tokens().teach
+    assert teach is not None
+    close(teach(outputs, teacher), divergence(categorical, teacher, outputs).mean(2))
 
 
 def test_what_is_ignored_does_not_count() -> None:
@@ -293,6 +332,40 @@ def test_ones_own_loop_takes_the_objective() -> None:
     assert scores[0, 1] > 0.5
 
 
+def test_scores_of_ones_own() -> None:
+    net, x = network(), numbers(20, 5)
+    net.train()
+    seen = []
+
+    def spread(net: Nested) -> dict[Any, Any]:
+        seen.append((net.training, torch.is_grad_enabled()))
+        return {Subnet(exit=e): net(x, Subnet(exit=e)).std() for e in (1, 0)}  # in any order, and any kind of number
+
+    catalogue = measure(net, evaluate=spread, metric=Metric("spread", better="lower"), input_shape=(5,))
+    assert seen == [(False, False)] and net.training
+    expected = [net(x, member).std().item() for member in net.grid]
+    assert [m.score for m in catalogue] == pytest.approx(expected) and catalogue[0].test_score is None
+    assert catalogue.choose().score == min(m.score or 0.0 for m in catalogue)
+    unnamed = measure(net, evaluate=lambda net: {m: np.float32(m.exit) for m in net.grid}, input_shape=(5,))
+    assert unnamed.metric == Metric("score") and unnamed.choose(min_score=0.5).label == "exit=1"
+
+    def refused(scores: Any, reason: str, **more: Any) -> None:
+        with pytest.raises(ValueError, match=reason):
+            measure(net, evaluate=lambda net: scores, **{"input_shape": (5,), **more})
+
+    small, full = net.grid
+    refused({small: 1.0}, "evaluate returned no score for exit=1: it needs every member's")
+    refused({small: 1.0, full: 2.0, Subnet(): 2.0}, "returned 3 scores for 2 members: some of them twice")
+    refused({small: 1.0, full: 2.0, Subnet(exit=2): 3.0}, "there is no member exit=2.*nearest is entry=0,exit=1")
+    refused({small: 1.0, full: math.nan}, "score of exit=1 is .* a finite number, not nan")
+    refused({small: 1.0, full: 93.0}, "accuracy of exit=1 is .* from 0 to 1, not 93.0", metric=ACCURACY)
+    refused({small: torch.ones(2), full: 1.0}, r"score of exit=0 is one number, not tensor\(\[1., 1.\]\)")
+    refused([1.0, 2.0], "a score for each member, {member: score}, not list")
+    refused({}, "from data or from evaluate, not from both", data=table())
+    with pytest.raises(ValueError, match="metric says what the scores of evaluate= mean"):
+        measure(net, table(), metric=ACCURACY)
+
+
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -393,6 +466,11 @@ def test_data_of_tensors_and_arrays() -> None:
         data.of(x, y, test=30)
     with pytest.raises(DataError, match=r"inputs: expected numbers \[n, ...\], found <U1 \[1\]"):
         data.of(["a"], [1])
+
+
+def test_data_say_what_they_are() -> None:
+    assert repr(table().test) == "Split(inputs float32 [24, 5], targets float32 [24, 2])"
+    assert "train=Split(inputs float32 [87, 5], targets float32 [87, 2])" in repr(table())
 
 
 def test_images_are_asked_for_where_they_are_needed() -> None:

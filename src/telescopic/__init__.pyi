@@ -6,6 +6,7 @@ from .nested import Nested as Nested
 from .nest import nest as nest
 from .causal import causal_ as causal_
 from .slim import slim as slim
+from . import importance as importance
 from . import layers as layers
 from . import networks as networks
 

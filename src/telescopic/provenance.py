@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from telescopic.metric import ACCURACY, Metric
+
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of telescopic, torch, further packages, and Python."""
@@ -14,10 +16,11 @@ def versions(*packages: str) -> dict[str, str]:
     }
 
 
-def task_of(provenance: Mapping[str, object]) -> str:
-    """What a network has learned to do: the name of its task; `classification` where nothing is said."""
+def task_of(provenance: Mapping[str, object], metric: Metric | None = None) -> str:
+    """What a network has learned to do: the name of its task, or what its score says of it where none is said."""
     task = provenance.get("task")
-    return str(task.get("name")) if isinstance(task, Mapping) else "classification"
+    guess = "classification" if metric in (None, ACCURACY) else "one's own"
+    return str(task.get("name")) if isinstance(task, Mapping) else guess
 
 
 def commit() -> str | None:

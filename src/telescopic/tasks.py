@@ -85,21 +85,11 @@ def classification(*, label_smoothing: float = 0.0, class_weights: Sequence[floa
     Raises:
         ValueError: if a number lies outside its range.
     """
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing of a task lies in 0 to 1, not {label_smoothing}")
-    weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
-    if weights is not None and not (all(0 <= weight < float("inf") for weight in weights) and sum(weights) > 0):
-        raise ValueError(f"class_weights are 0 or more, not all 0; got {weights}")
+    entropy, settings = _cross_entropy(label_smoothing, class_weights)
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            # [members, classes, batch]: a softmax over few classes takes 8 times as long along the last axis.
-            outputs.transpose(1, 2),
-            targets.expand(len(outputs), -1),
-            None if weights is None else outputs.new_tensor(weights),
-            label_smoothing=label_smoothing,
-            reduction="none",
-        )
+        # [members, classes, batch]: a softmax over few classes takes 8 times as long along the last axis.
+        return entropy(outputs.transpose(1, 2), targets.expand(len(outputs), -1))
 
     def check(outputs: Tensor, targets: Sequence[Tensor]) -> None:
         if outputs.ndim != 3:
@@ -108,11 +98,8 @@ def classification(*, label_smoothing: float = 0.0, class_weights: Sequence[floa
         for some in targets:
             if some.dtype != torch.int64 or some.ndim != 1:
                 raise ValueError(f"labels are classes, int64 [n], not {facts(some)}; see telescopic.tasks for others")
-        _require_classes(outputs, targets, "labels")
-        if weights is not None and len(weights) != outputs.shape[-1]:
-            raise ValueError(f"{outputs.shape[-1]} classes need as many class_weights, not {len(weights)}")
+        _require_classes(outputs, targets, "labels", settings)
 
-    settings = {"label_smoothing": label_smoothing} if label_smoothing else {}
     return Task(
         loss=loss,
         score=lambda outputs, targets: outputs.argmax(2) == targets,
@@ -120,24 +107,32 @@ def classification(*, label_smoothing: float = 0.0, class_weights: Sequence[floa
         teach=_divergence,
         check=check,
         name="classification",
-        settings=settings | ({} if weights is None else {"class_weights": weights}),
+        settings=settings,
     )
 
 
-def tokens() -> Task:
+def tokens(*, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Task:
     """A class for each position: outputs are scores `[batch, positions, classes]`, targets int64 `[batch, positions]`.
 
     There may be several axes of positions. A target of -100 does not count. An example's loss is the mean
-    cross-entropy of its positions; the score is the share of all positions that are right.
+    cross-entropy of its positions; the score is the share of all positions that are right. A smaller member learns
+    the mean KL(full ‖ member) of all positions, since who teaches does not see the targets.
+
+    Args:
+        label_smoothing: see `classification`.
+        class_weights: factor of the loss of each class's positions; a mean is divided by the number of positions.
+
+    Raises:
+        ValueError: if a number lies outside its range.
     """
+    entropy, settings = _cross_entropy(label_smoothing, class_weights)
 
     def counted(targets: Tensor) -> Tensor:
         return targets.flatten(1) != IGNORED
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         scores = outputs.flatten(2, -2).movedim(-1, 1)  # [members, classes, batch, positions]
-        wanted = targets.flatten(1).expand(len(outputs), -1, -1)
-        each = functional.cross_entropy(scores, wanted, ignore_index=IGNORED, reduction="none")
+        each = entropy(scores, targets.flatten(1).expand(len(outputs), -1, -1))
         return each.sum(-1) / counted(targets).sum(-1).clamp(min=1)
 
     def score(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -151,7 +146,7 @@ def tokens() -> Task:
                     f"a network gives scores [batch, positions, classes], and this one {[*outputs.shape[1:]]} for two "
                     f"examples; targets are int64 [n, positions], and these {facts(some)}"
                 )
-        _require_classes(outputs, targets, "targets")
+        _require_classes(outputs, targets, "targets", settings)
 
     def teach(outputs: Tensor, teacher: Tensor) -> Tensor:
         positions = outputs[0, 0, ..., 0].numel()
@@ -165,6 +160,7 @@ def tokens() -> Task:
         teach=teach,
         check=check,
         name="tokens",
+        settings=settings,
     )
 
 
@@ -262,6 +258,27 @@ def _as_rows(outputs: Tensor, targets: Tensor) -> Tensor:
     return targets.reshape(outputs.shape[1], -1)
 
 
+def _cross_entropy(smoothing: float, class_weights: Sequence[float] | None) -> tuple[PerExample, dict[str, Any]]:
+    """Cross-entropy of scores `[members, classes, ...]` and targets `[members, ...]`, of each; and its settings.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing of a task lies in 0 to 1, not {smoothing}")
+    weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
+    if weights is not None and not (all(0 <= weight < float("inf") for weight in weights) and sum(weights) > 0):
+        raise ValueError(f"class_weights are 0 or more, not all 0; got {weights}")
+
+    def entropy(scores: Tensor, targets: Tensor) -> Tensor:
+        weight = None if weights is None else scores.new_tensor(weights)
+        how: dict[str, Any] = {"label_smoothing": smoothing, "ignore_index": IGNORED, "reduction": "none"}
+        return functional.cross_entropy(scores, targets, weight, **how)
+
+    settings: dict[str, Any] = {"label_smoothing": smoothing} if smoothing else {}
+    return entropy, settings | ({} if weights is None else {"class_weights": weights})
+
+
 def _divergence(outputs: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher ‖ outputs), of classes along the last axis, summed over what lies between: `[members, batch]`."""
     soft, given = (functional.log_softmax(x.movedim(-1, 1), dim=1) for x in (outputs, teacher))
@@ -269,8 +286,11 @@ def _divergence(outputs: Tensor, teacher: Tensor) -> Tensor:
     return each if each.ndim == 2 else each.flatten(2).sum(2)
 
 
-def _require_classes(outputs: Tensor, targets: Sequence[Tensor], what: str) -> None:
-    """Refuse classes without a score of their own."""
+def _require_classes(outputs: Tensor, targets: Sequence[Tensor], what: str, settings: Mapping[str, Any]) -> None:
+    """Refuse classes without a score, or a weight, of their own."""
+    if len(settings.get("class_weights", ())) not in (0, outputs.shape[-1]):
+        many = len(settings["class_weights"])
+        raise ValueError(f"{outputs.shape[-1]} classes need as many class_weights, not {many}")
     scores, found = outputs.shape[-1], [some[some != IGNORED] if what == "targets" else some for some in targets]
     found = [some for some in found if some.numel()]
     if not found:

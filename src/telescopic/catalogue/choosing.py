@@ -109,6 +109,14 @@ class Choice(Member):
     binding: tuple[str, ...]
     why: str
 
+    def __repr__(self) -> str:
+        """What it is, what it is worth, and why it was chosen."""
+        metric, judged = self.metric, ""
+        if self.score is not None:
+            named = "" if metric.word == "accuracy" else f"{metric.name} "
+            judged = f", {named}{metric.text(self.score)} on validation {'examples' if named else 'images'}"
+        return f"{self.label}: {human(self.macs)} MACs, {human(self.params)} parameters{judged}\n{self.why}"
+
 
 class BudgetError(ValueError):
     """No member keeps every budget."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-from telescopic import documents
+from telescopic import documents, tables
 from telescopic.catalogue import choosing
 from telescopic.catalogue.choosing import Budget, Choice, Member
 from telescopic.files import replacing
@@ -26,6 +26,7 @@ _OPTIONAL = ("score", "test_score", "latency_ms", "latency_p95_ms")
 _COORDINATES = ("entry", "exit", "width")
 CONDITIONS = ("machine", "device", "threads", "batch")
 """Of a latency: what makes two measurements comparable."""
+_SHOWN = 60  # members of a catalogue that is printed
 _COLUMNS = {
     "score": ("valid", ""),
     "test_score": ("test", ""),
@@ -100,6 +101,17 @@ class Catalogue(Sequence[Member]):
     def __getitem__(self, index: slice) -> tuple[Member, ...]: ...
     def __getitem__(self, index: int | slice) -> Member | tuple[Member, ...]:
         return self.members[index]
+
+    def __repr__(self) -> str:
+        """Its table, without the middle of a very long one."""
+        left = len(self) - _SHOWN
+        shown = self.members if left <= 0 else self.members[: _SHOWN // 2] + self.members[-_SHOWN // 2 :]
+        more = f"\nand {left} more between them: print(catalogue.table()) with rich shows all" if left > 0 else ""
+        return tables.text(self.table(shown)) + more
+
+    def _repr_html_(self) -> str:
+        """Its table, in a notebook."""
+        return tables.html(self.table())
 
     def choose(
         self,

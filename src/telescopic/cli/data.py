@@ -9,6 +9,15 @@ from telescopic.cli.shown import DataDir, Size, tell
 app = typer.Typer(no_args_is_help=True, help="Get data sets, and see what there is.")
 
 
+ABOUT = {
+    "digits": "1,797 handwritten digits, 8 × 8; scikit-learn contains them",
+    "mnist": "70,000 handwritten digits, 28 × 28",
+    "fashion-mnist": "70,000 pieces of clothing, 28 × 28",
+    "cifar10": "60,000 photos of 10 kinds of things, 32 × 32 in colour",
+    "svhn": "99,289 digits of house numbers, 32 × 32 in colour",
+}
+
+
 @app.command("get")
 def get(
     name: Annotated[str, typer.Argument(help="mnist, fashion-mnist, cifar10, svhn or digits.")],
@@ -24,9 +33,8 @@ def get(
 @app.command("list")
 def names() -> None:
     """List the data sets known by name. Your own: an .npz of arrays, or a folder of images by class."""
-    from telescopic import data
-
-    tell("\n".join(data.names()))
+    for name, about in ABOUT.items():
+        tell(f"{name:15}{about}")
 
 
 @app.command("show")

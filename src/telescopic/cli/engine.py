@@ -127,11 +127,13 @@ def _table(engine: "Engine", batch: int, tries: tuple[int, ...]) -> "Table":
     from telescopic.quantities import human
 
     best = engine.threads
-    caption = f"batch {batch}, threads {best}; · is beaten by another member in both accuracy and time"
+    metric = engine.members[0].metric
+    caption = f"batch {batch}, threads {best}; · is beaten by another member in both {metric.name} and time"
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
     tries = tries if len(tries) > 1 else ()
     compared = (f"ms, {n}\nthreads" for n in tries)
-    for name in ("member", "", "valid %", "ms", "p95 ms", "a second", "weights", *compared):
+    valid = "valid %" if metric.word == "accuracy" else f"valid {metric.name}"
+    for name in ("member", "", valid, "ms", "p95 ms", "a second", "weights", *compared):
         table.add_column(name, justify="left" if name in ("member", "") else "right", vertical="bottom")
     front = engine.front(batch)
     for member in engine.members:
@@ -140,7 +142,7 @@ def _table(engine: "Engine", batch: int, tries: tuple[int, ...]) -> "Table":
         table.add_row(
             member.label,
             "" if member in front else "·",
-            "–" if member.accuracy is None else f"{member.accuracy:.2%}"[:-1],
+            "–" if member.score is None else metric.text(member.score).removesuffix(" %"),
             f"{timing.median_ms:.3f}",
             f"{timing.p95_ms:.3f}",
             f"{1000 * batch / timing.median_ms:,.0f}",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, one_of, show_choice, show_table, tell
+from telescopic.cli.shown import DataDir, Import, one_of, show_table, tell
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,7 +69,7 @@ def choose(
     found = Source.open(source)
     scores = {"min_accuracy": min_accuracy, "min_score": min_score, "max_score": max_score}
     choice = _choice(found, max_macs, max_params, max_bytes, max_peak_activation, max_latency_ms, scores)
-    show_choice(choice)
+    tell(choice)
     tell(f"\nTake it out:  telescopic extract {source} --subnet {choice.subnet} --to member.onnx")
 
 
@@ -111,7 +111,7 @@ def extract(
         member: Any = table[found.bundle.grid.index(Subnet.parse(subnet))]
     else:
         member = _choice(found, *budgets, scores)
-        show_choice(member)
+        tell(member)
     images, what = found.samples(data_dir=None if data_dir is None else str(data_dir))
     facts = {k: v for k, v in asdict(member).items() if k not in ("subnet", "why")}
     card: dict[str, Any] = {"subnet": str(member.subnet), "catalogue": facts, "source": source, "compared_on": what}

@@ -5,20 +5,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from telescopic import papers
 from telescopic.quantities import numbers
 
 if TYPE_CHECKING:
-    from telescopic.papers import Paper
+    from telescopic.papers import Listed, Paper
 
 
 def group(
-    name_of: "Callable[[Paper], str]",
+    name_of: "Callable[[Listed], str]",
     command: "Callable[[Paper], Any]",
     other: Callable[[str], Any] = lambda name: None,
 ) -> type[TyperGroup]:
-    """Commands of the papers, which are looked for when one is called: `--help` of the whole program needs no torch.
+    """Commands of the papers, each made when it is called: a list of them needs no torch.
 
     Args:
         name_of: what a paper's command is called.
@@ -28,18 +29,20 @@ def group(
 
     class Papers(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
-            return list(_papers())
+            return [name_of(listed) for listed in papers.LISTED]
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if (found := other(cmd_name)) is not None:
                 return found
-            paper = _papers().get(cmd_name)
-            return None if paper is None else command(paper)
+            return next((_Late(listed) for listed in papers.LISTED if name_of(listed) == cmd_name), None)
 
-    def _papers() -> "dict[str, Paper]":
-        from telescopic import papers
+    class _Late(TyperCommand):
+        def __init__(self, listed: "Listed") -> None:
+            super().__init__(name_of(listed), help=listed.about)
+            self.listed = listed
 
-        return {name_of(paper): paper for paper in papers.PAPERS}
+        def make_context(self, *args: Any, **extra: Any) -> Any:
+            return command(self.listed.paper()).make_context(*args, **extra)
 
     return Papers
 

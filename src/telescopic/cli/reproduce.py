@@ -50,7 +50,7 @@ def _command(paper: "Paper") -> Any:
 
 
 app = typer.Typer(
-    cls=group(lambda paper: paper.name, _command),
+    cls=group(lambda listed: listed.name, _command),
     no_args_is_help=True,
     help="Repeat a paper's experiments and print its tables beside ours.",
 )

@@ -17,8 +17,6 @@ from telescopic.quantities import one_of as one_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from telescopic.catalogue import Choice
-
 
 def run_code(names: list[str] | None) -> list[str] | None:
     """Import Python files and modules that define and register blocks of the user's own, as the user has asked for.
@@ -97,17 +95,6 @@ def show(thing: object) -> None:
         show_table(thing)
     else:
         tell(thing)
-
-
-def show_choice(choice: "Choice") -> None:
-    """Print a member that was chosen, and why."""
-    from telescopic.quantities import human
-
-    metric, judged = choice.metric, ""
-    if choice.score is not None:
-        named = "" if metric.word == "accuracy" else f"{metric.name} "
-        judged = f", {named}{metric.text(choice.score)} on validation {'examples' if named else 'images'}"
-    tell(f"{choice.label}: {human(choice.macs)} MACs, {human(choice.params)} parameters{judged}\n{choice.why}")
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from telescopic.cli.shown import DataDir, Import, Precision, Seed, function_in, 
 from telescopic.quantities import numbers
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Iterator
 
-    from telescopic.data import Dataset, Preprocess
+    from torch import Tensor, nn
+
+    from telescopic.data import Dataset, Preprocess, Split
 
 
 def slim(
@@ -27,12 +29,22 @@ def slim(
     data: Annotated[
         str | None, typer.Option(help="A data set's name, an .npz file, or a folder. (default: what it learned)")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification, multilabel, regression or tokens. (default: what it learned)")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     learning_rate: Annotated[float, typer.Option(help="Largest step size of the one-cycle schedule.")] = 0.05,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 128,
     multiple_of: Annotated[int, typer.Option(min=1, help="Each layer keeps a multiple of this many channels.")] = 8,
+    of: Annotated[
+        str,
+        typer.Option(help="What the widths are shares of: each layer's channels, or all macs, spread by importance."),
+    ] = "channels",
     order: Annotated[
-        str, typer.Option(help="Which channels come first: those of large weights, or as given.")
+        str,
+        typer.Option(
+            help="Which channels come first: of large weights, of large gradient × weight (taylor), or as given."
+        ),
     ] = "weights",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/slim-<name>)")] = None,
     seed: Seed = 0,
@@ -45,17 +57,34 @@ def slim(
     from telescopic import recipes
     from telescopic.data import Augment, Preprocess
     from telescopic.denormals import denormals_as_zero
+    from telescopic.importance import taylor
     from telescopic.run import Source
     from telescopic.slim import slim as make
+    from telescopic.tasks import NAMED
     from telescopic.train import fit
     from telescopic.train.precision import PRECISIONS
 
     one_of("precision", precision, PRECISIONS)
+    if task is not None:
+        one_of("task", task, tuple(NAMED))
+    one_of("of", of, ("channels", "macs"))
+    one_of("order", order, ("weights", "taylor", "given"))
     shares = numbers("--widths", widths, float, "numbers such as 0.25,0.5,1")
     with denormals_as_zero():
-        net, images, preprocess, name = _opened(source, data, data_dir, seed)
+        net, images, preprocess, name, learned = _opened(source, data, data_dir, seed)
         preprocess = preprocess or Preprocess.fit(images.train)
-        family = make(net, preprocess(images.train.images[:8]), shares, multiple_of=multiple_of, order=order)  # type: ignore[arg-type]
+        if (task or learned) not in NAMED:
+            raise ValueError(f"{source} learned {learned!r:.100}, which no command knows: name a task with --task")
+        asked = NAMED[task or learned]
+        important: Any = order
+        if order == "taylor":
+
+            def loss(outputs: "Tensor", targets: "Tensor") -> "Tensor":
+                return asked.loss(outputs[None], targets).mean()
+
+            important = taylor(net, _some(images.train, preprocess), loss)
+        options: dict[str, Any] = {"of": of, "multiple_of": multiple_of, "order": important}
+        family = make(net, preprocess(images.train.images[:8]), shares, **options)
         speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
         if speaks:
             tell(f"channels of each width:\n{vars(family)['narrowing']}\n", file=sys.stderr)
@@ -64,24 +93,34 @@ def slim(
         recipe = recipes.slim(epochs, learning_rate=learning_rate, batch_size=batch_size, **how)
         folder = out or Path("runs") / f"slim-{name}"
         with interruptible():
-            options: dict[str, Any] = {"precision": precision, "provenance": {"method": "slim"}}
-            fit(family, images, recipe, out=folder, seed=seed, resume=resume, **options)
+            how = {"precision": precision, "provenance": {"method": "slim", "of": of, "order": order}}
+            fit(family, images, recipe, task=asked, out=folder, seed=seed, resume=resume, **how)
     if speaks:
         show_table(Source.open(str(folder)).catalogue().table())
         tell(f"\nNext:  telescopic choose {folder} --min-accuracy 0.9    telescopic report {folder}")
 
 
+def _some(train: "Split", preprocess: "Preprocess") -> "Iterator[tuple[Tensor, Tensor]]":
+    """The first thousand training examples, in batches."""
+    for first in range(0, min(1000, len(train)), 100):
+        yield preprocess(train.inputs[first : first + 100]), train.targets[first : first + 100]
+
+
 def _opened(
     source: str, data: str | None, data_dir: Path | None, seed: int
-) -> "tuple[nn.Module, Dataset, Preprocess | None, str]":
-    """The network, the images, what is done to them before, and a name for the run."""
+) -> "tuple[nn.Module, Dataset, Preprocess | None, str, str]":
+    """The network, the data, what is done to inputs before, and names of the run and of the task."""
     from telescopic import data as datasets
     from telescopic.run import Source
 
     if (own := function_in(source)) is None:
         found = Source.open(source)
-        return found.bundle.network(), found.data(data, data_dir), found.preprocess(), Path(source).stem
+        task = found.bundle.provenance.get("task")
+        learned = str(task.get("name")) if isinstance(task, dict) else "classification"
+        net = found.bundle.network()
+        return net, found.data(data, data_dir), found.preprocess(), Path(source).stem, learned
     if data is None:
         raise ValueError(f"{source} does not say what data it learns: name them with --data")
     file, build = own
-    return build(), datasets.load(data, data_dir=data_dir, seed=seed), None, file.stem
+    loaded = datasets.load(data, data_dir=data_dir, seed=seed)
+    return build(), loaded, None, file.stem, "classification"

@@ -149,7 +149,7 @@ def _usual(images: "Dataset") -> "Preprocess":
 
 
 app = typer.Typer(
-    cls=group(lambda paper: paper.method or paper.name, _command, _own),
+    cls=group(lambda listed: listed.method, _command, _own),
     no_args_is_help=True,
     help="Train every size of a network together.",
     epilog=f"A family of your own:  telescopic train {EXAMPLE}",

@@ -1,6 +1,6 @@
 """What a plain module costs, counted by shape alone on the meta device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -89,11 +89,32 @@ def on_meta(module: Module) -> Module:
 
 def cost_on_meta(module: nn.Module, input_shape: Shape, *, elementwise: bool = False) -> Cost:
     """Price what `on_meta` made, or a part of it, as it is; see `cost`."""
-    dtype, _ = dtype_and_device(module)
-    x = examples(1, input_shape, dtype, "meta")
+    return costs_on_meta([], {0: module}, input_shape, elementwise=elementwise)[0]
+
+
+def costs_on_meta(
+    trunk: Sequence[nn.Module],
+    heads: Mapping[int, nn.Module],
+    input_shape: Shape,
+    *,
+    elementwise: bool = False,
+) -> dict[int, Cost]:
+    """Price modules on the meta device that begin alike, and run once what they share.
+
+    Args:
+        trunk: modules, each of which reads what the one before gives.
+        heads: number of modules of the trunk that run before it → what then gives the answer.
+        input_shape: see `cost`.
+        elementwise: see `cost`.
+
+    Returns:
+        For each head the price of all that runs up to its answer.
+    """
+    dtype, _ = dtype_and_device(nn.Sequential(*trunk, *heads.values()))
+    x = features = examples(1, input_shape, dtype, "meta")
     lives, elements = _Lives(x), _Elements()
+    prices: dict[int, Cost] = {}
     with (
-        explained(module, x),
         torch.no_grad(),  # not inference_mode: under it composite operations would stay whole
         torch.device("meta"),  # for tensors that forward creates
         _Remembered(),  # type: ignore[no-untyped-call]  # the first, so that all others see every operation
@@ -101,12 +122,24 @@ def cost_on_meta(module: nn.Module, input_shape: Shape, *, elementwise: bool = F
         lives,
         elements if elementwise else nullcontext(),
     ):
-        out = module(x)
-    peak, largest = lives.peak_and_largest(out)
-    params = sum(parameter.numel() for parameter in module.parameters())
-    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    macs = counter.macs + elements.count
-    return Cost(macs, params, size, peak, largest)
+        aside = 0  # multiply-adds of heads, which are not of those that come later
+        for place in range(max(heads) + 1):
+            if place in heads:
+                module = nn.Sequential(*trunk[:place], heads[place]) if place else heads[place]
+                before, known = counter.macs + elements.count, lives.known()
+                with explained(module, x):
+                    out = heads[place](features)
+                peak, largest = lives.peak_and_largest(out)
+                lives.forget(known)
+                params = sum(parameter.numel() for parameter in module.parameters())
+                size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+                macs = counter.macs + elements.count
+                prices[place] = Cost(macs - aside, params, size, peak, largest)
+                aside += macs - before
+            if place < max(heads):
+                with explained(nn.Sequential(*trunk), x):
+                    features = trunk[place](features)
+    return prices
 
 
 class _Remembered(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -179,6 +212,14 @@ class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]
         new = (s for s in _storages(out) if s not in self.read)  # no parameter, no view, not written in place
         self.made |= dict.fromkeys(new, self.operations)
         return out
+
+    def known(self) -> tuple[Any, ...]:
+        """What was noted so far."""
+        return self.operations, dict(self.made), dict(self.read)
+
+    def forget(self, known: tuple[Any, ...]) -> None:
+        """Go on from where `known` was called."""
+        self.operations, self.made, self.read = known
 
     def peak_and_largest(self, out: Any) -> tuple[int, int]:
         """Largest sum of live feature maps and the largest of them, in bytes; `out` is what the module returned."""

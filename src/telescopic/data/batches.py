@@ -46,6 +46,11 @@ class Split:
             all_ = ", ".join(f"{name} {facts(some)}" for name, some in given.items())
             raise DataError(f"there are as many targets [n, ...] as inputs [n, ...], and these are {all_}")
 
+    def __repr__(self) -> str:
+        """Types and shapes."""
+        given = named(self.inputs, "inputs") | {"targets": self.targets}
+        return f"Split({', '.join(f'{name} {facts(some)}' for name, some in given.items())})"
+
     @property
     def images(self) -> Tensors:
         """The inputs."""

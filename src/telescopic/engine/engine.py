@@ -31,7 +31,8 @@ class Prediction:
         logits: float32 `[batch, classes]`.
         subnet: the member.
         label: its short name.
-        accuracy: its fraction of the validation images classified rightly; None if not measured.
+        accuracy: its fraction of the validation images classified rightly; None if not measured, or if its score is
+            another.
         seconds: time from the call to the answer.
         fits: whether the member keeps the latency that was asked for, as measured; False if none does, and the fastest
             has answered.
@@ -90,9 +91,9 @@ class Engine:
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
         self.takes_pixels = self._manifest.preprocess is not None
-        self.precision, self.task = self._manifest.precision, task_of(self._manifest.provenance)
-        if self.task == "classification" and any(len(self._manifest.tensors[m.logits]) > 1 for m in self.members):
-            self.task = "tokens"  # which gives scores for each position, whatever its pack says
+        self.precision, self.task = self._manifest.precision, task_of(self._manifest.provenance, self.members[0].metric)
+        if any(len(self._manifest.tensors[member.logits]) > 1 for member in self.members):
+            self.task = {"classification": "tokens", "multilabel": "one's own"}.get(self.task, self.task)
         self._by_subnet: dict[Subnet, Packed] = {member.subnet: member for member in self.members}
         self.runs_on = self._backend.title
         self._store = Store(digest, self.runs_on, cache)
@@ -223,7 +224,7 @@ class Engine:
             raise ValueError(f"quality is from 0, the least accurate member, to 1, the most accurate; not {quality}")
         costs = [-self._cost(member, batch) for member in self.members]
         values = [worth(member) for member in self.members]
-        least = (min(values) + quality * (max(values) - min(values))) * (1 - 1e-12)
+        least = min(values) + quality * (max(values) - min(values)) - 1e-12 * max(map(abs, values))
         place = within([-value for value in values], costs, -least)  # the cheapest, of those worth so much
         assert place is not None
         return self.members[place]
@@ -373,5 +374,5 @@ class Engine:
 
 
 def worth(member: Packed) -> float:
-    """What a member is worth: its accuracy, or where that is not known its multiply-adds."""
-    return float(member.macs) if member.accuracy is None else member.accuracy
+    """What a member is worth: its score, or where that is not known its multiply-adds."""
+    return float(member.macs) if member.score is None else member.metric.worth(member.score)

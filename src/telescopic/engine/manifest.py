@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telescopic import documents
+from telescopic.metric import ACCURACY, Metric
 from telescopic.shapes import TYPES, Shape
 from telescopic.subnet import Coordinates
 
@@ -55,26 +56,38 @@ class Packed:
     Attributes:
         subnet: which, with all three coordinates.
         label: its short name.
-        accuracy: fraction of the validation images classified rightly; None if not measured.
-        test_accuracy: the same of the test images.
+        score: how good it is on the validation examples, as `metric` says; None if not measured.
+        test_score: the same of the test examples.
         macs: multiply-adds of one example.
         params: number of parameters.
         chain: what it runs, in order.
         logits: the tensor with its answer.
         float_accuracy: what `accuracy` was in float32, if the pack is int8.
         float_test_accuracy: the same of the test images.
+        metric: what its scores mean.
     """
 
     subnet: Coordinates
     label: str
-    accuracy: float | None
-    test_accuracy: float | None
+    score: float | None
+    test_score: float | None
     macs: int
     params: int
     chain: Chain
     logits: str
     float_accuracy: float | None = None
     float_test_accuracy: float | None = None
+    metric: Metric = ACCURACY
+
+    @property
+    def accuracy(self) -> float | None:
+        """The score, where it is one; None where it is another."""
+        return self.score if self.metric.word == "accuracy" else None
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The test score, likewise."""
+        return self.test_score if self.metric.word == "accuracy" else None
 
 
 @dataclass(frozen=True)
@@ -230,7 +243,10 @@ def _manifest(data: dict[str, Any]) -> Manifest:
             Step(_text(step["segment"]), _texts(step["inputs"]), _texts(step["outputs"]))
             for step in _some(row.pop("chain"), list)
         )
-        members.append(Packed(**row | {"subnet": Coordinates.parse(row["subnet"])}, chain=chain))
+        if "metric" not in row:  # of version 0.1.0, where the only score was accuracy
+            row |= {"score": row.pop("accuracy"), "test_score": row.pop("test_accuracy"), "metric": asdict(ACCURACY)}
+        row |= {"subnet": Coordinates.parse(row["subnet"]), "metric": Metric.from_dict(row["metric"])}
+        members.append(Packed(**row, chain=chain))
     tensors = {_text(name): _shape(shape) for name, shape in _some(data.pop("tensors"), dict).items()}
     constants = {
         _text(name): Constant(_count(value["offset"]), _shape(value["shape"]))
@@ -275,6 +291,8 @@ def _check(made: Manifest) -> None:
         raise ValueError("it has one input and several")
     if not made.members or not inputs or len({m.subnet for m in made.members}) < len(made.members):
         raise ValueError("it has no members, one twice, or no input")
+    if len({member.metric for member in made.members}) > 1:
+        raise ValueError("its members' scores have several metrics")
     for member in made.members:
         _check_member(member, made)
 
@@ -284,9 +302,11 @@ def _check_member(member: Packed, made: Manifest) -> None:
         raise ValueError(f"a member needs a label, not {member.label!r:.50}")
     _count(member.macs)
     _count(member.params)
-    for value in (member.accuracy, member.test_accuracy, member.float_accuracy, member.float_test_accuracy):
-        if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
-            raise ValueError(f"accuracy of {member.label} is a fraction, not {value!r:.50}")
+    metrics = (*[member.metric] * 2, *[ACCURACY] * 2)
+    values = (member.score, member.test_score, member.float_accuracy, member.float_test_accuracy)
+    for metric, value in zip(metrics, values, strict=True):
+        if value is not None:
+            metric.require(value, f"{metric.name} of {member.label}")
     known = {*made.inputs.values(), *made.constants}
     for step in member.chain:
         if not step.inputs or not step.outputs:

@@ -52,11 +52,13 @@ def card(manifest: Manifest, name: str, notes: Sequence[str], verdicts: Sequence
 def _table(manifest: Manifest) -> list[str]:
     """Members, with what float32 had beside int8."""
     int8 = manifest.precision == "int8"
-    names = ["member", "validation", *(["the same in float32"] if int8 else []), "MACs", "parameters", "segments"]
+    judged = f"validation {metric.name}" if (metric := manifest.members[0].metric).word == "score" else "validation"
+    names = ["member", judged, *(["the same in float32"] if int8 else []), "MACs", "parameters", "segments"]
     rows = [names, ["---", *["---:"] * (len(names) - 1)]]
     for m in manifest.members:
         before = [_percent(m.float_accuracy)] if int8 else []
-        rows.append([m.label, _percent(m.accuracy), *before, human(m.macs), human(m.params), str(len(m.chain))])
+        score = "–" if m.score is None else m.metric.text(m.score)
+        rows.append([m.label, score, *before, human(m.macs), human(m.params), str(len(m.chain))])
     return _as_table(rows)
 
 

@@ -65,11 +65,11 @@ def to_int8(
     members = manifest.members
     if images.validation is not None and members[0].accuracy is None:  # of all members or of none
         accuracies = _counted(before, images.validation, images, report)
-        members = tuple(replace(m, accuracy=a) for m, a in zip(members, accuracies, strict=True))
+        members = tuple(replace(m, score=a) for m, a in zip(members, accuracies, strict=True))
     accuracy = _counted(engine, images.validation, images, report)
     on_test = _counted(engine, images.test if test else None, images, report)
     members = tuple(
-        replace(m, accuracy=a, test_accuracy=t, float_accuracy=m.accuracy, float_test_accuracy=m.test_accuracy)
+        replace(m, score=a, test_score=t, float_accuracy=m.accuracy, float_test_accuracy=m.test_accuracy)
         for m, a, t in zip(members, accuracy, on_test, strict=True)
     )
     return finish(folder, replace(made, members=members)), verdicts

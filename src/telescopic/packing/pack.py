@@ -131,7 +131,8 @@ def pack(
             opened = net.network()
         else:
             provenance, opened = {}, net
-        if int8 is not None and (task := task_of(provenance)) != "classification":
+        judged = None if catalogue is None else catalogue.metric
+        if int8 is not None and (task := task_of(provenance, judged)) != "classification":
             raise PackError(f"int8 is judged by classes, and this network has learned {task}: pack it in float32")
         network = _packable(opened)
         if catalogue is None:
@@ -241,11 +242,10 @@ def _written(folder: Path, made: Cut, members: Sequence[Member], report: Report)
             files[segment.name] = f"segment{number:03}.onnx"
             write_graph(graph, folder / files[segment.name], weights)
             report("writing", number + 1, len(made.segments))
-    packed = []
-    for m in members:
-        # A manifest has room for accuracy alone: of members with another score it knows what they cost.
-        scores = (m.accuracy, m.test_accuracy) if m.metric.word == "accuracy" else (None, None)
-        packed.append(Packed(m.subnet, m.label, *scores, m.macs, m.params, *made.chains[m.subnet]))
+    packed = [
+        Packed(m.subnet, m.label, m.score, m.test_score, m.macs, m.params, *made.chains[m.subnet], metric=m.metric)
+        for m in members
+    ]
     tensors = {name: tuple(tensor.shape[1:]) for name, tensor in made.tensors.items()}
     types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in made.tensors.items()}
     types = {name: kind for name, kind in types.items() if kind != "float32"}

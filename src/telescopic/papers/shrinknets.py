@@ -168,9 +168,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "masked": {"collect": None},
     "proximal": {"method": "proximal"},
     "random": {"method": "random"},
-    "pays": {"collect": "pays"},
 }
-"""Ways to shrink: the paper's, what it would be without removing anything, its future work, and one of ours."""
+"""Ways to shrink: the paper's, what it would be without removing anything, and its future work."""
 
 
 def experiment(
@@ -288,7 +287,7 @@ def train(
     by: Annotated[str, Option("What a channel weighs: 1 (channels), its params, or its macs.")] = "channels",
     method: Annotated[str, Option("gradient (the paper), proximal (exact zeros), or random removal.")] = "gradient",
     collect: Annotated[
-        str, Option("When dead channels are removed: epoch (the paper), pays, never, or a number of steps.")
+        str, Option("When dead channels are removed: epoch (the paper), never, or a number of steps.")
     ] = "epoch",
     epochs: Annotated[int, Option("Passes over the training images; the paper takes 100.", least=1)] = 20,
 ) -> Build:

@@ -41,7 +41,7 @@ class Experiments:
         list[str] | None,
         Option(
             "An experiment of Figure 1; may be given several times: λ such as 1e-3, or with a way: 1e-3-masked "
-            "(nothing is removed), -proximal, -random, -pays. (default: the paper's five λ)"
+            "(nothing is removed), -proximal, -random. (default: the paper's five λ)"
         ),
     ] = None
     figure: Annotated[list[int] | None, Option("1 or 2; may be given twice. (default: 1)")] = None

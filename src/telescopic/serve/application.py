@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -64,18 +65,13 @@ def application(
         progress: called with the number of cases measured, and of all.
 
     Raises:
-        ValueError: if a bound is below 1, or fewer may wait than run in a pass; or if the pack's network has learned
-            something else than classes.
+        ValueError: if a bound is below 1, or fewer may wait than run in a pass; or if the network takes several inputs,
+            or others than floating-point numbers.
     """
     if not isinstance(engine.input_shape, tuple) or not all(isinstance(size, int) for size in engine.input_shape):
         raise ValueError(
             f"a server takes images or one input of numbers, and the network of {engine.path} takes "
             f"{engine.input_shape}: ask telescopic.Engine"
-        )
-    if engine.task != "classification":
-        raise ValueError(
-            f"a server answers with classes, and the network of {engine.path} has learned {engine.task}: ask "
-            "telescopic.Engine in a program of yours"
         )
     limits = limits or Limits()
     worker = Worker(
@@ -160,7 +156,7 @@ class _Predict:
         self._takes = Takes(engine.input_shape, engine.takes_pixels, worker.max_batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Classify. Wishes may be in the query, or in a JSON body beside the inputs."""
+        """Answer. Wishes may be in the query, or in a JSON body beside the inputs."""
         began = time.perf_counter()
         headers: list[tuple[bytes, bytes]] = []
         try:
@@ -202,7 +198,7 @@ class _Predict:
             except ValueError as error:
                 raise BodyError(422, str(error)) from error
             del body
-        return _answer(await self._served(job), engine.classes)
+        return _answer(await self._served(job), engine)
 
     async def _served(self, job: Job) -> Served:
         """What becomes of a request; whoever waits together is answered together, for all come before the turn."""
@@ -308,22 +304,30 @@ def _finish(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _answer(served: Served, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What the client is told."""
+def _answer(served: Served, engine: Engine) -> dict[str, Any]:
+    """What the client is told: classes or labels with their probabilities, or of another task the outputs."""
     member, shares = served.member, served.shares
     if not np.isfinite(shares).all():
         raise BodyError(422, f"{member.label} has no finite answer to this: are the inputs prepared as it expects?")
-    best, told = shares.argmax(1).tolist(), np.round(shares, 6).tolist()
+    told: dict[str, Any] = {"outputs": shares.tolist()}
+    if engine.task in ("classification", "multilabel"):
+        rows, classes = np.round(shares, 6).tolist(), engine.classes
+
+        def said(i: int, row: list[float]) -> dict[str, Any]:
+            return {"class": classes[i] if classes else str(i), "index": i, "probability": row[i]}
+
+        of: list[Any]
+        if engine.task == "classification":
+            of = [said(i, row) for i, row in zip(shares.argmax(1).tolist(), rows, strict=True)]
+        else:  # labels, of which an example has any number
+            of = [[said(i, row) for i, share in enumerate(row) if share > 0.5] for row in rows]
+        told = {"predictions": of, "probabilities": rows}
     return {
-        "predictions": [
-            {"class": classes[i] if classes else str(i), "index": i, "probability": row[i]}
-            for i, row in zip(best, told, strict=True)
-        ],
-        "probabilities": told,
+        **told,
         "member": {
             "subnet": str(member.subnet),
             "label": member.label,
-            "accuracy": member.accuracy,
+            member.metric.word: member.score,
             "macs": member.macs,
         },
         "late": served.late,
@@ -353,8 +357,8 @@ def _about(worker: Worker) -> dict[str, Any]:
                 "entry": member.subnet.entry,
                 "exit": member.subnet.exit,
                 "width": member.subnet.width,
-                "accuracy": member.accuracy,
-                "test_accuracy": member.test_accuracy,
+                member.metric.word: member.score,
+                f"test_{member.metric.word}": member.test_score,
                 "macs": member.macs,
                 "params": member.params,
                 "chosen_from": member in front,
@@ -366,6 +370,8 @@ def _about(worker: Worker) -> dict[str, Any]:
         "members": rows,
         "input_shape": engine.input_shape,
         "classes": engine.classes,
+        "task": engine.task,
+        "metric": asdict(engine.members[0].metric),
         "takes_pixels": engine.takes_pixels,
         "slo_ms": worker.slo_ms,
     }
@@ -384,7 +390,7 @@ def _with_predict(description: dict[str, Any]) -> dict[str, Any]:
         codes |= {"422": "not what the network takes", "503": "too much waits"}
         description["paths"]["/predict"] = {
             "post": {
-                "summary": "Classify",
+                "summary": "Answer",
                 "parameters": query,
                 "requestBody": {"required": True, "content": kinds},
                 "responses": {code: {"description": about} for code, about in codes.items()},

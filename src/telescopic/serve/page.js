@@ -6,7 +6,8 @@ const sent = { left: 0, answered: 0, refused: 0, kept: 0 };
 
 const human = n => { for (const [s, u] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (n >= s) return (n / s).toPrecision(3) + " " + u; return n + ""; };
 const ms = v => (v < 10 ? v.toPrecision(2) : v.toFixed(0)) + " ms";
-const percent = v => v == null ? "not measured" : (100 * v).toFixed(1) + " %";
+const score = m => m.accuracy ?? m.score, worth = m => score(m) == null ? m.macs : about.metric.better === "lower" ? -score(m) : score(m);
+const scored = (v, digits = 1) => v == null ? "not measured" : about.metric.unit === "%" ? (100 * v).toFixed(digits) + " %" : v.toPrecision(3) + " " + about.metric.unit;
 function svg(parent, name, attributes, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const key in attributes) made.setAttribute(key, attributes[key]);
@@ -85,8 +86,9 @@ async function answer() {
 function show(told) {
   select(told.member.label);
   $("took").textContent = ms(told.computed_ms) + (told.late ? ", late" : "");
-  const best = told.probabilities[0].map((p, i) => [p, i]).sort((a, b) => b[0] - a[0]).slice(0, 5);
   $("answer").replaceChildren();
+  for (const v of told.outputs ? told.outputs[0].slice(0, 12) : []) element($("answer"), "p", v.toPrecision(4)).className = "big";
+  const best = (told.probabilities ?? [[]])[0].map((p, i) => [p, i]).sort((a, b) => b[0] - a[0]).slice(0, 5);
   for (const [p, i] of best) {
     const bar = element($("answer"), "div"); bar.className = "bar";
     element(bar, "span", about.classes.length ? about.classes[i] : "class " + i);
@@ -104,14 +106,13 @@ function range() {  // of the slider, and of the plot
 function budget() { const [low, high] = range(); return Math.exp(low + (high - low) * $("slider").value / 1000); }
 function expected() {
   const fitting = members.filter(m => m.p95_ms <= budget());
-  const worth = m => m.accuracy ?? m.macs;
   return fitting.length ? fitting.reduce((a, b) => worth(b) > worth(a) ? b : a) : members.reduce((a, b) => b.p95_ms < a.p95_ms ? b : a);
 }
 
 function select(label) {
   const m = members.find(m => m.label === label), widest = Math.max(...members.map(m => m.width));
   $("label").textContent = m.label; $("colour").style.background = colours[m.label];
-  $("accuracy").textContent = percent(m.accuracy);
+  $("accuracy").textContent = scored(score(m));
   $("macs").textContent = human(m.macs); $("params").textContent = human(m.params);
   const stages = $("stages").children;
   for (let s = 0; s < stages.length - 2; s++) {
@@ -127,17 +128,17 @@ function select(label) {
 }
 
 function front() {
-  const plot = $("front"), worth = members.map(m => m.accuracy ?? m.macs), [low, high] = range();
-  const [least, most] = [Math.min(...worth), Math.max(...worth)];
+  const plot = $("front"), all = members.map(worth), [low, high] = range();
+  const [least, most] = [Math.min(...all), Math.max(...all)];
   scale = ms => 44 + 266 * (Math.log(ms) - low) / (high - low);
   const y = v => 108 - 92 * (v - least) / (most - least || 1);
   svg(plot, "path", { d: "M44 8V116H312", fill: "none", stroke: "var(--line)" });
   svg(plot, "line", { id: "limit", y1: 8, y2: 116, stroke: "var(--ink)", "stroke-dasharray": "3 3" });
   for (const m of members) {
-    const dot = svg(plot, "circle", { cx: scale(m.p95_ms), cy: y(m.accuracy ?? m.macs), r: 4, fill: colours[m.label] });
-    dot.dataset.label = m.label; svg(dot, "title", {}, `${m.label}: ${percent(m.accuracy)}, ${ms(m.p95_ms)}`);
+    const dot = svg(plot, "circle", { cx: scale(m.p95_ms), cy: y(worth(m)), r: 4, fill: colours[m.label] });
+    dot.dataset.label = m.label; svg(dot, "title", {}, `${m.label}: ${scored(score(m))}, ${ms(m.p95_ms)}`);
   }
-  const shown = v => members[0].accuracy == null ? human(v) : (100 * v).toFixed(most - least < .02 ? 1 : 0) + " %";
+  const shown = v => score(members[0]) == null ? human(v) : scored(about.metric.better === "lower" ? -v : v, most - least < .02 ? 1 : 0);
   for (const v of new Set([least, most])) svg(plot, "text", { x: 40, y: y(v) + 4, "text-anchor": "end" }, shown(v));
   const times = members.map(m => m.p95_ms), [first, last] = [Math.min(...times), Math.max(...times)];
   svg(plot, "text", { x: scale(first), y: 130, "text-anchor": "middle" }, ms(first));
@@ -241,6 +242,7 @@ async function begin() {
   about = await response.json(); members = about.members; shape = about.input_shape;
   colours = Object.fromEntries(members.map((m, i) => [m.label, `hsl(${165 + 130 * i / Math.max(1, members.length - 1)} 60% ${62 - 6 * i / Math.max(1, members.length - 1)}%)`]));
   $("about").textContent = `${members.length} members from one copy of the weights, ${human(Math.max(...members.map(m => m.params)))} parameters. Move the budget, and another member answers.`;
+  $("metric").textContent = about.metric.name; $("against").textContent = about.metric.name[0].toUpperCase() + about.metric.name.slice(1) + " against latency";
   wipe();
   const word = shape[0] === 1 ? "Draw, or drop an image" : "Drop an image, or paste one";
   $("ask").textContent = isImage() ? word : "Input: random numbers"; $("hint").textContent = isImage() ? word + " here" : "";

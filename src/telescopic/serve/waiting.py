@@ -43,7 +43,8 @@ class Served:
 
     Attributes:
         logits: float32 `[batch, classes]`.
-        shares: what a softmax makes of them, float64; not finite where they are not.
+        shares: what a softmax makes of them, float64, or of several labels a sigmoid; of any other task they
+            themselves. Not finite where they are not.
         member: who answered.
         examples: in the pass, those of other requests among them.
         waited: seconds from the request's arrival to the pass.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from telescopic.engine.controller import Controller
 from telescopic.engine.engine import Engine
@@ -15,6 +16,23 @@ from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
+
+
+def _softmax(logits: Floats) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    return shares
+
+
+def _sigmoid(logits: Floats) -> NDArray[np.float64]:
+    return np.where(np.isinf(logits), np.nan, 1 / (1 + np.exp(-logits.astype(np.float64))))
+
+
+def _as_they_are(outputs: Floats) -> NDArray[np.float64]:
+    return outputs.astype(np.float64)
+
+
+_SHARES = {"classification": _softmax, "multilabel": _sigmoid}
 
 
 class Closed(Exception):
@@ -181,9 +199,8 @@ class Worker:
         ended = self.clock()
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
         self._told(run, ended - began, sum(job.late(began, ended) for job in run.jobs))
-        with np.errstate(invalid="ignore"):  # infinite logits have no shares
-            shares = np.exp(answer.logits.astype(np.float64) - answer.logits.max(1, keepdims=True))
-            shares /= shares.sum(1, keepdims=True)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite logits have no shares
+            shares = _SHARES.get(self.engine.task, _as_they_are)(answer.logits)
         place = 0
         for job in run.jobs:
             own = slice(place, place := place + len(job.x))

@@ -15,6 +15,5 @@ from telescopic.shrink.penalty import drop_ as drop_
 from telescopic.shrink.penalty import parameter_groups as parameter_groups
 from telescopic.shrink.penalty import size as size
 from telescopic.shrink.penalty import soft_threshold_ as soft_threshold_
-from telescopic.shrink.policy import WhenItPays as WhenItPays
 from telescopic.shrink.rules import each_channel as each_channel
 from telescopic.shrink.rules import register_rule as register_rule

@@ -29,7 +29,6 @@ def add_filters(
     example: Tensor | Inputs,
     *,
     where: Callable[[str], bool] | None = None,
-    absorb: bool = False,
 ) -> Module:
     """A copy of a network with a `Filter` behind each convolution and linear layer, or behind the norm that follows it.
 
@@ -46,7 +45,6 @@ def add_filters(
             `model.shrink_example`. If a training loop calls other parts than the forward pass does, a function that is
             given the network and does so too, such as `lambda net: (net(x), net.project(net.features(x)))`.
         where: which layers get filters, by their path; all by default.
-        absorb: whether `compact_` will be told to absorb constants.
 
     Raises:
         ValueError: if there is no place for a filter; if there is one where no channel could ever be removed, or that
@@ -76,7 +74,7 @@ def add_filters(
             # In eval mode it would pack padded tokens, which torch refuses to do around layers with hooks.
             encoder.use_nested_tensor = False
     made.shrink_example = inputs if callable(inputs) else tuple(x.cpu() for x in inputs)  # type: ignore[assignment]
-    _try(made, paths, inputs, absorb)
+    _try(made, paths, inputs)
     price_(made)
     return made
 
@@ -88,7 +86,7 @@ def _channels(layer: Any) -> int:
 def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]:
     """For each layer that makes channels, by path, behind what its filter stands; and which of them make tokens."""
     channels = Channels()
-    watch = Watch(model, channels, FUNCTIONS, LAYERS, absorb=False, price=False)
+    watch = Watch(model, channels, FUNCTIONS, LAYERS, price=False)
     with unchanged(model, training=False):
         watch.run(inputs)
     reads = {(path, id(x)): id(out) for path, x, out in watch.made}
@@ -112,7 +110,7 @@ def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]
     return found, tokens
 
 
-def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) -> None:
+def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs) -> None:
     """Remove channels from copies, and fold one.
 
     Raises:
@@ -128,7 +126,7 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) 
             )
     filters = {path: part for path, part in trial.named_modules() if isinstance(part, Filter)}
     _kill({part: torch.ones_like(part.alive) for part in filters.values()})
-    channels = watched(trial, inputs, absorb=absorb)
+    channels = watched(trial, inputs)
     removed = channels.removed()
     held = channels.reasons(removed)
     for path, part in filters.items():
@@ -143,7 +141,7 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs, absorb: bool) 
     gone = torch.tensor(sorted(dead), dtype=torch.long)
     trial = copied(model)
     _kill({trial.get_submodule(path): torch.isin(label[channels.theta(path)], gone) for path in channels.filters})
-    *_, found = remove_(trial, (), inputs, watched(trial, inputs, absorb=absorb))
+    *_, found = remove_(trial, (), inputs, watched(trial, inputs))
     for path, why in found.items():
         _refuse(paths[path], why)
     fold(model, inputs)  # what fx generates forgets attributes when it is copied
@@ -160,8 +158,8 @@ def _refuse(path: str, reason: str) -> NoReturn:
     raise ValueError(
         f"a filter behind {path} could never remove a channel, because of {reason}. Leave it out with where="
         + (
-            ", give all branches that are added together filters, have nothing behind the filter that makes something "
-            "else of 0, or say absorb=True here and to compact_"
+            ", give all branches that are added together filters, or have nothing behind the filter that makes "
+            "something else of 0"
             if "else than 0" in reason
             else ", or register a rule for that layer with shrink.register_rule"
             if "not known to treat" in reason

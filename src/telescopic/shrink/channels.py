@@ -35,33 +35,16 @@ class Axis:
 
 
 @dataclass
-class Absorption:
-    """A constant that a layer adds to all its outputs while some of its inputs are dead, for its bias to take over.
-
-    Attributes:
-        bias: of the layer.
-        ids: channels of its input `[channels]`.
-        shifts: what each adds to each output, `[outputs, channels]`; NaN if it is no constant.
-    """
-
-    bias: Tensor
-    ids: Tensor
-    shifts: Tensor
-
-
-@dataclass
 class Channels:
     """What watching a network finds out. Channels are numbers; channel 0 is of a fixed size.
 
     Attributes:
         axes: of parameters and buffers, by id of the tensor and dimension.
         filters: each filter and its path.
-        absorptions: constants that biases could take over.
     """
 
     axes: dict[tuple[int, int], Axis] = field(default_factory=dict)
     filters: dict[str, Filter] = field(default_factory=dict)
-    absorptions: dict[int, Absorption] = field(default_factory=dict)
     _num: int = 1
     _pairs: list[Tensor] = field(default_factory=list)
     _held: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -138,6 +121,13 @@ class Channels:
             if found[label[to]].any():
                 found[label[ids]] = True
         return found[label]
+
+    def held(self) -> Tensor:
+        """Which channels stay, by their labels, `[channels]`."""
+        label, found = self.labels(), torch.zeros(self._num, dtype=torch.bool)
+        for ids, _ in self._held:
+            found[label[ids]] = True
+        return found
 
     def labels(self) -> Tensor:
         """For each channel, the smallest of those that stay or go together with it."""
@@ -236,14 +226,20 @@ class Channels:
     def prices(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Parameters and multiply-adds that go with each channel of each filter."""
         label = self.labels()
-        params, macs = torch.zeros(2, self._num, dtype=torch.float64)
+        params, macs = self.prices_of_labels()
+        return {path: (params[label[ids]], macs[label[ids]]) for path in self.filters for ids in [self.theta(path)]}
+
+    def prices_of_labels(self) -> Tensor:
+        """Parameters and multiply-adds that go with the channels of each label, `[2, channels]`."""
+        label = self.labels()
+        params, macs = found = torch.zeros(2, self._num, dtype=torch.float64)
         for axis in self.axes.values():
             if isinstance(axis.tensor, torch.nn.Parameter):
                 each = axis.tensor.numel() / len(axis.ids)
                 params.index_add_(0, label[axis.ids], torch.full((len(axis.ids),), each, dtype=torch.float64))
         for ids, amount in self._work:
             macs.index_add_(0, label[ids], torch.full((len(ids),), amount / len(ids), dtype=torch.float64))
-        return {path: (params[label[ids]], macs[label[ids]]) for path in self.filters for ids in [self.theta(path)]}
+        return found
 
     def theta(self, path: str) -> Tensor:
         """The channels of a filter."""

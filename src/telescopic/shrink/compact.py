@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from telescopic.ambient import plain
 from telescopic.layers.cuts import Cut, named_tensors, put_, resize_
 from telescopic.layers.filter import Filter
-from telescopic.shrink.channels import Absorption, Channels
+from telescopic.shrink.channels import Channels
 from telescopic.shrink.example import Inputs, Run, examples, unchanged
 from telescopic.shrink.failing import Shapings, Surprise, reason
 from telescopic.shrink.log import Log, apply_
@@ -39,7 +39,6 @@ def compact_(
     *optimizers: Optimizer,
     example: Tensor | Inputs | None = None,
     multiple_of: int = 1,
-    absorb: bool = False,
 ) -> Log:
     """Remove dead channels everywhere: from what makes them, what follows, what reads them, and optimizers' states.
 
@@ -67,9 +66,6 @@ def compact_(
         example: a batch of inputs `[batch, ...]`, or several, or a function that is given the network and calls all of
             it that training does: see `add_filters`, and not needed if that got one.
         multiple_of: each layer gives a multiple of this many channels, or as many as before.
-        absorb: whether to remove channels too that are a constant where they are read, as behind a sigmoid or a
-            BatchNorm behind the filter, and add it to the bias of what reads them. Outputs in eval mode stay the same;
-            the next training step does not, for that constant was weighed by weights that learned.
 
     Returns:
         What was removed. It can be replayed on copies of the network.
@@ -91,7 +87,7 @@ def compact_(
     dead = torch.cat([part.dead() for part in filters])
     if not dead.any():
         return Log(left=left, seconds=time.perf_counter() - start)
-    options = (multiple_of, absorb, example if callable(example) else None)
+    options = (multiple_of, example if callable(example) else None)
     stuck = _STUCK.get(model)
     if stuck is not None and stuck[0] == options and torch.equal(stuck[1], dead):
         return Log(left=left, held=stuck[2].held, seconds=time.perf_counter() - start)
@@ -99,7 +95,7 @@ def compact_(
     sizes = written(model)
     known = _HELD.setdefault(model, {})
     try:
-        channels = watched(model, inputs, absorb=absorb)
+        channels = watched(model, inputs)
     except Unfollowed as error:
         channels, removed, cuts = Channels(), torch.zeros(1, dtype=torch.bool), tuple[Cut, ...]()
         held = {path: str(error) for path, part in model.named_modules() if isinstance(part, Filter)}
@@ -142,8 +138,7 @@ def remove_(
         nonlocal removed, cuts, held
         removed = channels.removed(multiple_of, of)
         cuts, held = tuple(cuts_of(channels, removed)), channels.reasons(removed)
-        absorptions = channels.absorptions.values()
-        return change_(model, optimizers, inputs, cuts, absorptions, removed) if cuts else lambda: None
+        return change_(model, optimizers, inputs, cuts) if cuts else lambda: None
 
     try:
         attempt()
@@ -166,14 +161,9 @@ def remove_(
 
 
 def change_(
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
-    inputs: Inputs,
-    cuts: Sequence[Cut],
-    absorptions: Collection[Absorption] = (),
-    removed: Tensor | None = None,
+    model: nn.Module, optimizers: Sequence[Optimizer], inputs: Inputs, cuts: Sequence[Cut]
 ) -> Callable[[], None]:
-    """Cut a network, and have biases absorb what is removed; if it gives something else then, it is put back.
+    """Cut a network; if it gives something else then, it is put back.
 
     Returns:
         What puts it back too.
@@ -183,9 +173,7 @@ def change_(
     """
     tensors = named_tensors(model)
     before = answers(model, inputs)
-    undo = _snapshot(model, optimizers, [absorption.bias for absorption in absorptions])
-    if removed is not None:
-        _absorb(absorptions, removed)
+    undo = _snapshot(model, optimizers)
     apply_(cuts, tensors, optimizers)
     resize_(model, {id(tensors[cut.name]) for cut in cuts})
     try:
@@ -210,13 +198,12 @@ def price_(model: nn.Module, example: Tensor | Inputs | None = None) -> None:
     _price(model, examples(model, example))
 
 
-def watched(model: nn.Module, inputs: Inputs, *, absorb: bool = False) -> Channels:
+def watched(model: nn.Module, inputs: Inputs) -> Channels:
     """Run a network in training and in eval mode, and find out which channels belong together."""
     channels = Channels()
     missed = {id(p): name for name, p in model.named_parameters() if p.numel() > 1}
     for training in (True, False):
-        channels.absorptions.clear()
-        watch = Watch(model, channels, FUNCTIONS, LAYERS, absorb=absorb, price=not training)
+        watch = Watch(model, channels, FUNCTIONS, LAYERS, price=not training)
         with unchanged(model, training):
             watch.run(inputs)
         missed = {known: name for known, name in missed.items() if known not in watch.reached}
@@ -237,13 +224,6 @@ def cuts_of(channels: Channels, removed: Tensor) -> Iterator[Cut]:
         if axis.groups > 1:
             kept = kept.view(axis.groups, -1) % axis.tensor.shape[axis.dim]
         yield Cut(axis.name, axis.dim, kept, len(axis.ids))
-
-
-@torch.no_grad()
-def _absorb(absorptions: Iterable[Absorption], removed: Tensor) -> None:
-    for absorption in absorptions:
-        shift = absorption.shifts[:, removed[absorption.ids]].sum(1)
-        absorption.bias.add_(shift.to(absorption.bias))
 
 
 @torch.no_grad()
@@ -283,10 +263,9 @@ def prove(model: nn.Module, inputs: Inputs, before: tuple[list[Tensor], torch.dt
         Run(model, inputs)()
 
 
-def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer], written: Sequence[Tensor]) -> Callable[[], None]:
-    """What puts everything back as it is now, and the contents of those that are written."""
+def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Callable[[], None]:
+    """What puts everything back as it is now."""
     tensors = [(t, t.detach(), t.grad) for t in named_tensors(model).values()]
-    clones = [(t, t.detach().clone()) for t in written]
     sizes = [(part, dict(part.__dict__)) for part in model.modules()]
     states = [(state, dict(state)) for optimizer in optimizers for state in optimizer.state.values()]
 
@@ -295,8 +274,6 @@ def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer], written: Sequen
             tensor.grad = None
             put_(tensor, data)
             tensor.grad = grad
-        for tensor, data in clones:
-            tensor.data.copy_(data)
         for part, attributes in sizes:
             part.__dict__.update(attributes)
         for state, kept in states:
@@ -308,7 +285,7 @@ def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer], written: Sequen
 def _price(model: nn.Module, inputs: Inputs) -> None:
     channels = Channels()
     with unchanged(model, training=False):
-        Watch(model, channels, FUNCTIONS, LAYERS, absorb=False, price=True).run(inputs)
+        Watch(model, channels, FUNCTIONS, LAYERS, price=True).run(inputs)
     for path, (params, macs) in channels.prices().items():
         part = channels.filters[path]
         part.params.copy_(params)

@@ -34,9 +34,7 @@ class Every(nn.Module):
 
 
 @plain()
-def add_filters_to_family(
-    net: Nested, example: Tensor, *, where: Callable[[str], bool] | None = None, absorb: bool = False
-) -> Nested:
+def add_filters_to_family(net: Nested, example: Tensor, *, where: Callable[[str], bool] | None = None) -> Nested:
     """A copy of a nested network with filters in every part: see `add_filters`.
 
     An adapter's layers get filters of their own. A channel that an adapter and the stage before both give is removed
@@ -46,7 +44,6 @@ def add_filters_to_family(
         net: the network.
         example: a batch of inputs `[batch, ...]`.
         where: which layers get filters, by their path in the network; all by default.
-        absorb: see `add_filters`.
 
     Raises:
         ValueError: see `add_filters`.
@@ -54,7 +51,7 @@ def add_filters_to_family(
     net = unwrapped(net)
     shared = Every(rebuilt(copied(net), statistics="shared").train(net.training))
     chosen = None if where is None else (lambda path: where(path.removeprefix("net.")))
-    made = add_filters(shared, example, where=chosen, absorb=absorb).net
+    made = add_filters(shared, example, where=chosen).net
     return made if net.statistics == "shared" else rebuilt(made, statistics=net.statistics).train(net.training)
 
 

@@ -1,4 +1,4 @@
-"""What is known of a tensor while a network is watched: whose channel each element is, and what it is when dead."""
+"""What is known of a tensor while a network is watched: whose channel each element is, and whether it is dead."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,14 @@ FREE = -1
 
 @dataclass(frozen=True)
 class Flow:
-    """Three tensors of the shape of the one they describe, on the CPU.
+    """Two tensors of the shape of the one they describe, on the CPU.
 
     Attributes:
         ids: number of the channel of which each element is part, or `FREE`.
-        value: what the element is, whatever the input and the other weights are; NaN if it depends on them.
         zero: whether it is 0 because a filter's channel is dead, and stays so however other weights are trained.
     """
 
     ids: Tensor
-    value: Tensor
     zero: Tensor
 
     @property
@@ -32,13 +30,7 @@ class Flow:
 
 def alive(ids: Tensor) -> Flow:
     """A tensor that may be anything."""
-    value = torch.full((), torch.nan, dtype=torch.float64).expand(ids.shape)
-    return Flow(ids, value, torch.zeros((), dtype=torch.bool).expand(ids.shape))
-
-
-def constant(ids: Tensor, value: Tensor) -> Flow:
-    """A tensor that is known now, but may be trained."""
-    return Flow(ids, value.detach().double().cpu(), torch.zeros((), dtype=torch.bool).expand(ids.shape))
+    return Flow(ids, torch.zeros((), dtype=torch.bool).expand(ids.shape))
 
 
 def spread(vector: Tensor, shape: Sequence[int], dim: int) -> Tensor:

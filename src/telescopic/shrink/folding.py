@@ -38,7 +38,7 @@ def fold(model: Module, example: Tensor | Inputs | None = None) -> Module:
     model = unwrapped(model)
     inputs = examples(model, example)
     made = copied(model)
-    watch = Watch(made, Channels(), FUNCTIONS, LAYERS, absorb=False, price=False)
+    watch = Watch(made, Channels(), FUNCTIONS, LAYERS, price=False)
     with unchanged(made, training=False):
         watch.run(inputs)
     before = answers(model, inputs)

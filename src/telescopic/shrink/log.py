@@ -32,6 +32,12 @@ class Log:
     seconds: float = 0.0
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """A line for each filter that lost channels, or could not."""
+        lines = [f"{path}: {number} removed, {self.left[path]} left" for path, number in self.removed.items()]
+        lines += [f"{path}: dead channels stay: {what}" for path, what in self.held.items()]
+        return "\n".join(lines) or (f"{len(self.cuts)} cuts, no channel removed" if self.cuts else "nothing removed")
+
     def __bool__(self) -> bool:
         return bool(self.cuts)
 

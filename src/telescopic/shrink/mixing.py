@@ -1,12 +1,7 @@
 """What functions with weights do to channels: convolutions, linear layers, norms that treat each channel alone."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from telescopic.shrink.channels import Absorption
 from telescopic.shrink.flow import Flow, alive, along, every, spread
 from telescopic.shrink.watch import Call, Rule, Watch
 
@@ -69,10 +64,7 @@ def _mixed(
     outputs = watch.axis(weight, 1 - takes, groups=groups if takes == 0 else 1)
     if bias is not None:
         watch.axis(bias, 0, outputs)
-    zero = every(flow.zero, dim)
-    if watch.absorb and bias is not None and not zero.all():
-        zero = zero | _absorbed(watch, call, flow, weight, bias, dim, takes, groups, ids, zero)
-    watch.channels.read(ids[~zero], f"{where}, which takes it as something else than 0")
+    watch.channels.read(ids[~every(flow.zero, dim)], f"{where}, which takes it as something else than 0")
     if groups > 1:
         watch.channels.equal(inputs, groups)
         watch.channels.equal(outputs, groups)
@@ -81,38 +73,6 @@ def _mixed(
         watch.channels.work(inputs, macs)
         watch.channels.work(outputs, macs)
     return alive(spread(outputs, call.out.shape, dim))
-
-
-def _absorbed(
-    watch: Watch,
-    call: Call,
-    flow: Flow,
-    weight: Tensor,
-    bias: Tensor,
-    dim: int,
-    takes: int,
-    groups: int,
-    ids: Tensor,
-    zero: Tensor,
-) -> Tensor:
-    """Which input channels are dead and add the same to each place, so that the bias can take it over."""
-    value = along(flow.value.nan_to_num(torch.inf), dim)
-    none = torch.zeros_like(zero)
-    padding = call.given(4, "padding", 0)
-    padded = dim == 1 and (isinstance(padding, str) or any(p != 0 for p in _tuple(padding)))
-    transposed = dim == 1 and takes == 0
-    if value is None or padded or transposed or groups > 1 or id(bias) in watch.channels.absorptions:
-        return none
-    sums = weight.detach().double().cpu().flatten(2).sum(2) if weight.ndim > 2 else weight.detach().double().cpu()
-    each = sums.T if takes == 0 else sums
-    known = value.isfinite()
-    shifts = each * torch.where(known & ~zero, value, 0.0)
-    watch.channels.absorptions[id(bias)] = Absorption(bias, ids, shifts)
-    return known
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _depthwise(
@@ -130,12 +90,8 @@ def _depthwise(
         watch.axis(bias, 0, outputs)
     if watch.price:
         watch.channels.work(ids if transposed else outputs, float(places * weight.numel()))
-    plain = [t if t is None else t.detach().double().cpu() for t in (weight, bias)]
-    rest = {k: v for k, v in call.kwargs.items() if k not in ("input", "weight", "bias")}
-    value = call.func(x.value.nan_to_num(), *plain, *call.args[3:], **rest)
-    living = spread((~every(~x.value.isnan(), 1)).repeat_interleave(times), value.shape, 1)
-    zero = spread(every(x.zero, 1).repeat_interleave(times), value.shape, 1) & (bias is None)
-    return Flow(spread(outputs, value.shape, 1), value.masked_fill(living, torch.nan), zero)
+    zero = every(x.zero, 1).repeat_interleave(times) & (bias is None)
+    return Flow(spread(outputs, call.out.shape, 1), spread(zero, call.out.shape, 1))
 
 
 def _normed(watch: Watch, call: Call) -> Flow | None:
@@ -149,19 +105,8 @@ def _normed(watch: Watch, call: Call) -> Flow | None:
         return None
     for tensor in tensors:
         watch.axis(tensor, 0, ids)
-    shape = [1, -1] + [1] * (x.ids.ndim - 2)
-    plain = [t if t is None else t.detach().double().cpu().view(shape) for t in (mean, variance, weight, bias)]
-    value = x.value
-    instance = call.name == "instance_norm"
-    if plain[0] is not None and plain[1] is not None and not instance:
-        value = (value - plain[0]) / (plain[1] + call.given(7, "eps", 1e-5)).sqrt()
-    else:  # by itself: a constant becomes 0
-        value = value * 0
-    value = value if plain[2] is None else value * plain[2]
-    value = value if plain[3] is None else value + plain[3]
     # Zeros stay zeros for ever if they are normalised by themselves, and nothing is added.
-    zero = x.zero & (plain[3] is None) & (plain[0] is None)
-    return Flow(x.ids, value.expand(x.shape), zero)
+    return Flow(x.ids, x.zero & (bias is None) & (mean is None))
 
 
 def _prelu(watch: Watch, call: Call) -> Flow | None:
@@ -172,8 +117,7 @@ def _prelu(watch: Watch, call: Call) -> Flow | None:
         return None
     if weight.numel() > 1:
         watch.axis(weight, 0, ids)
-    value = functional.prelu(x.value.contiguous(), weight.detach().double().cpu())
-    return Flow(x.ids, value.masked_fill(x.value.isnan(), torch.nan), x.zero)
+    return x
 
 
 _CONVOLUTIONS = [f"conv{kind}{d}d" for d in (1, 2, 3) for kind in ("", "_transpose")]

@@ -92,7 +92,7 @@ def reorder_(
 def _moves(channels: Channels, importance: Tensor) -> Iterator[Cut]:
     """For each axis, which entry each place gets."""
     label = channels.labels()
-    source = _sources(channels, importance)
+    source = sources(channels, importance)
     for axis in channels.axes.values():
         rows = []
         for row in label[axis.ids].view(axis.groups, -1):
@@ -104,7 +104,7 @@ def _moves(channels: Channels, importance: Tensor) -> Iterator[Cut]:
             yield Cut(axis.name, axis.dim, torch.stack(rows) if axis.groups > 1 else rows[0], len(axis.ids))
 
 
-def _sources(channels: Channels, importance: Tensor) -> Tensor:
+def sources(channels: Channels, importance: Tensor) -> Tensor:
     """For each channel, by its label, the one that takes its place."""
     kind = channels.alike()
     places = ((importance > -torch.inf) & (kind >= 0)).nonzero().view(-1)

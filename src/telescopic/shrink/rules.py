@@ -55,10 +55,9 @@ def each_channel(watch: Watch, call: Call) -> Flow | None:
     ids = along(x.ids, 1) if x.ids.ndim > 1 else None
     if ids is None or not isinstance(call.out, Tensor) or call.out.shape[1:2] != x.shape[1:2]:
         return None
-    living = ~every(~x.value.isnan(), 1)
-    value = call.func(x.value.nan_to_num(), *call.args[1:], **call.kwargs)
-    zero = spread(every(x.zero, 1), value.shape, 1) & (value == 0)
-    return Flow(spread(ids, value.shape, 1), value.masked_fill(spread(living, value.shape, 1), torch.nan), zero)
+    of_zeros = call.func(torch.zeros(x.shape), *call.args[1:], **call.kwargs)
+    zero = spread(every(x.zero, 1), of_zeros.shape, 1) & (of_zeros == 0)
+    return Flow(spread(ids, of_zeros.shape, 1), zero)
 
 
 def _single(watch: Watch, call: Call) -> Flow | None:
@@ -66,17 +65,12 @@ def _single(watch: Watch, call: Call) -> Flow | None:
     x = watch.flow(call.args[0])
     if any(isinstance(arg, Tensor) and arg.numel() > 1 for arg in call.args[1:]):
         return None
-    given = x.value.nan_to_num().clone(memory_format=torch.contiguous_format)
-    value = call.func(given, *call.args[1:], **call.kwargs)
-    return Flow(x.ids, value.masked_fill(x.value.isnan(), torch.nan), x.zero & (value == 0))
+    return Flow(x.ids, x.zero & (call.func(torch.zeros(1), *call.args[1:], **call.kwargs) == 0))
 
 
 def _same(watch: Watch, call: Call) -> Flow | None:
     """What changes nothing, or only in training, and zeros never."""
-    x = watch.flow(call.args[0])
-    if call.name == "rrelu":
-        return Flow(x.ids, x.value.where(x.value == 0, torch.nan), x.zero)
-    return x
+    return watch.flow(call.args[0])
 
 
 def _several(watch: Watch, call: Call) -> Flow:
@@ -86,23 +80,21 @@ def _several(watch: Watch, call: Call) -> Flow:
     flows = [flow for flow in operands if isinstance(flow, Flow)]
     ids = _broadcast(watch, call, [flow.ids for flow in flows], shape)
     zeros = [flow.zero.expand(shape) for flow in flows]
-    plain = [flow.value if isinstance(flow, Flow) else flow for flow in operands]
-    value = _plain(call)(*plain, **{k: v for k, v in call.kwargs.items() if k != "out"})
     if call.name in ("mul", "imul", "rmul", "div", "true_divide", "truediv"):
         zero = torch.stack(zeros if "mul" in call.name else zeros[:1]).any(0) if flows else zeros[0]
         if "div" in call.name and not isinstance(operands[0], Flow):
             zero = torch.zeros_like(zeros[0])
-        return Flow(ids, torch.where(zero, 0.0, value.expand(shape)), zero)
-    zero = torch.stack(zeros).all(0) & (value == 0)
-    return Flow(ids, value.expand(shape), zero)
+        return Flow(ids, zero)
+    plain = [torch.zeros(1) if isinstance(flow, Flow) else flow for flow in operands]
+    of_zeros = _plain(call)(*plain, **{k: v for k, v in call.kwargs.items() if k != "out"})
+    return Flow(ids, torch.stack(zeros).all(0) & (of_zeros == 0))
 
 
 def _plain(call: Call) -> Callable[..., Tensor]:
     """The function, out of place and for operands in the same order."""
     names: dict[str, Callable[..., Tensor]] = {
         "add": torch.add, "iadd": torch.add, "radd": torch.add, "sub": torch.sub, "isub": torch.sub,
-        "mul": torch.mul, "imul": torch.mul, "rmul": torch.mul, "div": torch.div, "true_divide": torch.div,
-        "truediv": torch.div, "maximum": torch.maximum, "minimum": torch.minimum,
+        "maximum": torch.maximum, "minimum": torch.minimum,
     }  # fmt: skip
     found = names.get(call.name)
     return found or (lambda a, b, **kwargs: torch.as_tensor(b - a))
@@ -130,7 +122,7 @@ def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
     if call.name == "view" and isinstance(call.given(1, "dtype"), torch.dtype):
         return None
     results = []
-    for part in ("ids", "value", "zero"):
+    for part in ("ids", "zero"):
 
         def chosen(leaf: Any, part: str = part) -> Any:
             if isinstance(leaf, Tensor) and call.name == "getitem" and leaf is not call.args[0]:
@@ -206,10 +198,9 @@ def _padded(watch: Watch, call: Call) -> Flow | None:
         return each_channel(watch, call)
     if call.given(2, "mode", "constant") != "constant":
         return None
-    value = call.given(3, "value") or 0.0
     added = int(watch.channels.fixed((), f"what {watch.where()} pads with"))
     pads: Callable[..., Tensor] = torch.nn.functional.pad
-    return Flow(pads(x.ids, pad, value=added), pads(x.value, pad, value=value), pads(x.zero, pad, value=False))
+    return Flow(pads(x.ids, pad, value=added), pads(x.zero, pad, value=False))
 
 
 def _reduced(watch: Watch, call: Call) -> Flow | None:
@@ -230,8 +221,7 @@ def _reduced(watch: Watch, call: Call) -> Flow | None:
         for d in over:
             first = first.narrow(d, 0, 1)
         watch.channels.join(first.expand(x.shape), x.ids)
-    value = call.func(x.value, *call.args[1:], **call.kwargs)
-    return Flow(x.ids.amax(over, keep), value, x.zero.long().amin(over, keep).bool())
+    return Flow(x.ids.amax(over, keep), x.zero.long().amin(over, keep).bool())
 
 
 def _like(watch: Watch, call: Call) -> Flow:
@@ -248,9 +238,7 @@ def _filter(watch: Watch, call: Call) -> Flow | None:
     watch.axis(part.theta, 0, ids)
     for buffer in (part.alive, part.params, part.macs):
         watch.axis(buffer, 0, ids)
-    dead = spread(part.dead().cpu(), x.shape, part.dim) | x.zero
-    scale = spread(part.scale().detach().double().cpu(), x.shape, part.dim)
-    return Flow(x.ids, torch.where(dead, 0.0, x.value * scale), dead)
+    return Flow(x.ids, spread(part.dead().cpu(), x.shape, part.dim) | x.zero)
 
 
 FUNCTIONS: dict[str, Rule] = dict(MIXING)

@@ -16,7 +16,7 @@ from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.channels import INPUT, OUTPUT, Channels
 from telescopic.shrink.example import Inputs
-from telescopic.shrink.flow import FREE, Flow, alive, constant, spread
+from telescopic.shrink.flow import FREE, Flow, alive, spread
 
 Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]
 """What a function or a layer does to channels: from a call to what its outputs are, or None if it cannot tell."""
@@ -60,7 +60,6 @@ class Watch(TorchFunctionMode):
         channels: where to note.
         functions: rules by name of the function.
         layers: rules by class of the layer; what it calls inside is not looked at.
-        absorb: whether a bias may take over what a dead channel adds as a constant.
         price: whether to count multiply-adds.
 
     Raises:
@@ -74,7 +73,6 @@ class Watch(TorchFunctionMode):
         functions: dict[str, Rule],
         layers: dict[type[nn.Module], Rule],
         *,
-        absorb: bool,
         price: bool,
     ) -> None:
         super().__init__()
@@ -83,7 +81,7 @@ class Watch(TorchFunctionMode):
                 f"this network has {len(network.grid)} members, and called as it is it runs one: use "
                 "shrink.add_filters_to_family and shrink.fold_family, and give other functions shrink.Every(net)"
             )
-        self.network, self.channels, self.absorb, self.price = network, channels, absorb, price
+        self.network, self.channels, self.price = network, channels, price
         self.functions, self.layers = functions, layers
         self.names = {id(t): name for name, t in (*network.named_parameters(), *network.named_buffers())}
         self.known: dict[int, tuple[Tensor, Flow]] = {}
@@ -122,8 +120,8 @@ class Watch(TorchFunctionMode):
                 self.channels.hold(self.channels.axis(name, tensor, dim), reason)
             return alive(self.channels.fixed(tensor.shape, reason))
         if not wide:
-            return constant(torch.full((), FREE).expand(tensor.shape), tensor)
-        return constant(spread(self.channels.axis(name, tensor, wide[0]), tensor.shape, wide[0]), tensor)
+            return alive(torch.full((), FREE).expand(tensor.shape))
+        return alive(spread(self.channels.axis(name, tensor, wide[0]), tensor.shape, wide[0]))
 
     def axis(self, tensor: Tensor, dim: int, ids: Tensor | None = None, groups: int = 1) -> Tensor:
         """The channels of an axis of a parameter or buffer; given some, they are the same ones."""

@@ -79,16 +79,18 @@ def _round(
     net: nn.Module, take: Callable[[nn.Module], nn.Module], chosen: Sequence[bool]
 ) -> list[tuple[Tensor, Tensor]]:
     """Places and derivatives of the parameters chosen, while the others stay as they are."""
-    copies = [copied(net) for _ in range(3)]
-    count = 1
-    for number, one, zero, is_chosen in zip(*(made.parameters() for made in copies), chosen, strict=True):
-        if is_chosen:
-            number.data = torch.arange(count, count + number.numel(), dtype=number.dtype).view_as(number)
-            one.data, zero.data = torch.ones_like(one), torch.zeros_like(zero)
-        count += number.numel()
+    made, taken = copied(net), []
+    parameters = list(made.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    numbers = torch.split(torch.arange(1, sum(sizes) + 1, dtype=torch.float64), sizes)
+    for values in (numbers, [torch.ones_like(number) for number in numbers], [torch.zeros_like(n) for n in numbers]):
+        for parameter, value, is_chosen in zip(parameters, values, chosen, strict=True):
+            if is_chosen:
+                parameter.data = value.to(parameter.dtype).view_as(parameter)
+        # Copies, for a class of one's own may hand on the very parameter.
+        taken.append([parameter.detach().clone() for parameter in take(made).parameters()])
     found = []
-    for taken in zip(*(take(made).parameters() for made in copies), strict=True):
-        number, one, zero = (tensor.detach() for tensor in taken)
+    for number, one, zero in zip(*taken, strict=True):
         factor = one - zero
         index = ((number - zero) / factor.where(factor != 0, 1)).round().long() - 1
         found.append((index.where(factor != 0, 0).flatten(), factor.flatten()))

@@ -4,11 +4,12 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from telescopic.architecture import named_tensors
 from telescopic.cost.macs import Counter
 from telescopic.inputs import Tensors, each
 from telescopic.nested import Nested
@@ -28,12 +29,14 @@ class Trial:
         members: those to check, with all coordinates given.
         x: a random input `[3, ...]`, or a dict or tuple of such.
         rebuild: whether a bundle can describe the network.
+        known: what `shares` has found, by the tensors' names; of use to all laws, for each gets a copy of one network.
     """
 
     net: Nested
     members: tuple[Coordinates, ...]
     x: Tensors
     rebuild: bool
+    known: dict[Coordinates, dict[str, Share]] = field(default_factory=dict)
 
     def answer(self, member: Coordinates, x: Tensors = None) -> Tensor:
         """A member's logits by `net(x, member)`, for a copy of the input."""
@@ -59,12 +62,16 @@ class Trial:
 
     def shares(self, member: Coordinates) -> dict[int, Share]:
         """Which elements of its parts' parameters, and of the buffers that it runs, belong to a member."""
-        # With statistics per entry a stage's buffers are another module's, which only the path can tell.
-        run, parts = [module for _, module in self.net.path(member)], self.parts(member)
-        buffers, own = {id(buffer) for module in run for buffer in module.buffers()}, ids(parts)
-        how = (self.net.groups, member.width, self.net.causal)
-        found = {i: share for i, share in shares(run, *how).items() if i in buffers}
-        return found | {i: share for i, share in shares(parts, *how).items() if i in own}
+        tensors = named_tensors(self.net)
+        if member not in self.known:
+            # With statistics per entry a stage's buffers are another module's, which only the path can tell.
+            run, parts = [module for _, module in self.net.path(member)], self.parts(member)
+            buffers, own = {id(buffer) for module in run for buffer in module.buffers()}, ids(parts)
+            how = (self.net.groups, member.width, self.net.causal)
+            found = {i: share for i, share in shares(run, *how).items() if i in buffers}
+            found |= {i: share for i, share in shares(parts, *how).items() if i in own}
+            self.known[member] = {name: found[id(t)] for name, t in tensors.items() if id(t) in found}
+        return {id(tensors[name]): share for name, share in self.known[member].items()}
 
 
 class Some(Grid):

@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from telescopic.train.history import History
@@ -17,14 +16,8 @@ def tensorboard(folder: Path) -> Callable[[History], None]:
     writer = SummaryWriter(str(folder))
 
     def write(history: History) -> None:
-        last = asdict(history[-1])
-        for name in ("loss", "learning_rate", "images_per_s"):
-            writer.add_scalar(name, last[name], last["epoch"])
-        for kind in ("losses", "validation", "test"):
-            for label, value in zip(history.labels, last[kind], strict=True):
-                writer.add_scalar(f"{kind}/{label}", value, last["epoch"])
-        for label, width in zip(history.filters, last["widths"], strict=True):
-            writer.add_scalar(f"channels/{label}", width, last["epoch"])
+        for name, value in history.scalars().items():
+            writer.add_scalar(name, value, history[-1].epoch)
         writer.flush()
 
     return write

@@ -93,6 +93,8 @@ def fit(
     folder = None if out is None else Path(out)
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
+    # What `accelerate launch`, or a program that has made one before, wants of it: here `precision` says it.
+    accelerator.native_amp = False
     first = accelerator.process_index == 0
     shown, task = progress if first else False, task_for(task, recipe)
     with occupied(folder, resume=resume, writes=first) as lost:

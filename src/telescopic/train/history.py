@@ -5,10 +5,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from telescopic import tables
 from telescopic.files import replacing
 from telescopic.metric import ACCURACY, Metric
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,39 @@ class History(Sequence[Epoch]):
     def __getitem__(self, index: slice) -> list[Epoch]: ...
     def __getitem__(self, index: int | slice) -> Epoch | list[Epoch]:
         return self.epochs[index]
+
+    def __repr__(self) -> str:
+        """How far it is, and what the last epoch and the best one have seen of every member."""
+        if not self.epochs:
+            return f"no epoch of {len(self.labels)} members"
+        last, best = self.epochs[-1], self.best()
+        said = f"{len(self)} epochs, loss {last.loss:.4f}; best: epoch {best.epoch}; members after epoch {last.epoch}:"
+        return f"{said}\n{tables.text(self.table())}"
+
+    def _repr_html_(self) -> str:
+        """The same, in a notebook."""
+        return tables.html(self.table()) if self.epochs else repr(self)
+
+    def table(self) -> "Table":
+        """What the last epoch has seen of every member, to print with rich; the middle of very many is left out."""
+        from rich.table import Table
+
+        table, last, text = Table(box=None, padding=(0, 2)), self.epochs[-1], self.metric.text
+        for name in ("member", "training loss", "validation", "test"):
+            table.add_column(name, justify="left" if name == "member" else "right")
+        rows = list(zip(self.labels, last.losses, last.validation, last.test, strict=True))
+        for label, loss, validation, test in rows if len(rows) <= 12 else [*rows[:4], *rows[-8:]]:
+            table.add_row(label, f"{loss:.4f}", text(validation), text(test))
+        return table
+
+    def scalars(self) -> dict[str, float]:
+        """What the last epoch has seen, by names such as `loss` and `validation/entry=1`, for loggers."""
+        last = self.epochs[-1]
+        found = {name: getattr(last, name) for name in ("loss", "learning_rate", "images_per_s")}
+        for kind in ("losses", "validation", "test"):
+            values = zip(self.labels, getattr(last, kind), strict=True)
+            found |= {f"{kind}/{label}": value for label, value in values}
+        return found | {f"channels/{name}": width for name, width in zip(self.filters, last.widths, strict=True)}
 
     def best(self, by: Literal["validation", "test"] = "validation") -> Epoch:
         """The first epoch in which the full network had its best score.

@@ -111,8 +111,7 @@ class Training:
         example = prepared(self.train[:2].inputs, recipe.preprocess, self.like)
         self.method: Method = Nothing()
         if recipe.shrink is not None:
-            steps = recipe.epochs * len(self.sizes)
-            self.method = Shrinking(net, recipe.shrink, self.optimizer, example, steps=steps, seed=seed)
+            self.method = Shrinking(net, recipe.shrink, self.optimizer, example, seed=seed)
         facts = {"threads": torch.get_num_threads(), "processes": self.world}
         options: dict[str, Any] = {"writes": self.rank == 0, "seconds": checkpoint_seconds}
         self.keeper = Keeper(out, net, self.optimizer, example, self._same(), facts, lost, **options)

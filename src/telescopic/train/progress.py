@@ -34,10 +34,9 @@ class Plain(Silent):
         if last.epoch < self.epochs and time.monotonic() - self.shown < PLAIN_SECONDS:
             return
         self.shown = time.monotonic()
-        text = self.history.metric.text
-        scores = "  ".join(
-            f"{label} {text(test)}" for label, test in zip(self.history.labels[:8], last.test, strict=False)
-        )
+        text, full = self.history.metric.text, self.history.full
+        shown = sorted(range(len(last.test)), key=lambda place: place != full)[:8]  # the full one in any case
+        scores = "  ".join(f"{self.history.labels[place]} {text(last.test[place])}" for place in sorted(shown))
         more = f"  and {len(last.test) - 8} more" if len(last.test) > 8 else ""
         left = _left(self.history, self.epochs)
         print(
@@ -72,19 +71,14 @@ class Live(Silent):
         finished = len(self.history)
         share = (finished + self.done / self.num_batches) / self.epochs
         head = Text(f"epoch {min(finished + 1, self.epochs)} of {self.epochs}")
-        table = Table(box=None, padding=(0, 2))
+        table = Table(box=None)
         if finished:
             last, best = self.history[-1], self.history.best()
             head.append(
                 f"   loss {last.loss:.4f}   {last.images_per_s:,.0f} images/s   "
                 f"{_left(self.history, self.epochs)} left   best: epoch {best.epoch}{_widths(self.history, chr(10))}"
             )
-            text = self.history.metric.text
-            for name in ("member", "training loss", "validation", "test"):
-                table.add_column(name, justify="left" if name == "member" else "right")
-            rows = list(zip(self.history.labels, last.losses, last.validation, last.test, strict=True))
-            for label, loss, validation, test in rows if len(rows) <= 12 else [*rows[:4], *rows[-8:]]:
-                table.add_row(label, f"{loss:.4f}", text(validation), text(test))
+            table = self.history.table()
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=1.0, completed=share, width=60))
         return Group(head, bar, table)

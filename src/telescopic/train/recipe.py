@@ -23,8 +23,8 @@ class Shrink:
             the step size off each θ after each step instead, so that it becomes exactly 0; `random` is like gradient,
             and before each collection channels of small θ die at random (see `shrink.drop_`).
         level: which θ are small, for `random`.
-        collect: when dead channels are removed: after each `epoch`, as in the paper; every so many steps; when it
-            `pays`, by what is measured; or None, never.
+        collect: when dead channels are removed: after each `epoch`, as in the paper; every so many steps; or None,
+            never.
         multiple_of: each layer keeps a multiple of this many channels.
 
     Raises:
@@ -35,7 +35,7 @@ class Shrink:
     by: By = "channels"
     method: Literal["gradient", "proximal", "random"] = "gradient"
     level: float = 0.05
-    collect: Literal["epoch", "pays"] | int | None = "epoch"
+    collect: Literal["epoch"] | int | None = "epoch"
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
@@ -48,8 +48,8 @@ class Shrink:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         steps = isinstance(self.collect, int) and not isinstance(self.collect, bool) and self.collect > 0
-        if not steps and self.collect not in ("epoch", "pays", None):
-            raise ValueError(f"collect is epoch, pays, a number of steps or None, not {self.collect!r}")
+        if not steps and self.collect not in ("epoch", None):
+            raise ValueError(f"collect is epoch, a number of steps or None, not {self.collect!r}")
         if self.method == "random" and self.collect is None:
             raise ValueError("channels die at random just before they are removed: say when, with collect=")
 

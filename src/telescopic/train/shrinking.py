@@ -12,10 +12,7 @@ from telescopic.nested import Nested
 from telescopic.shrink.compact import compact_, price_
 from telescopic.shrink.family import Every, filters
 from telescopic.shrink.penalty import drop_, size, soft_threshold_
-from telescopic.shrink.policy import WhenItPays
 from telescopic.train.recipe import Shrink
-
-LOOK_EVERY = 25  # steps between questions whether removing channels would pay
 
 
 class Shrinking:
@@ -26,7 +23,6 @@ class Shrinking:
         how: the recipe's part about it.
         optimizer: of the network's parameters.
         example: a batch of inputs `[batch, ...]`.
-        steps: number of training steps in all.
         seed: of what is random.
 
     Attributes:
@@ -36,9 +32,7 @@ class Shrinking:
         ValueError: if the network has no filters.
     """
 
-    def __init__(
-        self, net: Nested, how: Shrink, optimizer: Optimizer, example: Tensor, *, steps: int, seed: int
-    ) -> None:
+    def __init__(self, net: Nested, how: Shrink, optimizer: Optimizer, example: Tensor, *, seed: int) -> None:
         self.every, self.how, self.optimizer, self.example, self.seed = Every(net), how, optimizer, example, seed
         # Each θ once: streams with statistics of their own have filters of their own, which share it.
         self.filters = nn.ModuleList(filters(net).values())
@@ -47,9 +41,6 @@ class Shrinking:
                 "the recipe says how the network shrinks, but it has no filters: see telescopic.shrink.add_filters"
             )
         self.seconds = 0.0
-        self.pays = WhenItPays(steps)
-        self._clock: float | None = None
-        self._step_seconds = 0.0
         price_(self.every, example)
 
     def minimised(self, mean: Tensor) -> Tensor:
@@ -62,27 +53,18 @@ class Shrinking:
         """Take the penalty's step, if it is one by itself, and remove channels if that is due: whether any were."""
         if self.how.method == "proximal":
             self._take_off()
-        due, now = self.how.collect, time.perf_counter()
-        if self._clock is not None:
-            seconds = now - self._clock
-            self._step_seconds = 0.9 * self._step_seconds + 0.1 * seconds if self._step_seconds else seconds
-        self._clock = now
-        if due == "pays":
-            look = step % LOOK_EVERY == 0
-            return look and self.pays(self.filters, step, self._step_seconds) and self._collect(step)
+        due = self.how.collect
         return isinstance(due, int) and step % due == 0 and self._collect(step)
 
     def after_epoch(self, step: int) -> bool:
         """Remove channels if that is due: whether any were."""
-        self._clock = None
         return self.how.collect == "epoch" and self._collect(step)
 
     def _collect(self, step: int) -> bool:
-        began, self._clock = time.perf_counter(), None
+        began = time.perf_counter()
         if self.how.method == "random":
             drop_(self.filters, self.how.level, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
         log = compact_(self.every, self.optimizer, example=self.example, multiple_of=self.how.multiple_of)
-        self.pays.learn(log)
         self.seconds += time.perf_counter() - began
         return bool(log)
 

@@ -1,0 +1,188 @@
+"""Channels of a network that become narrow together, and trials of the network with fewer of them."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from telescopic.cost.macs import Counter
+from telescopic.inputs import first_line
+from telescopic.layers.cuts import Cut, named_tensors, resize_
+from telescopic.shrink.channels import Axis, Channels
+from telescopic.shrink.compact import cuts_of
+from telescopic.shrink.example import Inputs, Run, unchanged
+from telescopic.shrink.log import apply_
+from telescopic.shrink.sizes import following, written
+from telescopic.wrappers import copied
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSet:
+    """Channels that become narrow together.
+
+    Attributes:
+        labels: in order; the first ones stay.
+        step: the number of labels that stay is a multiple of it, or all.
+        least: the same, where multiples of channels are not asked for.
+    """
+
+    labels: Tensor
+    step: int
+    least: int
+
+    def rounded(self, share: float) -> int:
+        """How many labels a share is."""
+        return min(len(self.labels), math.ceil(round(share * len(self.labels) / self.step, 9)) * self.step)
+
+
+def sets_of(channels: Channels, multiple_of: int) -> list[ChannelSet]:
+    """The sets of what layers give and may go, whose layers are to keep a multiple of so many channels."""
+    return [_set(channels, labels, multiple_of) for labels in _together(channels)]
+
+
+def _set(channels: Channels, labels: Tensor, multiple_of: int) -> ChannelSet:
+    label = channels.labels()
+    groups = [len(rows) for rows in channels.rows() if torch.isin(rows, labels).any()]
+    # How many channels of a layer one label stands for, such as one of each group that are shuffled together.
+    given = max(int((label[axis.ids] == labels[0]).sum()) for axis in channels.axes.values() if axis.makes)
+    least = math.lcm(1, *groups)
+    return ChannelSet(labels, min(len(labels), math.lcm(math.lcm(multiple_of, given) // given, least)), least)
+
+
+def _together(channels: Channels) -> Iterator[Tensor]:
+    """Channels that layers give and that may go: those of one set go by one share; labels, in order."""
+    label, held = channels.labels(), channels.held()
+    given = [label[axis.ids] for axis in channels.axes.values() if axis.makes]
+    home = torch.arange(len(label))  # label → the smallest one of its set
+    changed = True
+    while changed:
+        changed = False
+        for labels in given:
+            least = home[labels].min()
+            if (home[labels] != least).any():
+                home[torch.isin(home, home[labels])] = least
+                changed = True
+    for root in sorted({int(home[labels[0]]) for labels in given}):
+        members = [labels for labels in given if home[labels[0]] == root]
+        if not any(held[labels].any() for labels in members):
+            everything = torch.cat(members)
+            yield _in_order(everything, channels.rows())
+
+
+def _in_order(labels: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Each label once, as they first come; those of rows that keep equally many, by turns."""
+    for each in rows:
+        if torch.isin(each, labels).any() and bool((each[0] != each[1]).any()):
+            labels = torch.cat((each.T.reshape(-1), labels))
+    kept, seen = [], set[int]()
+    for number in labels.tolist():
+        if number not in seen:
+            seen.add(number)
+            kept.append(number)
+    return torch.tensor(kept)
+
+
+def layers_of(channels: Channels) -> Iterator[tuple[str, Axis]]:
+    """The layers that give channels, by their paths in the family."""
+    for axis in channels.axes.values():
+        if axis.makes:
+            yield axis.name.removeprefix("net.").rpartition(".")[0], axis
+
+
+def place_of(sets: Sequence[ChannelSet], ids: Tensor) -> int | None:
+    """Which set channels of some labels are in."""
+    return next((i for i, each in enumerate(sets) if torch.isin(ids, each.labels).any()), None)
+
+
+def importances(channels: Channels, label: Tensor, elements: Mapping[str, Tensor] | None) -> Tensor:
+    """Of each channel, by its label: what its elements sum to; of weights, their squares over those of their tensor."""
+    total = torch.zeros(len(label), dtype=torch.float64)
+    for axis in channels.axes.values():
+        known = isinstance(axis.tensor, nn.Parameter) if elements is None else axis.name in elements
+        if not known or axis.groups > 1 or (elements is None and axis.tensor.ndim < 2):
+            continue
+        each = (axis.tensor.detach().square() if elements is None else elements[axis.name]).double().cpu()
+        each = each.movedim(axis.dim, 0).flatten(1).sum(1) if each.ndim > 1 else each
+        if elements is None:
+            each = each / each.sum().clamp(min=1e-30)
+        total.index_add_(0, label[axis.ids], each)
+    return total
+
+
+class Cuts(NamedTuple):
+    """A width of the network.
+
+    Attributes:
+        removed: which channels are gone.
+        cuts: what is cut.
+        sizes: those that layers without tensors say then, by their paths.
+        macs: multiply-adds of the example.
+    """
+
+    removed: Tensor
+    cuts: tuple[Cut, ...]
+    sizes: dict[str, dict[str, object]]
+    macs: int
+
+
+class Trial:
+    """Narrows a network, and runs it."""
+
+    def __init__(self, net: nn.Module, inputs: Inputs, channels: Channels) -> None:
+        self.net, self.inputs, self.channels = net, inputs, channels
+        self.label = channels.labels()
+        self.wanted, self.macs = _run(net, inputs)
+
+    def __call__(self, sets: Sequence[ChannelSet], kept: Sequence[int]) -> Cuts:
+        """The network with so many of each set.
+
+        Raises:
+            ValueError: if it does not run so, or gives something of another form.
+        """
+        gone = torch.zeros(len(self.label), dtype=torch.bool)
+        for each, number in zip(sets, kept, strict=True):
+            gone[each.labels[number:]] = True
+        removed = self.channels.settled(gone[self.label])
+        cuts = tuple(cuts_of(self.channels, removed))
+        trial = copied(self.net)
+        sizes = written(trial)
+        tensors = named_tensors(trial)
+        apply_(cuts, tensors, ())
+        resize_(trial, {id(tensors[cut.name]) for cut in cuts})
+        try:
+            with following(trial):
+                found, macs = _run(trial, self.inputs)
+        except Exception as error:  # it is anyone's code
+            raise ValueError(f"the network does not run with fewer of them: {first_line(error)}") from error
+        if found != self.wanted:
+            raise ValueError(f"the network would give {found} instead of {self.wanted}")
+        return Cuts(removed, cuts, {path: now for path, now in written(trial).items() if now != sizes[path]}, macs)
+
+
+@torch.no_grad()
+def _run(net: nn.Module, inputs: Inputs) -> tuple[list[list[int]], int]:
+    """The form of what a network gives in training and in eval mode, and its multiply-adds."""
+    found = []
+    for training in (True, False):
+        with unchanged(net, training), Counter() as counter:
+            out = Run(net, inputs)()
+        found.append(list(out.shape))
+    return found, counter.macs
+
+
+def working(trial: Trial, sets: list[ChannelSet], kept: Sequence[int]) -> tuple[list[ChannelSet], dict[int, str]]:
+    """The sets without which the network still runs; and for others, by their first label, what happens."""
+    failing: dict[int, str] = {}
+    try:
+        trial(sets, kept)
+        return sets, failing
+    except ValueError:
+        for each, number in zip(sets, kept, strict=True):
+            try:
+                trial([each], [number])
+            except ValueError as error:
+                failing[int(each.labels[0])] = str(error)
+    return [each for each in sets if int(each.labels[0]) not in failing], failing
