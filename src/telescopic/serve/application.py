@@ -65,14 +65,10 @@ def application(
         progress: called with the number of cases measured, and of all.
 
     Raises:
-        ValueError: if a bound is below 1, or fewer may wait than run in a pass; or if the network takes several inputs,
-            or others than floating-point numbers.
+        ValueError: if a bound is below 1, fewer may wait than run in a pass, or the network takes something else than
+            one input of floating-point numbers.
     """
-    if not isinstance(engine.input_shape, tuple) or not all(isinstance(size, int) for size in engine.input_shape):
-        raise ValueError(
-            f"a server takes images or one input of numbers, and the network of {engine.path} takes "
-            f"{engine.input_shape}: ask telescopic.Engine"
-        )
+    Takes.require(engine.input_shape)
     limits = limits or Limits()
     worker = Worker(
         engine,
