@@ -8,7 +8,7 @@ from PIL import Image
 
 from telescopic import data
 from telescopic.data import DataError, folder
-from telescopic.data.folder import read_folder
+from telescopic.data.photos import read_folder
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (5, 4), value: int = 0) -> np.ndarray:
