@@ -18,7 +18,7 @@ help:
 	@echo 'make demo   train, choose, extract and export a network on real data that needs no download (under 2 minutes)'
 	@echo 'make test   run every check: ruff, mypy, pytest'
 	@echo 'make test-avx2, make test-sse41   run the tests of training, data and documentation as on an older processor'
-	@echo 'make check  the quick half of it, in a minute and a half: no test that is marked slow'
+	@echo 'make check  the quick half of it: no test of tests/slow.txt, those that take more than a second'
 	@echo 'make wheel  build source distribution and wheel, and try the wheel in an empty environment'
 	@echo 'make docs   build the documentation as a site, in build/site'
 	@echo 'make clean  remove what make and the tools left behind; runs/ and downloaded data stay'

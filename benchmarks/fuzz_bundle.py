@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,20 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telescopic.architecture import named_tensors
 from telescopic.bundle import Bundle, BundleError, load, save
 from telescopic.catalogue import Catalogue, CatalogueError, measure
-from telescopic.cost import machine
 from telescopic.data import Preprocess
 from telescopic.extract import extract
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.papers.reproduce import SummaryError, runs
-from telescopic.provenance import commit, versions
 from telescopic.subnet import Subnet
 from telescopic.train import CheckpointError, Epoch, History, Recipe
 from telescopic.train.checkpoint import Position, load_checkpoint, read_history, save_checkpoint
 
-ROOT = Path(__file__).parents[1]
+import results
+
 SLOW_S = 5.0
 MUCH_MB = 500.0
 
@@ -239,7 +239,7 @@ def listed(path: Path) -> None:
     table.choose()
 
 
-def _tried(read: Callable[[], object], error: type[Exception]) -> tuple[str, float]:
+def _tried(read: Callable[[], object], error: type[Exception], slow_s: float = SLOW_S) -> tuple[str, float]:
     start = time.process_time()  # not the clock on the wall, which others on this machine slow down
     try:
         read()
@@ -249,7 +249,45 @@ def _tried(read: Callable[[], object], error: type[Exception]) -> tuple[str, flo
     except Exception as foreign:
         result = f"{type(foreign).__name__}: {foreign}"[:200]
     seconds = time.process_time() - start
-    return (result if seconds < SLOW_S else f"{result} after {seconds:.1f} s"), seconds
+    return (result if seconds < slow_s else f"{result} after {seconds:.1f} s"), seconds
+
+
+def fuzzed(
+    kinds: Mapping[str, tuple[Callable[[random.Random], Callable[[], object]], type[Exception]]],
+    cases: int,
+    chance: random.Random,
+    slow_s: float = SLOW_S,
+) -> dict[str, Any]:
+    """Read so many mutated files of each kind, and say what came of it.
+
+    Args:
+        kinds: name of a kind → what makes a mutated file and returns what reads it, and the error that it may raise.
+        cases: how many files of each kind.
+        chance: what decides about mutations.
+        slow_s: processor time of a reading that counts as a failure.
+    """
+    outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    failures, slowest, before = list[str](), 0.0, _peak_mb()
+    for kind, (made, error) in kinds.items():
+        for case in range(cases):
+            read = made(chance)
+            faulthandler.dump_traceback_later(60, exit=True)
+            result, seconds = _tried(read, error, slow_s)
+            faulthandler.cancel_dump_traceback_later()
+            slowest = max(slowest, seconds)
+            well = result in ("loaded", error.__name__)
+            outcomes[kind][result if well else "failure"] += 1
+            if not well:
+                failures.append(f"{kind}, case {case}: {result}")
+    growth = _peak_mb() - before
+    if growth > MUCH_MB:
+        failures.append(f"the peak of memory grew by {growth:.0f} MB")
+    return {
+        "outcomes": {kind: dict(counts) for kind, counts in outcomes.items()},
+        "slowest, processor s": round(slowest, 3),
+        "peak memory grew by MB": round(growth, 1),
+        "failures": failures,
+    }
 
 
 def main() -> int:
@@ -257,11 +295,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    config = vars(parser.parse_args())
-    chance = random.Random(config["seed"])
-    loads: dict[str, Counter[str]] = {}
-    failures: list[str] = []
-    slowest = 0.0
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundles = families(folder)
@@ -282,38 +316,22 @@ def main() -> int:
             for which, whole in enumerate(originals):
                 path.write_bytes(whole)
                 read(which)
-        before = _peak_mb()
-        for kind, (originals, change, read, error) in kinds.items():
-            counts = loads.setdefault(kind, Counter())
-            for case in range(config["cases"]):
+
+        def of(kind: str) -> Callable[[random.Random], Callable[[], object]]:
+            originals, change, read, _ = kinds[kind]
+
+            def made(chance: random.Random) -> Callable[[], object]:
                 which = chance.randrange(len(originals))
                 path.write_bytes(change(originals[which], chance))
-                faulthandler.dump_traceback_later(60, exit=True)
-                result, seconds = _tried(lambda read=read, which=which: read(which), error)
-                faulthandler.cancel_dump_traceback_later()
-                slowest = max(slowest, seconds)
-                well = result in ("loaded", error.__name__)
-                counts[result if well else "failure"] += 1
-                if not well:
-                    failures.append(f"{kind}, case {case}: {result}")
-        growth = _peak_mb() - before
-    if growth > MUCH_MB:
-        failures.append(f"the peak of memory grew by {growth:.0f} MB")
-    report = {
-        "claim": __doc__.splitlines()[0].removeprefix("Claim: "),
-        "config": config,
-        "loads": {kind: dict(counts) for kind, counts in loads.items()},
-        "slowest_processor_s": round(slowest, 3),
-        "peak_memory_growth_mb": round(growth, 1),
-        "failures": failures,
-        "versions": versions("safetensors"),
-        "commit": commit(),
-        "machine": machine(),
-    }
-    print(json.dumps(report, indent=1))
-    (ROOT / "results").mkdir(exist_ok=True)
-    (ROOT / "results" / "fuzz-bundle.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return 1 if failures else 0
+                return partial(read, which)
+
+            return made
+
+        figures = fuzzed(
+            {k: (of(k), error) for k, (*_, error) in kinds.items()}, given.cases, random.Random(given.seed)
+        )
+    results.write("fuzz-bundle", vars(given), figures)
+    return 1 if figures["failures"] else 0
 
 
 def _peak_mb() -> float:

@@ -92,9 +92,9 @@ def _speed() -> str:
         rows.append(["killed with -9 and resumed: identical weights, nothing left over", told])
     fuzz = _read("fuzz-bundle")
     if fuzz is not None:
-        read = ", ".join(f"{kind} {counts.get('loaded', 0)}" for kind, counts in fuzz["loads"].items())
+        read = ", ".join(f"{kind} {counts.get('loaded', 0)}" for kind, counts in fuzz["figures"]["outcomes"].items())
         what = f"{fuzz['config']['cases']} mutated files of each kind; read all the same: {read}; all others refused"
-        rows.append([what, f"{len(fuzz['failures'])} failures"])
+        rows.append([what, f"{len(fuzz['figures']['failures'])} failures"])
     where = "" if speed is None else f" ({speed['machine']})"
     return f"\nEach by the program of its name in `benchmarks/`{where}:\n\n" + _table(("what", "measured"), rows)
 

@@ -9,6 +9,15 @@ import torch
 
 from packs import family_packs
 
+SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """What slow.txt names is slow: `make check` leaves it out."""
+    for item in items:
+        if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
+            item.add_marker("slow")
+
 
 @pytest.fixture(autouse=True)
 def precision_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

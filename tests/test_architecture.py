@@ -150,7 +150,6 @@ def test_all_is_what_can_be_imported() -> None:
     assert {name for name, value in others.items() if not inspect.ismodule(value)} <= declared.keys()
 
 
-@pytest.mark.slow
 def test_heavy_packages_wait_until_they_are_used() -> None:
     code = """
 import sys, telescopic
@@ -177,6 +176,14 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     files = [path for name in names if name and (path := ROOT / name).is_file()]
     assert ROOT / "pyproject.toml" in files
     assert not [(str(path), word.decode()) for path in files for word in words if word in path.read_bytes()]
+
+
+def test_what_is_listed_as_slow_is_there() -> None:
+    tests = Path(__file__).parent
+    listed = (tests / "slow.txt").read_text(encoding="utf-8").split()
+    assert listed == sorted(set(listed))
+    places = [line.partition("::") for line in listed]
+    assert not [name for file, _, name in places if f"\ndef {name}(" not in (tests / file).read_text(encoding="utf-8")]
 
 
 CLASSES = [

@@ -314,7 +314,6 @@ def test_doubly_nested_is_trained_as_told(tmp_path: Path) -> None:
     assert again.exit_code == 0 and again.stdout == result.stdout
 
 
-@pytest.mark.slow
 def test_doubly_nested_is_trained_in_the_best_way_on_the_aligned_network(tmp_path: Path) -> None:
     words = ("train", "doubly-nested", "--data", images_32(tmp_path, 3), "--out", str(tmp_path / "run"))
     assert invoke(*words, "--epochs", "1").exit_code == 0
@@ -330,7 +329,6 @@ def test_doubly_nested_is_trained_in_the_best_way_on_the_aligned_network(tmp_pat
     assert tuple(recipe["weights"]) == pytest.approx(shares)
 
 
-@pytest.mark.slow
 def test_of_many_members_the_front_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -355,7 +353,6 @@ def test_of_many_members_the_front_is_shown(
     assert len(every) == 53 and max(map(len, every)) <= 80 and not any("…" in line for line in every)
 
 
-@pytest.mark.slow
 def test_without_validation_images_there_is_no_front(tmp_path: Path) -> None:
     small = ("--groups", "26", "--channels", "1", "--blocks", "1", "--epochs", "1", "--validation", "0")
     words = ("train", "doubly-nested", "--data", images_32(tmp_path, 1), "--out", str(tmp_path / "run"), *small)
@@ -452,7 +449,6 @@ def test_reproduce_trains_shows_and_does_not_train_again(tmp_path: Path) -> None
     assert (tmp_path / "ref-model0" / "last.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
 def test_reproduce_cnsn_trains_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tl.data.load(images_32(tmp_path, 3))
     monkeypatch.setattr("telescopic.papers.reproduce.load", lambda *_, **__: own)
@@ -468,7 +464,6 @@ def test_reproduce_cnsn_trains_and_shows(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Seeds: joint 1, alone-7 2" in " ".join(invoke(*words, "--show").output.split())
 
 
-@pytest.mark.slow
 def test_reproduce_doubly_nested_trains_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     words = ("reproduce", "doubly-nested", "--out", str(tmp_path / "out"), "--data", images_32(tmp_path, 3))
@@ -517,7 +512,6 @@ def shrunk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, result.output
 
 
-@pytest.mark.slow
 def test_train_shrinknet_leaves_an_ordinary_network(shrunk: tuple[Path, str]) -> None:
     out, printed = shrunk
     history = Source.open(str(out)).history()
@@ -541,7 +535,6 @@ def test_train_shrinknet_leaves_an_ordinary_network(shrunk: tuple[Path, str]) ->
     assert rows[-1].endswith(",".join(map(str, left)))
 
 
-@pytest.mark.slow
 def test_a_report_shows_how_the_widths_fell(shrunk: tuple[Path, str], tmp_path: Path) -> None:
     result = invoke("report", str(shrunk[0]), "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
@@ -554,7 +547,6 @@ def test_a_report_shows_how_the_widths_fell(shrunk: tuple[Path, str], tmp_path: 
     assert "Dashed: epoch" not in page, "no epoch was chosen: the last one was kept"
 
 
-@pytest.mark.slow
 def test_train_shrinknet_goes_on(shrunk: tuple[Path, str]) -> None:
     words = ("--data", "digits", "--out", str(shrunk[0]), "--penalty", "0.2", "--network", "mlp")
     again = invoke(
@@ -583,7 +575,6 @@ def test_what_train_shrinknet_refuses(
     assert message in fails(monkeypatch, capsys, "train", "shrinknet", *words)
 
 
-@pytest.mark.slow
 def test_search_shrinknet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna")
     monkeypatch.setattr(tl.papers.shrinknets, "NETWORKS", {"mlp": ((), (12, 10, 8))})
@@ -605,7 +596,6 @@ def test_search_shrinknet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "kind is one of fixed, fixed-l2, shrinknets, not 'big'" in error
 
 
-@pytest.mark.slow
 def test_reproduce_shrinknets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

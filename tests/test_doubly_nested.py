@@ -158,7 +158,6 @@ def test_the_recipe() -> None:
     assert (recipe.augment, recipe.preprocess.std, recipe.weights) == (Augment(pad=4, flip=True), (0.2,), None)
 
 
-@pytest.mark.slow
 def test_every_way_is_told_to_the_recipe() -> None:
     for name, way in WAYS.items():
         net, recipe = doubly_nested.experiment(name, **SMALL, epochs=3)

@@ -70,7 +70,6 @@ def test_commands_name_what_they_lack(
     assert not list(tmp_path.glob("a.*"))
 
 
-@pytest.mark.slow
 def test_choosing_loading_and_taking_out_need_the_base_alone(tmp_path: Path) -> None:
     """As if no extra were installed."""
     few = {"onnx", "onnxruntime", "onnxscript", "fastapi", "openvino", "optuna", "PIL"}

@@ -64,7 +64,6 @@ def test_golden_losses_of_nsn() -> None:
     assert {step: losses[step - 1] for step in NSN} == pytest.approx(NSN, rel=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_golden_losses_of_cnsn() -> None:
     """On digits enlarged to 32 × 32, with all that the short recipe and distillation are made of.

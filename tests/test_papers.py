@@ -102,7 +102,6 @@ def invoke(*words: str) -> str:
     return result.output
 
 
-@pytest.mark.slow
 def test_a_fifth_paper_is_trained_by_the_command_line(tmp_path: Path) -> None:
     assert "A toy lies in runs/toy-digits." in invoke("train", "toy", "--widths", "6,4,2")
     source = Source.open("runs/toy-digits")

@@ -520,7 +520,6 @@ HARNESS = """<!doctype html><pre id=out></pre>
 });</script>"""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with: apt-get install chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(tmp_path: Path, scheme: str) -> None:

@@ -345,7 +345,6 @@ def run(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, **options: Any
     reproduce.reproduce(cnsn_runs.PAPER, out, **settings)
 
 
-@pytest.mark.slow
 def test_a_joint_run_measures_every_policy(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, few, monkeypatch)
     run(tmp_path, few, monkeypatch, seed=3)
@@ -387,7 +386,6 @@ def run_wide(out: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch, *names: s
     reproduce.reproduce(doubly_nested_runs.PAPER, out, only=list(names), **settings)
 
 
-@pytest.mark.slow
 def test_doubly_nested_notes_every_member(tmp_path: Path, few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     run_wide(tmp_path, few, monkeypatch, "macs", epochs=2)
     (summary,) = runs(tmp_path)["macs"]

@@ -164,7 +164,6 @@ def test_models_of_processes_that_are_gone(tmp_path: Path, facts: dict[str, Any]
         assert failed.error == "its process ended"
 
 
-@pytest.mark.slow
 def test_several_processes_share_a_storage(tmp_path: Path) -> None:
     """Each is a program of its own; they train each model once."""
     storage = str(tmp_path / "x.db")

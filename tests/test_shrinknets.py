@@ -36,8 +36,7 @@ from telescopic.shrink.shapes import reshape_
 from telescopic.testing import check_nested
 from telescopic.train import CheckpointError, History, Recipe, Shrink, fit
 from telescopic.train.checkpoint import Position, load_checkpoint, save_checkpoint
-from telescopic.train.objective import parameter_groups
-from telescopic.train.optimizer import optimizer_for
+from telescopic.train.optimizer import groups_for, optimizer_for
 from telescopic.train.shrinking import Shrinking
 
 X = torch.rand(2, 1, 8, 8, dtype=torch.float64)
@@ -176,7 +175,7 @@ def test_streams_that_share_theta_pay_for_it_once() -> None:
 
 def test_weight_decay_leaves_theta_alone() -> None:
     net, how = one_layer(), replace(ADAM, optimizer="adamw", weight_decay=0.3, l2=0.1)
-    decays = {id(p): float(str(group["weight_decay"])) for group in parameter_groups(net, how) for p in group["params"]}  # type: ignore[attr-defined]
+    decays = {id(p): float(str(group["weight_decay"])) for group in groups_for(net, how) for p in group["params"]}  # type: ignore[attr-defined]
     assert len(decays) == len(list(net.parameters()))
     for name, parameter in net.named_parameters():
         expected = 0.0 if name.endswith("theta") else 0.5 if parameter.ndim > 1 else 0.3
@@ -248,7 +247,6 @@ def test_a_recipe_that_shrinks_survives_json() -> None:
 # Families -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["shared", "per-entry"])
 def test_a_family_keeps_its_laws_whenever_it_shrinks(statistics: str) -> None:
     digits = load("digits")
@@ -275,7 +273,6 @@ def test_a_family_keeps_its_laws_whenever_it_shrinks(statistics: str) -> None:
         assert stage[0].in_channels == seen[-1][place]  # type: ignore[index, union-attr]
 
 
-@pytest.mark.slow
 def test_removing_changes_no_members_logits_and_folding_neither() -> None:
     net, x = family().eval(), torch.rand(4, 1, 32, 32, dtype=torch.float64)
     kill(net)
@@ -417,7 +414,6 @@ def test_a_plain_network_of_tokens_is_reshaped_too() -> None:
     torch.testing.assert_close(wide(x), small(x), rtol=0, atol=0)
 
 
-@pytest.mark.slow
 def test_reshaped_parameters_learn_and_twins_share_them() -> None:
     net, x = family(), torch.rand(4, 1, 32, 32, dtype=torch.float64)
     small = family()
@@ -464,7 +460,6 @@ def test_a_bundle_of_a_network_that_has_shrunk(tmp_path: Path, folded: bool) -> 
 # The paper ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_networks_start_as_wide_as_the_papers() -> None:
     torch.manual_seed(0)
     for kind, left, params in (
@@ -502,7 +497,6 @@ def test_a_lenet_shrinks_through_its_flatten() -> None:
     torch.testing.assert_close(plain(x), kept, rtol=0, atol=1e-12)
 
 
-@pytest.mark.slow
 def test_a_resnet_learns_the_same_and_shrinks(digits: Dataset) -> None:
     """Blocks and the residual stream lose channels while it trains; that changes nothing of what it learns."""
     nets, ends = [], []

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
-from telescopic.architecture import named_tensors
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
 from telescopic.extras import needs
 from telescopic.files import held, make_folder, replacing
 from telescopic.inputs import Tensors, each, fault_of, first, first_line, leaves, named, shape_of
+from telescopic.layers.cuts import named_tensors
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.provenance import versions

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from telescopic import documents
-from telescopic.architecture import named_tensors
 from telescopic.files import replacing
 from telescopic.inputs import Tensors
+from telescopic.layers.cuts import named_tensors
 from telescopic.layers.filter import Filter
 from telescopic.shrink.shapes import reshape_
 from telescopic.tensorfile import DTYPES, TensorFile, opened, write

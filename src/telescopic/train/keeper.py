@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telescopic.architecture import named_tensors
 from telescopic.data import Dataset, Split
 from telescopic.files import WriteError, make_folder, sweep
 from telescopic.inputs import Tensors, leaves
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
 from telescopic.train.checkpoint import (
