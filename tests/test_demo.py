@@ -76,9 +76,7 @@ def lacking(job: str) -> str | None:
     return f"the mails, which NODE_PATH finds in {MAILS}" if job == "mail" and not MAILS.exists() else None
 
 
-@pytest.mark.parametrize(
-    "job", [pytest.param(job, marks=[] if job == "regression" else pytest.mark.slow) for job in JOBS]
-)
+@pytest.mark.parametrize("job", JOBS)
 def test_a_job_runs_end_to_end(job: str, tmp_path: Path) -> None:
     if missing := lacking(job):
         pytest.skip(f"examples/{job}.py needs {missing}")
