@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
-from telescopic.data.folder import read_folder
 
 from telescopic.data import DataError
+from telescopic.data.photos import read_folder
 from telescopic.data.readers import read_cifar10, read_idx, read_npz, read_svhn
 
 import fuzz_bundle

@@ -38,7 +38,7 @@ class Split:
 
     def __post_init__(self) -> None:
         """Refuse what is not a split."""
-        given = named(self.inputs) | {"targets": self.targets}
+        given = named(self.inputs, "inputs") | {"targets": self.targets}
         if len(given) < 2 or not all(isinstance(some, Tensor) for some in given.values()):
             found = " and ".join(type(some).__name__ for some in given.values())
             raise DataError(f"inputs and targets are tensors, not {found}: see telescopic.data.of")
@@ -47,7 +47,7 @@ class Split:
             raise DataError(f"there are as many targets [n, ...] as inputs [n, ...], and these are {all_}")
 
     def __repr__(self) -> str:
-        """Types and shapes."""
+        """Types and shapes; of a loader's first batch."""
         given = named(self.inputs, "inputs") | {"targets": self.targets}
         return f"Split({', '.join(f'{name} {facts(some)}' for name, some in given.items())})"
 
