@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 import telescopic as tl
 from telescopic.engine import PackError
@@ -116,6 +118,31 @@ def tiled(model: onnx.ModelProto) -> None:
     )
 
 
+def counting(model: onnx.ModelProto, **numbers: object) -> onnx.NodeProto:
+    """Numbers that a graph has, and the length of its input among them."""
+    for name, value in {"place": 1, "one": 1, **numbers}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    front(
+        model, helper.make_node("Shape", ["in0"], ["shape"]), helper.make_node("Gather", ["shape", "place"], ["last"])
+    )
+    return helper.make_node("Range", ["one", "limit", "one"], ["zeros"])
+
+
+def counted(model: onnx.ModelProto) -> None:
+    """A range whose end is computed from a size."""
+    numbers = counting(model, big=10**12)
+    model.graph.node.insert(2, helper.make_node("Mul", ["last", "big"], ["limit"]))
+    model.graph.node.insert(3, numbers)
+
+
+def crossed(model: onnx.ModelProto) -> None:
+    """Sums of numbers put beside each other, many times, none of which is a size."""
+    numbers = counting(model, row=np.ones((1, 4000)), column=np.ones((4000, 1)), limit=5)
+    squares = [helper.make_node("Add", ["row", "column"], [f"square{i}"]) for i in range(600)]
+    for node in (*squares, numbers):
+        model.graph.node.insert(2, node)
+
+
 def elsewhere(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer.add(name="stolen", data_type=TensorProto.FLOAT, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
@@ -162,6 +189,8 @@ GRAPHS: dict[Callable[[onnx.ModelProto], None], str] = {
     of_a_sum: r"'zeros' is of shape|size of 'zeros' does not follow",
     of_data: "size of 'zeros' does not follow",
     tiled: "'t' is of shape",
+    counted: "size of 'zeros' does not follow",
+    crossed: "all of at most|does not follow",
     elsewhere: "lie in 'card.bin', not in weights.bin",
     behind: "end behind the end of weights.bin",
     without_inputs: r"its inputs are \[\], and the manifest says 1",
@@ -236,6 +265,33 @@ def test_what_packs_have_may_be_there(packed: Callable[[str], Path]) -> None:
         engine = tl.Engine(packed(name), cache=False)
         assert np.isfinite(engine.run(np.zeros((3, *engine.input_shape), np.float32)).logits).all()
     assert not OPERATORS & {"Loop", "If", "Scan", "SequenceMap", "RandomNormal", "NonZero", "Unique", "Compress"}
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.gru(x)[0]
+        return out
+
+
+def test_sizes_that_are_computed_from_sizes_are_known(tmp_path: Path) -> None:
+    # Zeros to begin with, and places that slide over an image, are as many as the exported graph computes.
+    blocks = [
+        nn.Sequential(nn.Unfold(3, padding=1), nn.Conv1d(9, 5, 1)),
+        Recurrent(),
+        nn.Sequential(nn.Flatten(), nn.Linear(20, 3)),
+    ]
+    blocks[0].append(nn.Linear(12, 4))
+    net = tl.nest(blocks, exits=[0, 1], input_shape=(1, 3, 4)).eval()
+    folder = tl.pack(net, tmp_path / "own.telescope", members="all", input_shape=(1, 3, 4))
+    engine, x = tl.Engine(folder, cache=False), torch.randn(5, 1, 3, 4)
+    for member in net.grid:
+        with torch.inference_mode():
+            wanted = net(x, member).numpy()
+        np.testing.assert_allclose(engine.run(x.numpy(), subnet=member).logits, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_of_weights_that_was_cut_is_prepared_anew_or_said(whole: Path, pack: Path, tmp_path: Path) -> None:

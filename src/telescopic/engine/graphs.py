@@ -9,11 +9,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from telescopic.documents import printable
 from telescopic.engine.manifest import WEIGHTS, Manifest, PackError
 
 _LONGEST = 2**22  # bytes of a graph, whose weights lie elsewhere
 _NODES = 10_000  # of a graph
+# Numbers of a tensor that is computed to know sizes; how many are computed, and how often sizes are asked for then.
+_SMALL, _COMPUTATIONS, _ROUNDS = 2**12, 500, 8
 _LARGEST, _ALL = 2**26, 2**28  # numbers in a tensor, and in all tensors of a graph, for one example
 # Without Loop, If and other graphs within graphs; without chance, lists, or sizes that depend on data.
 _NAMES = """
@@ -31,6 +35,8 @@ _NAMES = """
 """
 _KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 7, "bool": 9}  # as ONNX numbers them
 OPERATORS = frozenset(_NAMES.split())
+_COMPUTED = "Add Cast Concat Div Gather Mul Range Reshape Slice Squeeze Sub Unsqueeze"
+_OF_SIZES = frozenset(_COMPUTED.split())
 
 
 def check_graphs(folder: Path, manifest: Manifest) -> None:
@@ -146,11 +152,15 @@ def _check_sizes(model: Any, given: list[tuple[int, tuple[int, ...]]], made: lis
         raise ValueError(f"the manifest says that it has {len(made)} outputs, out0 and so on")
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(plain, check_type=True, strict_mode=True, data_prop=True).graph
-    except Exception as error:  # of many kinds
-        raise ValueError(f"its sizes do not follow from its text ({error!s:.200})") from error
-    sizes = {value.name: _size(value) for value in (*inferred.value_info, *inferred.output)}
+    for _ in range(_ROUNDS):
+        try:
+            inferred = onnx.shape_inference.infer_shapes(plain, check_type=True, strict_mode=True, data_prop=True).graph
+        except Exception as error:  # of many kinds
+            raise ValueError(f"its sizes do not follow from its text ({error!s:.200})") from error
+        values = {value.name: value for value in (*inferred.value_info, *inferred.output)}
+        if all(map(_is_known, values.values())) or not _compute(graph, {**whole, **values}):
+            break
+    sizes = {name: _size(value) for name, value in values.items()}
     missing = [name for node in graph.node for name in node.output if name and name not in sizes]
     if missing or sum(sizes.values()) > _ALL:
         what = f"the size of {missing[0]!r:.50}" if missing else f"all of at most {_ALL:,} numbers"
@@ -161,12 +171,65 @@ def _check_sizes(model: Any, given: list[tuple[int, tuple[int, ...]]], made: lis
             raise ValueError(f"{value.name} is not of the type and shape that the manifest says, {list(shape)}")
 
 
+def _compute(graph: Any, values: dict[str, Any]) -> bool:
+    """Put numbers in the place of nodes that compute sizes from sizes; whether there are any."""
+    import onnx
+
+    small = (tensor for tensor in graph.initializer if not tensor.external_data and math.prod(tensor.dims) <= _SMALL)
+    known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small}
+    left, found, number, ends = [], False, 0, {value.name for value in graph.output}
+    for node in graph.node:
+        made: Any = None
+        if node.op_type == "Shape" and _is_known(values.get(node.input[0])):
+            ends_at = {attribute.name: attribute.i for attribute in node.attribute}
+            dims = [dim.dim_value for dim in values[node.input[0]].type.tensor_type.shape.dim]
+            made = np.array(dims[ends_at.get("start") : ends_at.get("end")], np.int64)
+        elif node.op_type in _OF_SIZES and all(name in known for name in node.input):
+            made = _computed(node, [known[name] for name in node.input])
+            number += 1
+            if number > _COMPUTATIONS:
+                return False
+        if made is None or node.output[0] in ends:
+            left.append(node)
+            continue
+        known[node.output[0]], found = made, True
+        graph.initializer.append(onnx.numpy_helper.from_array(made, node.output[0]))
+    del graph.node[:]
+    graph.node.extend(left)
+    return found
+
+
+def _computed(node: Any, given: list[Any]) -> Any:
+    """What a node makes of whole numbers; None if that is too much, or cannot be."""
+    from onnx.reference import ReferenceEvaluator
+
+    if node.op_type == "Range":
+        start, limit, step = (int(one.flat[0]) if one.size else 0 for one in given)
+        most: float = abs((limit - start) / step) if step else math.inf
+    else:
+        most = math.prod(max(one.size, 1) for one in given)  # as when each is put beside each
+    if most > 256 * _SMALL or (node.op_type == "Range" and most > _SMALL):
+        return None
+    try:
+        (made,) = ReferenceEvaluator(node).run(None, dict(zip(node.input, given, strict=True)))
+    except Exception:  # of many kinds; then its size is not known
+        return None
+    return made if isinstance(made, np.ndarray) and made.size <= _SMALL and made.dtype.kind in "bi" else None
+
+
+def _is_known(value: Any) -> bool:
+    """Whether a tensor's size is told."""
+    if value is None or not value.type.tensor_type.HasField("shape"):
+        return False
+    return all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in value.type.tensor_type.shape.dim)
+
+
 def _size(value: Any) -> int:
     tensor = value.type.tensor_type
-    lengths = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
-    if not tensor.HasField("shape") or any(length < 0 for length in lengths):
+    lengths = [dim.dim_value for dim in tensor.shape.dim]
+    if not _is_known(value):
         raise ValueError(f"the size of {value.name!r:.50} does not follow from its text")
-    size = math.prod(lengths)
+    size: int = math.prod(lengths)
     if size > _LARGEST:
         raise ValueError(f"{value.name!r:.50} is of shape {lengths!s:.100}, larger than any network's")
     return size

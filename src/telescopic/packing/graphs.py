@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.engine.manifest import WEIGHTS, Constant
-from telescopic.export import BATCH, onnx_program, quiet
+from telescopic.export import onnx_program, quiet
 from telescopic.packing.segments import Segment
 from telescopic.shapes import TYPES
 
@@ -91,7 +91,12 @@ def _together(segments: Sequence[Segment]) -> Iterator[Any]:
         kind: [[f"{number}/{kind}{i}" for i in range(len(ends))] for number, ends in enumerate(every)]
         for kind, every in (("in", [s.example for s in segments]), ("out", [s.outputs for s in segments]))
     }
-    shapes = tuple(tuple(BATCH if batched else None for batched in segment.batched) for segment in segments)
+    # A batch for each: of one batch, the exporter would have one segment read its size from another one's input.
+    batches = [{0: torch.export.Dim(f"batch{number}")} for number in range(len(segments))]
+    shapes = tuple(
+        tuple(batch if batched else None for batched in segment.batched)
+        for batch, segment in zip(batches, segments, strict=True)
+    )
     # Copies of their own memory: of two views of one tensor torch.export would make one input.
     examples = tuple(tuple(x.clone() for x in segment.example) for segment in segments)
     inputs, outputs = ([name for names in ends[kind] for name in names] for kind in ("in", "out"))
@@ -129,6 +134,9 @@ def _part(whole: Any, name: str, prefix: str, inputs: Sequence[str], outputs: Se
     graph.output.extend(value for value in whole.graph.output if value.name in outputs)
     for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = value.name.removeprefix(prefix)
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == f"batch{prefix[:-1]}":
+                dim.dim_param = "batch"
     for node in graph.node:
         for inner in _nodes(node):
             for side in (inner.input, inner.output):
