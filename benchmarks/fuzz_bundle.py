@@ -26,11 +26,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telescopic.architecture import named_tensors
 from telescopic.bundle import Bundle, BundleError, load, save
 from telescopic.catalogue import Catalogue, CatalogueError, measure
 from telescopic.data import Preprocess
 from telescopic.extract import extract
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.papers.reproduce import SummaryError, runs

@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from telescopic.data import DataError
-from telescopic.data.folder import read_folder
+from telescopic.data.photos import read_folder
 from telescopic.data.readers import read_cifar10, read_idx, read_npz, read_svhn
 
 import fuzz_bundle

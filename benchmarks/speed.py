@@ -22,7 +22,7 @@ from torch.nn import functional
 from telescopic.data import Dataset, Split, batches
 from telescopic.papers import nsn
 from telescopic.train import Objective, Recipe, fit
-from telescopic.train.objective import parameter_groups
+from telescopic.train.optimizer import groups_for
 
 import results
 
@@ -34,7 +34,7 @@ def ours(reference: bool, data: Iterator[tuple[Tensor, Tensor]]) -> Callable[[],
     net = nsn.network(2, reference=reference).train()
     recipe = nsn.reference_recipe(2) if reference else nsn.recipe(2)
     objective = Objective(net, recipe)
-    optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=0.01, momentum=0.9, fused=True)
+    optimizer = torch.optim.SGD(groups_for(net, recipe), lr=0.01, momentum=0.9, fused=True)
 
     def step() -> None:
         images, labels = next(data)

@@ -27,7 +27,7 @@ from telescopic.papers import cnsn
 from telescopic.subnet import Subnet
 from telescopic.train import Objective
 from telescopic.train.layout import layout_for
-from telescopic.train.objective import parameter_groups
+from telescopic.train.optimizer import groups_for
 
 import results
 
@@ -42,7 +42,7 @@ def training_step(
     net.train().to(memory_format=layout)
     recipe = cnsn.recipe()
     objective = Objective(net, recipe)
-    optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=1e-3, momentum=0.9, fused=True)
+    optimizer = torch.optim.SGD(groups_for(net, recipe), lr=1e-3, momentum=0.9, fused=True)
     x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=layout)
     labels = torch.randint(10, (batch,))
 

@@ -24,7 +24,7 @@ from telescopic.papers import doubly_nested
 from telescopic.subnet import Subnet
 from telescopic.train import Objective
 from telescopic.train.layout import layout_for
-from telescopic.train.objective import parameter_groups
+from telescopic.train.optimizer import groups_for
 
 import results
 
@@ -54,7 +54,7 @@ def step(name: str, batch: int, precision: str, widths: Sequence[int] = ()) -> C
     layout = layout_for(net, torch.device("cpu"), precision)
     net.train().to(memory_format=layout)
     objective = InTurn(net, widths) if widths else Objective(net, recipe)
-    optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=1e-3, momentum=0.9, nesterov=True, fused=True)
+    optimizer = torch.optim.SGD(groups_for(net, recipe), lr=1e-3, momentum=0.9, nesterov=True, fused=True)
     x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=layout)
     labels = torch.randint(10, (batch,))
 

@@ -77,7 +77,7 @@ def test_a_split_holds_anything_of_the_same_number() -> None:
     numbers, y = torch.rand(4, 3), torch.rand(4, 2)
     assert len(Split(numbers, y)) == 4 and Split(numbers, y).images is numbers and Split(numbers, y).labels is y
     for x, targets in ((numbers, y[:3]), (torch.tensor(1.0), y), (numbers, torch.tensor(1.0))):
-        with pytest.raises(DataError, match=r"as many targets \[n, ...\] as inputs .* these are float32 \["):
+        with pytest.raises(DataError, match=r"as many targets \[n, ...\] as inputs .* these are inputs float32 \["):
             Split(x, targets)
     with pytest.raises(DataError, match="tensors, not ndarray and Tensor"):
         Split(numbers.numpy(), y)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from telescopic import data
-from telescopic.data import DataError, folder
-from telescopic.data.folder import read_folder
+from telescopic.data import DataError, photos
+from telescopic.data.photos import read_folder
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (5, 4), value: int = 0) -> np.ndarray:
@@ -104,7 +104,7 @@ def test_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "b" / "3.png", size=(6, 8))
     sizes = r"a/1.png is 5x4 but .*b/2.png is 6x4, and there are 3 sizes .*size=\(height, width\)"
     with monkeypatch.context() as watched:
-        watched.setattr(folder.images, "decode", None)  # it is told before any image is decoded
+        watched.setattr(photos.images, "decode", None)  # it is told before any image is decoded
         with pytest.raises(DataError, match=sizes):
             read_folder(tmp_path)
     assert read_folder(tmp_path, (3, 2)).images.shape == (3, 3, 3, 2)
@@ -112,7 +112,7 @@ def test_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert data.load(tmp_path, size=(3, 2), validation=0).input_shape == (3, 3, 2)
     with pytest.raises(DataError, match="size is the height and width for a folder of images"):
         data.load("digits", size=(3, 2))
-    with pytest.raises(DataError, match=r"3 images of 50000000x50000000 do not fit into memory"):
+    with pytest.raises(DataError, match=r"3 images of 50000000x50000000 fit neither into memory"):
         read_folder(tmp_path, (50_000_000, 50_000_000))
 
 

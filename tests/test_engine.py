@@ -148,7 +148,7 @@ def test_the_cheapest_member_of_a_quality(engine: tl.Engine, x: np.ndarray) -> N
 
 
 def test_without_accuracies_size_counts(engine: tl.Engine) -> None:
-    engine.members = tuple(dataclasses.replace(member, accuracy=None) for member in engine.members)
+    engine.members = tuple(dataclasses.replace(member, score=None) for member in engine.members)
     macs = [member.macs for member in engine.members]
     share = (macs[2] - macs[0]) / (macs[3] - macs[0])
     assert engine.of_quality(share).subnet == MEMBERS[2] and engine.of_quality(share + 0.01).subnet == MEMBERS[3]

@@ -202,7 +202,7 @@ def test_too_few_images_for_batch_norm() -> None:
     with pytest.raises(ValueError, match=r"needs 6 examples in a batch, shared by 3 processes, .* of 4 from 12"):
         check_training(net, dataset(split(12)), Preprocess(), 4, 3)
     for few in ({"batch_size": 1}, {"num_images": 1}):
-        with pytest.raises(ValueError, match="variance of 2 images or more in a batch, not of 1"):
+        with pytest.raises(ValueError, match="variance of 2 examples or more in a batch, not of 1"):
             recalibrate(net, split(12), **few)
     assert [len(y) for _, y in batches(split(12), 5, least=3)] == [5, 7]
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import telescopic as tl
 from telescopic.data import Preprocess
-from telescopic.data.folder import read_folder
+from telescopic.data.photos import read_folder
 from telescopic.engine.lanes import checked
 from telescopic.images import ImageError, TooManyPixels, decode, shape
 from telescopic.limits import Limits

@@ -17,11 +17,15 @@ from telescopic.bundle import Bundle, load, save
 from telescopic.catalogue import Catalogue, measure
 from telescopic.cost import cost, latency, nominal_macs
 from telescopic.data import Augment, DataError, Dataset, Preprocess, Split
+from telescopic.engine import Engine
+from telescopic.engine.manifest import Manifest, PackError
 from telescopic.export import export
 from telescopic.extract import extract
 from telescopic.inputs import each, examples, named, shape_of
 from telescopic.nest import nest
 from telescopic.nested import Nested
+from telescopic.packing import pack
+from telescopic.serve import application
 from telescopic.shapes import checked_shape
 from telescopic.subnet import Subnet
 from telescopic.testing import check_nested
@@ -243,6 +247,72 @@ def test_widths_of_several_tensors_are_refused() -> None:
     adapter = nn.Sequential(nn.Linear(3, 8), Twice())
     with pytest.raises(ValueError, match="a Twice cannot be in it: it gives no features"):
         Nested([nn.Identity()], {0: adapter}, {0: layers.SharedHead(8, 2, width_groups=2)}, groups=2)
+
+
+# ------------------------------------------------------------------------------------------------------ packs of such
+
+
+@pytest.mark.parametrize("statistics", ["shared", "per-entry"])
+def test_a_family_of_sentences_is_packed_and_run(tmp_path: Path, statistics: Any) -> None:
+    """Two entries share stages that pass hidden states and a mask; the engine is asked with names."""
+    torch.manual_seed(0)
+    stages, entries = [Mix(), Mix(), Mix()], {0: Read(), 1: Read()}
+    net = Nested(stages, entries, {1: Pool(), 2: Pool()}, statistics=statistics).eval()
+    x, _ = sentences(9)
+    folder = pack(net, tmp_path / "pack", input_shape=SHAPE, samples=x, members="all")
+    engine = Engine(folder, cache=tmp_path / "cache")
+    assert engine.input_shape == SHAPE and len(engine.members) == 4
+    given = each(lambda x: x.numpy(), x)
+    for row in engine.members:
+        wanted = net(x, row.subnet).detach().numpy()
+        for asked in (given, (given["ids"].astype(np.int32), given["mask"])):
+            np.testing.assert_allclose(engine.run(asked, subnet=row.subnet).logits, wanted, rtol=1e-4, atol=1e-5)
+    *_, last = engine.anytime(given)
+    np.testing.assert_allclose(last.logits, net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert engine.run(given, max_latency_ms=1000).fits
+    for wrong, reason in (
+        ({"ids": given["ids"]}, "this network takes ids, mask, in a dict .*, not a dict of ids"),
+        (given["ids"], "this network takes ids, mask, .*, not a ndarray"),
+        (given | {"ids": given["ids"].astype(float)}, "ids: it is int64, not float64: convert it"),
+        (given | {"mask": given["mask"].astype(np.int64)}, "mask: it is bool, not int64"),
+        (given | {"mask": given["mask"][:3]}, "as many examples each, and these {'ids': 9, 'mask': 3}"),
+        (given | {"mask": given["mask"][:, :3]}, r"mask: inputs have shape \[batch, 7\]"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            engine.run(wrong)
+    assert "Input: ids int64 `[batch, 7]`, mask bool `[batch, 7]`." in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="a server takes images or one input of numbers"):
+        application(engine, slo_ms=100)
+    with pytest.raises(PackError, match="int8 is for networks of one input"):
+        pack(net, tmp_path / "int8", input_shape=SHAPE, samples=x, int8=torch.zeros(2, 3))
+
+
+def test_words_are_packed(tmp_path: Path) -> None:
+    net = nest(blocks(), input_shape=("int64", LENGTH), exits=(1,)).eval()
+    ids = sentences(9)[0]["ids"]
+    engine = Engine(pack(net, tmp_path / "pack", input_shape=("int64", LENGTH), samples=ids), cache=False)
+    assert engine.input_shape == ("int64", LENGTH) and engine.task == "tokens"
+    np.testing.assert_allclose(engine.run(ids.numpy()).logits, net(ids).detach().numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="samples are float32 of shape"):
+        pack(net, tmp_path / "other", input_shape=("int64", LENGTH), samples=ids.float())
+
+
+def test_what_a_manifest_says_of_types_is_not_believed(tmp_path: Path) -> None:
+    net = nest(blocks(), input_shape=("int64", LENGTH), exits=(1,)).eval()
+    text = (pack(net, tmp_path / "pack", input_shape=("int64", LENGTH)) / "manifest.json").read_text()
+    assert Manifest.from_json(text).types == {"input": "int64"}
+    for change, reason in (
+        ({"types": {"input": "float99"}}, "'input' cannot be 'float99'"),
+        ({"types": {"elsewhere": "int64"}}, "'elsewhere' cannot be"),
+        ({"types": {"logits.3": "int64"}}, "'logits.3' cannot be"),
+        ({"types": ["input"]}, "is no dict"),
+    ):
+        with pytest.raises(PackError, match=reason):
+            Manifest.from_json(json.dumps(json.loads(text) | change))
+    one = json.loads(text)
+    one["tensors"]["input.more"] = [3]
+    with pytest.raises(PackError, match="one input and several"):
+        Manifest.from_json(json.dumps(one))
 
 
 # ----------------------------------------------------------------------------------------------------- shapes and costs

@@ -10,7 +10,8 @@ from telescopic.layers import CausalConv2d
 from telescopic.networks import causal_resnet, mlp, resnet, vgg
 from telescopic.papers import nsn
 from telescopic.testing import check_nested
-from telescopic.train.objective import Objective, parameter_groups
+from telescopic.train.objective import Objective
+from telescopic.train.optimizer import groups_for
 
 # mlp ----------------------------------------------------------------------------------------------------------------
 
@@ -371,7 +372,7 @@ def test_pairwise_sharing_is_that_of_the_paper(hidden: int) -> None:
     net = nsn.network(hidden, inputs=6, classes=4).double().eval()
     recipe = replace(nsn.recipe(hidden), l2=0.01)
     objective = Objective(net, recipe)
-    groups = parameter_groups(net, recipe)
+    groups = groups_for(net, recipe)
     optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
     # Layer 0 is the softmax layer, layer n stands just before layer n - 1; model m has the layers 0 to m.
     layers = [net.exits[str(hidden - 1)], *(linear for linear, _ in reversed(net.stages))]
@@ -408,5 +409,5 @@ def test_pairwise_sharing_is_that_of_the_paper(hidden: int) -> None:
 
 def test_a_plain_recipe_trains_every_network_of_the_family() -> None:
     for net in (mlp(5, (4, 3), 2), mlp(5, (), 2)):
-        groups = parameter_groups(net, Recipe(epochs=1))
+        groups = groups_for(net, Recipe(epochs=1))
         assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in net.parameters()}

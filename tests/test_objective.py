@@ -16,7 +16,7 @@ from telescopic.nested import Mix, Nested
 from telescopic.networks import mlp
 from telescopic.papers import nsn
 from telescopic.train import Objective, Recipe, pairwise
-from telescopic.train.objective import parameter_groups
+from telescopic.train.optimizer import groups_for
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
@@ -255,7 +255,7 @@ def mixed_gradients(net: Nested, recipe: Recipe, x: Tensor, y: Tensor) -> dict[s
 
 def step(net: Nested, recipe: Recipe, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Weights after one step as the loop takes it."""
-    optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=0.5, fused=True)
+    optimizer = torch.optim.SGD(groups_for(net, recipe), lr=0.5, fused=True)
     (Objective(net, recipe)(x, y)[0] / len(y)).backward()
     optimizer.step()
     return {name: p.detach() for name, p in net.named_parameters()}
@@ -298,7 +298,7 @@ def test_plain_weight_decay_is_of_every_parameter_alike_and_not_mixed() -> None:
 
 def test_pairwise_sharing_halves_the_decay_of_shared_layers_and_spares_the_softmax_layer() -> None:
     net = network()
-    groups = parameter_groups(net, Recipe(epochs=1, l2=0.5, weights=(1.0, 1.0, 1.0), mix=pairwise(3)))
+    groups = groups_for(net, Recipe(epochs=1, l2=0.5, weights=(1.0, 1.0, 1.0), mix=pairwise(3)))
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
     found = {name: decay[id(p)] for name, p in net.named_parameters()}
     weights = {"stages.0.0.weight": 1.0, "stages.1.0.weight": 0.5, "exits.1.weight": 0.0}
@@ -324,7 +324,7 @@ def test_a_step_of_nsn_is_the_authors_step() -> None:
     torch.manual_seed(0)
     net = nsn.network(2, inputs=8, classes=5).double().eval()  # without dropout
     recipe = nsn.recipe(2, l2=0.01)
-    optimizer = torch.optim.SGD(parameter_groups(net, recipe), lr=recipe.learning_rate, momentum=recipe.momentum)
+    optimizer = torch.optim.SGD(groups_for(net, recipe), lr=recipe.learning_rate, momentum=recipe.momentum)
     names = {"stages.0.0": "first", "stages.1.0": "second", "exits.1": "softmax"}
     layers = {
         names[name]: (linear.weight.detach().clone(), linear.bias.detach().clone())
@@ -363,6 +363,6 @@ def test_a_step_of_nsn_is_the_authors_step() -> None:
 
 
 def test_a_part_that_no_member_runs_has_no_decay() -> None:
-    groups = parameter_groups(mlp(5, (5,), 3, entries=(1,)), Recipe(epochs=1, mix=((1.0,),), l2=0.5))
+    groups = groups_for(mlp(5, (5,), 3, entries=(1,)), Recipe(epochs=1, mix=((1.0,),), l2=0.5))
     decay = {tuple(p.shape): group["weight_decay"] for group in groups for p in group["params"]}
     assert decay[(3, 5)] == 1.0 and decay[(5, 5)] == 0.0

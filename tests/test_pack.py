@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(net: tl.Nested,
         ({"input_shape": (2, 8)}, "failed on an input of shape"),
         (
             {"samples": torch.zeros(2, 3, 8, 8)},
-            r"samples are float32 \[batch, 2, 8, 8\], not torch.float32 \[2, 3, 8, 8\]",
+            r"samples are float32 of shape \(2, 8, 8\) .*, not torch.float32 \[2, 3, 8, 8\]",
         ),
         ({"classes": ("a", "b")}, "there are 2 classes, but 5 logits"),
         ({"net": tmp_path / "none.safetensors"}, "none.safetensors"),

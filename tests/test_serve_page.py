@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from torch import nn
 
 import telescopic as tl
 from telescopic.images import decode
@@ -25,13 +27,20 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     to = tmp_path_factory.mktemp("page") / "packed.telescope"
     folder = tl.pack("nsn-mnist", to) if request.param == "digits" else small_pack(to, (3, 8, 8))
     engine = tl.Engine(folder, cache=False)
+    with serving(engine) as address:
+        yield address, engine
+
+
+@contextmanager
+def serving(engine: tl.Engine) -> Iterator[str]:
+    """The address of a server, for as long as a block takes."""
     config = uvicorn.Config(application(engine, slo_ms=500, max_batch=4), port=0, log_level="error", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         assert thread.is_alive()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
 
@@ -42,6 +51,24 @@ def page(tmp_path: Path, served: tuple[str, tl.Engine]) -> Iterator[Page]:
         page.open(served[0])
         page.until("document.querySelectorAll('#rates button').length")
         yield page
+
+
+def test_numbers_are_shown_as_numbers(tmp_path: Path) -> None:
+    """Of a network that tells no classes apart, and whose score is an error: the better of its members is above."""
+    net = tl.Nested([nn.Linear(4, 8), nn.Linear(8, 8)], exits={0: nn.Linear(8, 2), 1: nn.Linear(8, 2)}).eval()
+    metric = tl.Metric("deviation", better="lower", unit="mm")
+    catalogue = tl.measure(net, input_shape=(4,)).scored(metric, (0.75, 0.5), (0.75, 0.5))
+    engine = tl.Engine(tl.pack(net, tmp_path / "pack", members="all", catalogue=catalogue), cache=False)
+    with serving(engine) as address, chromium(tmp_path / "profile") as page:
+        page.open(address)
+        page.until("document.querySelectorAll('#answer .big').length")
+        shown = page.run("[...document.querySelectorAll('#answer .big')].map(p => Number(p.textContent))")
+        assert len(shown) == 2 and all(np.isfinite(shown)) and not page.run("document.querySelectorAll('.bar').length")
+        assert page.run("[metric.textContent, against.textContent, accuracy.textContent]") == [
+            "deviation", "Deviation against latency", "0.500 mm",
+        ]  # fmt: skip
+        heights = page.run("[...document.querySelectorAll('#front circle')].map(c => Number(c.getAttribute('cy')))")
+        assert heights[1] < heights[0], "the axis points down"
 
 
 def give_input(page: Page, engine: tl.Engine, tmp_path: Path) -> None:

@@ -36,8 +36,7 @@ from telescopic.shrink.shapes import reshape_
 from telescopic.testing import check_nested
 from telescopic.train import CheckpointError, History, Recipe, Shrink, fit
 from telescopic.train.checkpoint import Position, load_checkpoint, save_checkpoint
-from telescopic.train.objective import parameter_groups
-from telescopic.train.optimizer import optimizer_for
+from telescopic.train.optimizer import groups_for, optimizer_for
 from telescopic.train.shrinking import Shrinking
 
 X = torch.rand(2, 1, 8, 8, dtype=torch.float64)
@@ -176,7 +175,7 @@ def test_streams_that_share_theta_pay_for_it_once() -> None:
 
 def test_weight_decay_leaves_theta_alone() -> None:
     net, how = one_layer(), replace(ADAM, optimizer="adamw", weight_decay=0.3, l2=0.1)
-    decays = {id(p): float(str(group["weight_decay"])) for group in parameter_groups(net, how) for p in group["params"]}  # type: ignore[attr-defined]
+    decays = {id(p): float(str(group["weight_decay"])) for group in groups_for(net, how) for p in group["params"]}  # type: ignore[attr-defined]
     assert len(decays) == len(list(net.parameters()))
     for name, parameter in net.named_parameters():
         expected = 0.0 if name.endswith("theta") else 0.5 if parameter.ndim > 1 else 0.3

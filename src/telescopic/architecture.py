@@ -25,6 +25,7 @@ from telescopic.layers import (
     Residual,
     SharedHead,
 )
+from telescopic.layers.cuts import named_tensors
 from telescopic.layers.filter import Filter, TokenFilter, attach_, attached
 from telescopic.layers.narrowing import takes_width
 from telescopic.layers.slim import Slim
@@ -122,11 +123,6 @@ def describe(module: nn.Module) -> dict[str, Any]:
             "from their arguments: a layer was changed after its construction, or stands in two places"
         )
     return description
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a module once, by name."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def build(description: Any, max_tensors: int = sys.maxsize) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
-from telescopic.cost.counting import on_meta, twin
+from telescopic.cost.counting import on_meta, with_tensors
 from telescopic.inputs import explained
 from telescopic.layers.causal import (
     CausalBatchNorm1d,
@@ -20,14 +20,13 @@ from telescopic.layers.causal import (
 from telescopic.layers.causality import named, prove_causal
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import narrow, narrow_outputs
-from telescopic.layers.sized import MIXING, require_channels_first
+from telescopic.layers.sized import CAUSAL, MIXING, require_channels_first
 from telescopic.nested import Nested
 from telescopic.shapes import checked_shape
 from telescopic.wrappers import is_compiled, unwrapped
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_OURS = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead)
 _SIZES = (32, 28, 64, 96, 224, 16, 8, 48, 128, 256, 299)  # of images, the likeliest first
 _BATCH = 3  # in a batch of two, BatchNorm of single pixels leaves nothing but signs
 
@@ -77,7 +76,7 @@ def causal_(
         causal_(unwrapped(network), groups, input_shape=input_shape, first=first)
         return network
     for path, part in unwrapped(network).named_modules():
-        if isinstance(part, _OURS):
+        if isinstance(part, CAUSAL):
             raise ValueError(f"{named(path, part)} is channel-causal already: give a network of ordinary layers")
     one = _usual_shape(network) if input_shape is None else checked_shape(input_shape)
     if isinstance(one, dict) or not all(isinstance(size, int) for size in one):
@@ -266,7 +265,7 @@ def _exchange(network: nn.Module, plan: Iterable[str], head: str, groups: int) -
 
 def _trial(network: Network, shape: Sequence[int], scale: float, generator: torch.Generator) -> tuple[Network, Tensor]:
     """A copy of a network with random weights in float64, and inputs for it."""
-    trial = twin(network, lambda tensor: _random(tensor, scale, generator))
+    trial = with_tensors(network, lambda tensor: _random(tensor, scale, generator))
     return trial, scale * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 

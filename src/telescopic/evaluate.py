@@ -15,22 +15,32 @@ from telescopic.tasks import CLASSIFICATION, Task
 
 @torch.no_grad()
 def score_sums(
-    net: Nested, split: Split, preprocess: Preprocess, task: Task = CLASSIFICATION, batch_size: int = 200
-) -> Tensor:
-    """What all examples of a split add to the score of each member, `[members, numbers]` float64, in eval mode.
+    net: Nested,
+    split: Split,
+    preprocess: Preprocess,
+    task: Task = CLASSIFICATION,
+    batch_size: int = 200,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[Tensor, int]:
+    """What all examples of a split add to each member's score, `[members, numbers]` float64, and how many they are.
 
-    Examples may lie on another device than the network. An empty split adds nothing.
+    In eval mode. Examples may lie on another device than the network. An empty split adds nothing.
     """
-    first = next(net.parameters())
+    first, number = next(net.parameters()), 0
     added = torch.zeros((), device=first.device)
     with in_eval_mode(net):
-        for inputs, targets in batches(split, batch_size):
+        for inputs, targets in batches(split, batch_size, rank=rank, world=world):
+            if not len(targets):
+                continue
+            number += len(targets)
             outputs = net.all(prepared(inputs, preprocess, first))
             added = added + task.sums(outputs, targets.to(first.device))
-        if not len(split):  # which has a shape all the same
+        if not number:  # which has a shape all the same
             one = each(lambda part: part.new_zeros(1, *part.shape[1:]), (split.inputs, split.targets))
             added = torch.zeros_like(task.sums(net.all(prepared(one[0], preprocess, first)), one[1].to(first.device)))
-    return added.cpu().double()
+    return added.cpu().double(), number
 
 
 def evaluate(
@@ -60,7 +70,7 @@ def evaluate(
     check_fits(net, splits, preprocess, task)
     warn_of_unseen(net)
     scores = [
-        task.total(score_sums(net, split, preprocess, task, batch_size), len(split))
+        task.total(*score_sums(net, split, preprocess, task, batch_size))
         if len(split)
         else torch.full((len(net.grid),), torch.nan, dtype=torch.float64)
         for split in splits

@@ -1,6 +1,5 @@
 """How a member leaves for another runtime: one file, tried out before it takes its place, and a card about it."""
 
-import gc
 import hashlib
 import io
 import json
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
-from telescopic.architecture import named_tensors
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
 from telescopic.extras import needs
 from telescopic.files import held, make_folder, replacing
 from telescopic.inputs import Tensors, each, fault_of, first, first_line, leaves, named, shape_of
+from telescopic.layers.cuts import named_tensors
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.provenance import versions
@@ -194,21 +193,15 @@ def onnx_program(
         inputs: names of the inputs.
         outputs: names of the outputs.
     """
-    collects = gc.isenabled()
-    gc.disable()  # what an export loads and makes stays: to look for circles in it takes a sixth of the time
-    try:
-        program = torch.onnx.export(
-            module,
-            (*example, {}),  # a dict at the end would be taken for keywords
-            dynamo=True,
-            dynamic_shapes=dynamic_shapes,
-            input_names=inputs,
-            output_names=outputs,
-            verbose=False,
-        )
-    finally:
-        if collects:
-            gc.enable()
+    program = torch.onnx.export(
+        module,
+        example,
+        dynamo=True,
+        dynamic_shapes=dynamic_shapes,
+        input_names=inputs,
+        output_names=outputs,
+        verbose=False,
+    )
     assert program is not None
     for part in (program.model, program.model.graph, *program.model.graph):
         part.metadata_props.clear()  # with paths of this machine: half of a small file

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Augment, Dataset, Preprocess, Split, prepared
+from telescopic.data.streams import sampler_of
 from telescopic.denormals import denormals_as_zero
 from telescopic.inputs import each, first_line, named
 from telescopic.nested import Nested
@@ -49,6 +50,13 @@ def check_training(
     with denormals_as_zero():  # torch's threads may begin here, and take it over
         least = world * check_fits(net, data.splits, preprocess, task)
     score = task.metric.name
+    for split in data.splits:
+        _require_shared(split, batch_size if split is data.train else None, world)
+    if net.statistics == "recalibrated" and world > 1 and sampler_of(data.train.loader) is not None:
+        raise ValueError(
+            "statistics are recalibrated from the same examples in all processes, and the loader's DistributedSampler "
+            "gives each its own: use a loader without one, or the statistics per-entry"
+        )
     if one := _only_target(data, data.train):
         raise ValueError(f"all training examples of {data.name} are of {one}: there is nothing to tell apart")
     for what, split in (("validation", data.validation), ("test", data.test)):
@@ -168,10 +176,29 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _require_shared(split: Split, batch_size: int | None, world: int) -> None:
+    """Refuse a loader that processes cannot share, or whose batches are not of the recipe's size."""
+    if split.loader is None:
+        return
+    sampler = sampler_of(split.loader)
+    if sampler is not None and sampler.num_replicas != world:
+        raise ValueError(
+            f"the loader's DistributedSampler divides examples among {sampler.num_replicas} processes, and here "
+            f"{'is' if world == 1 else 'are'} {world}"
+        )
+    size = len(split) * (1 if sampler is None else world)
+    if batch_size not in (None, size):
+        all_ = "" if sampler is None else f", those of {world} processes together"
+        raise ValueError(
+            f"the recipe has batch_size {batch_size}, and the loader gives batches of {size}{all_}: give the recipe "
+            f"batch_size={size}"
+        )
+
+
 def _only_target(data: Dataset, split: Split) -> str | None:
     """What all examples of a split have for a target, if it is the same."""
     targets = split.targets
-    if not len(targets) or not bool((targets == targets[:1]).all()):
+    if split.loader is not None or not len(targets) or not bool((targets == targets[:1]).all()):
         return None
     label = targets[0].tolist()
     named = f"{label} ({data.classes[label]})" if data.classes and isinstance(label, int) else str(label)

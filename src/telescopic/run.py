@@ -129,7 +129,8 @@ class Source:
         name = self.bundle.provenance.get("data")
         if isinstance(name, str):
             try:
-                test = datasets.load(name, data_dir=data_dir, download=False).test
+                size = shape[1:] if len(shape) == 3 and Path(name).is_dir() else None
+                test = datasets.load(name, data_dir=data_dir, size=size, download=False).test
                 if shape_of(test.inputs) == shape:
                     return test[:number].inputs, f"test examples of {name}"
             except datasets.DataError:
@@ -164,10 +165,12 @@ class Source:
             raise ValueError(f"{self.name} does not say what data it was trained on: name them with --data")
         seed, number = known.get("seed"), known.get("validation_images")  # these have chosen the validation images
         number = number if type(number) is int and wanted == learned else None
+        shape = self.bundle.input_shape
+        size = shape[1:] if isinstance(shape, tuple) and len(shape) == 3 and Path(wanted).is_dir() else None
         try:
             # The seed of a program of the user's own need not be that of its validation images.
             for one in dict.fromkeys((seed if type(seed) is int else 0, 0)):
-                loaded = datasets.load(wanted, data_dir=data_dir, validation=number, seed=one)
+                loaded = datasets.load(wanted, data_dir=data_dir, validation=number, size=size, seed=one)
                 same = name is not None or known.get("images") in (None, fingerprint(loaded))
                 if same:
                     break

@@ -78,7 +78,7 @@ def recalibrate_(
     first, preprocess = next(net.parameters()), preprocess or Preprocess()
     size = min(batch_size, num_images, len(split))
     if size < (least := tried(net, split, preprocess)[1]):
-        raise ValueError(f"BatchNorm computes a variance of {least} images or more in a batch, not of {size}")
+        raise ValueError(f"BatchNorm computes a variance of {least} examples or more in a batch, not of {size}")
     try:
         with in_eval_mode(net):
             for norm in found:
@@ -87,7 +87,8 @@ def recalibrate_(
                 norm.momentum = None  # the mean over all batches
             # Whole batches only: the few images of a last one would count as much.
             generator = torch.Generator().manual_seed(seed)
-            for images, _ in islice(batches(split, size, seed=seed), min(num_images, len(split)) // size):
+            most = num_images if split.loader is not None else min(num_images, len(split))
+            for images, _ in islice(batches(split, size, seed=seed), max(1, most // size)):
                 images = images if augment is None else augment(images, generator)
                 x = prepared(images, preprocess, first)
                 net.all(x) if isinstance(net, Nested) else net(x)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, prefix
 from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
-from telescopic.layers.sized import ALONE, NOTHING
+from telescopic.layers.sized import ALONE, CAUSAL, NOTHING
 from telescopic.wrappers import hooked
 
 Kept = dict[str, Tensor]
@@ -28,7 +28,6 @@ other shared heads."""
 Op = Callable[..., Tensor]
 """`op(kept, *values)`: the new channels of a value from those of others."""
 
-_MIXING = (CausalConv2d, CausalLinear, CausalBatchNorm1d, CausalBatchNorm2d, SharedHead)
 _INNER = (
     "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus dropout "
     "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d"
@@ -193,7 +192,7 @@ class _Tracer(fx.Tracer):
     """Stops at the layers that are known, and at those that say themselves what new groups are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (*_MIXING, GlobalAvgPool2d, GradientScale)) or hasattr(m, "new_groups")
+        known = isinstance(m, (*CAUSAL, GlobalAvgPool2d, GradientScale)) or hasattr(m, "new_groups")
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -213,7 +212,7 @@ def _of_module(module: Any, key: str, span: Span) -> Op | None:
         return None
     if hasattr(module, "new_groups"):
         return lambda kept, x: module.new_groups(x, span.have, span.width)
-    if isinstance(module, _MIXING) and module.width_groups != span.groups:
+    if isinstance(module, CAUSAL) and module.width_groups != span.groups:
         return None
     if isinstance(module, CausalConv2d):
         return _convolution(module, key, span)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
-from telescopic.architecture import build, describe, named_tensors
+from telescopic.architecture import build, describe
 from telescopic.bundle.header import FORMAT, BundleError, find, read_facts
 from telescopic.catalogue.table import Catalogue
 from telescopic.data import Preprocess
 from telescopic.extract import joined
 from telescopic.files import make_folder, replacing
 from telescopic.inputs import plain_shape
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 from telescopic.shapes import Shape

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, tell
+from telescopic.cli.shown import DataDir, Size, tell
 
 app = typer.Typer(no_args_is_help=True, help="Get data sets, and see what there is.")
 
@@ -40,13 +40,14 @@ def names() -> None:
 @app.command("show")
 def show(
     name: Annotated[str, typer.Argument(help="A data set's name, an .npz file, or a folder of images by class.")],
+    size: Size = None,
     data_dir: DataDir = None,
 ) -> None:
     """Read data as training would, and say what is in them: examples, types and shapes, range, classes."""
     from telescopic import data
     from telescopic.tasks import facts
 
-    found = data.load(name, data_dir=data_dir)
+    found = data.load(name, data_dir=data_dir, size=size)
     tell(f"{name}: {found.source}")
     tell(
         ", ".join(

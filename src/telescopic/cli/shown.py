@@ -66,6 +66,7 @@ Import = Annotated[
     ),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data's files (or environment: TELESCOPIC_DATA).")]
+Size = Annotated[int | None, typer.Option(min=1, help="Pixels, to which the images of a folder are brought.")]
 Seed = Annotated[int, typer.Option(min=0, help="Initial weights, order of the images, dropout.")]
 Backend = Annotated[str, typer.Option(help="What runs the graphs: onnxruntime, or openvino.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto: what a step is faster in.")]

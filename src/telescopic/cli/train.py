@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from telescopic.cli.options import command, first_words, group
-from telescopic.cli.shown import DataDir, Precision, Seed, function_in, interruptible, one_of, show_table, tell
+from telescopic.cli.shown import DataDir, Precision, Seed, Size, function_in, interruptible, one_of, show_table, tell
 
 if TYPE_CHECKING:
     from telescopic.catalogue import Catalogue
@@ -37,6 +37,7 @@ def _command(paper: "Paper") -> Any:
         out: Annotated[Path | None, typer.Option(help=folder)] = None,
         seed: Seed = 0,
         resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")] = False,
+        size: Size = None,
         data_dir: DataDir = None,
         validation: Annotated[
             int | None, typer.Option(help="Images to choose the epoch on. (default: 5000 or a tenth)")
@@ -44,8 +45,8 @@ def _command(paper: "Paper") -> Any:
         precision: Precision = "auto",
     ) -> None:
         build = paper.train(**options)  # which refuses options before data are read
-        how: dict[str, Any] = {"task": None, "out": out, "seed": seed, "resume": resume, "precision": precision}
-        if told := _train(method, build, data, data_dir, validation, **how):
+        how: dict[str, Any] = {"task": None, "size": size, "seed": seed, "resume": resume, "precision": precision}
+        if told := _train(method, build, data, data_dir, validation, out=out, **how):
             table, folder = told
             if said := paper.says(folder):
                 tell(f"\n{said}")
@@ -81,6 +82,7 @@ def _family(name: str) -> Callable[..., None]:
         out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/<file>-<data>)")] = None,
         seed: Seed = 0,
         resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")] = False,
+        size: Size = None,
         data_dir: DataDir = None,
         validation: Annotated[
             int | None, typer.Option(help="Examples to choose the epoch on. (default: 5000 or a tenth)")
@@ -105,8 +107,8 @@ def _family(name: str) -> Callable[..., None]:
             measure(net, input_shape=images.input_shape)  # what no command could open is refused before it is trained
             return net, replace(recipe, preprocess=_usual(images))
 
-        how: dict[str, Any] = {"task": NAMED[task], "out": out, "seed": seed, "resume": resume, "precision": precision}
-        if told := _train(file.stem, build, data, data_dir, validation, **how):
+        how: dict[str, Any] = {"size": size, "seed": seed, "resume": resume, "precision": precision}
+        if told := _train(file.stem, build, data, data_dir, validation, task=NAMED[task], out=out, **how):
             _go_on(*told)
 
     return family
@@ -162,6 +164,7 @@ def _train(
     validation: int | None,
     *,
     task: "Task | None",
+    size: int | None,
     out: Path | None,
     seed: int,
     resume: bool,
@@ -179,7 +182,7 @@ def _train(
 
     one_of("precision", precision, PRECISIONS)
     with denormals_as_zero():  # from before torch has threads, which take it over
-        images = load(data, data_dir=data_dir, validation=validation, seed=seed)
+        images = load(data, data_dir=data_dir, validation=validation, size=size, seed=seed)
         speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
         if speaks:
             what = "images" if task is None else "examples"

@@ -84,7 +84,7 @@ def on_meta(module: Module) -> Module:
     module = unwrapped(module)
     if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
         raise ValueError(f"this {type(module).__name__} has lazy layers without a shape: call it on an input once")
-    return twin(module, lambda tensor: torch.empty_like(tensor.detach(), device="meta"))
+    return with_tensors(module, lambda tensor: torch.empty_like(tensor.detach(), device="meta"))
 
 
 def cost_on_meta(module: nn.Module, input_shape: Shape, *, elementwise: bool = False) -> Cost:
@@ -266,7 +266,7 @@ class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def twin(module: Module, replace: Callable[[Tensor], Tensor]) -> Module:
+def with_tensors(module: Module, replace: Callable[[Tensor], Tensor]) -> Module:
     """A copy in eval mode whose tensors are `replace` of the module's own, which are not copied themselves."""
     tensors = [*module.parameters(), *module.buffers()]
     tensors += [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from telescopic.ambient import plain
-from telescopic.cost.counting import twin
+from telescopic.cost.counting import with_tensors
 from telescopic.inputs import Tensors, dtype_and_device, examples, explained
 from telescopic.shapes import Shape
 
@@ -124,7 +124,7 @@ def latencies(
 def _take_turn(module: nn.Module, x: Tensors, device: torch.device, seconds: float, times: list[float]) -> None:
     """Warm up, then append the seconds of each pass; at least one, and until the time is over."""
     if any(part.training for part in module.modules()):
-        module = twin(module, lambda tensor: tensor)
+        module = with_tensors(module, lambda tensor: tensor)
 
     def run() -> float:
         module(x)

@@ -13,8 +13,8 @@ from telescopic.data import readers, sources
 from telescopic.data.batches import Augment, Preprocess, Split, batch_sizes, batches, prepared
 from telescopic.data.dataset import Dataset
 from telescopic.data.dividing import divide, taken
-from telescopic.data.folder import read_folder
-from telescopic.data.own import of
+from telescopic.data.own import Loaders, of
+from telescopic.data.photos import read_folder
 from telescopic.data.readers import DataError
 from telescopic.data.sources import Fetched
 
@@ -23,11 +23,13 @@ __all__ = [
     "DataError",
     "Dataset",
     "Fetched",
+    "Loaders",
     "Preprocess",
     "Split",
     "batch_sizes",
     "batches",
     "fetch",
+    "folder",
     "load",
     "names",
     "of",
@@ -52,7 +54,8 @@ def load(
     *,
     data_dir: str | Path | None = None,
     validation: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
+    workers: int = 2,
     seed: int = 0,
     download: bool = True,
 ) -> Dataset:
@@ -71,8 +74,9 @@ def load(
             Default: the environment's TELESCOPIC_DATA.
         validation: number of validation images, 0 for none. Default: 5,000, or a tenth of the images if that is less,
             but one for each class if that is no more than a fifth.
-        size: height and width to which the images of a folder are brought: the middle of each, of this shape, resized
-            as `telescopic serve` does. Default: their own, which must be the same for all.
+        size: height and width, or one number for both, to which the images of a folder are brought: the middle of each,
+            of this shape, resized as `telescopic serve` does. Default: their own, which must be the same for all.
+        workers: threads that decode the images of a folder, each of which is decoded once.
         seed: determines which training images serve for validation.
         download: False to look on this machine only.
 
@@ -82,12 +86,13 @@ def load(
     """
     key = str(name)
     path = None if key in names() else _own(key)
+    size = (size, size) if isinstance(size, int) else size
     if size is not None and (path is None or not path.is_dir() or min(size) < 1):
         raise DataError(f"{key}: size is the height and width for a folder of images, not {size} for this")
     if path is None:
         arrays, source = _named(key, data_dir, download)
     elif path.is_dir():
-        arrays, source = read_folder(path, size), f"the folder {path}"
+        arrays, source = read_folder(path, size, workers), f"the folder {path}"
     else:
         arrays, source = readers.read_npz(path), f"the file {path}"
     everything = np.arange(len(arrays.labels))
@@ -117,6 +122,26 @@ def load(
     made = Dataset(key, taken(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
     _warn_of_missing(made)
     return made
+
+
+def folder(
+    path: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    validation: int | None = None,
+    workers: int = 2,
+    seed: int = 0,
+) -> Dataset:
+    """Photos in a folder for each class, of any sizes and modes: see `load`, of which this is a part.
+
+    Raises:
+        DataError: if it is no folder, something in it is no image or in no class, or a class has none: all of it is
+            said at once.
+    """
+    if not Path(path).expanduser().is_dir():
+        raise DataError(f"{path}: no such folder")
+    own = f".{os.sep}{path}" if str(path) in names() else path  # a data set's name would mean that
+    return load(own, size=size, validation=validation, workers=workers, seed=seed)
 
 
 def fetch(name: str, *, data_dir: str | Path | None = None, download: bool = True) -> Fetched:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from telescopic.data.readers import DataError
+from telescopic.data.streams import streamed
 from telescopic.inputs import Tensors, each, first, leaves, named
 from telescopic.tasks import facts
 
@@ -21,16 +23,22 @@ class Split:
     Of images classified, inputs are uint8 `[n, channels, height, width]` and targets int64 `[n]`, which count classes
     from 0; they may be called `images` and `labels`.
 
+    Attributes:
+        inputs: of all examples, or of the first batch of a loader.
+        targets: theirs.
+        loader: what the examples come from, batch by batch, if they do: see `telescopic.data.Loaders`.
+
     Raises:
         DataError: if they are no tensors, or not as many.
     """
 
     inputs: Tensors
     targets: Tensor
+    loader: Any = None
 
     def __post_init__(self) -> None:
         """Refuse what is not a split."""
-        given = named(self.inputs) | {"targets": self.targets}
+        given = named(self.inputs, "inputs") | {"targets": self.targets}
         if len(given) < 2 or not all(isinstance(some, Tensor) for some in given.values()):
             found = " and ".join(type(some).__name__ for some in given.values())
             raise DataError(f"inputs and targets are tensors, not {found}: see telescopic.data.of")
@@ -39,7 +47,7 @@ class Split:
             raise DataError(f"there are as many targets [n, ...] as inputs [n, ...], and these are {all_}")
 
     def __repr__(self) -> str:
-        """Types and shapes."""
+        """Types and shapes; of a loader's first batch."""
         given = named(self.inputs, "inputs") | {"targets": self.targets}
         return f"Split({', '.join(f'{name} {facts(some)}' for name, some in given.items())})"
 
@@ -54,16 +62,16 @@ class Split:
         return self.targets
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Number of examples; of a loader's first batch."""
         return len(self.targets)
 
     def __getitem__(self, part: slice) -> "Split":
-        """Some of the examples."""
+        """Some of the examples, of a loader's first batch."""
         return Split(each(lambda x: x[part], self.inputs), self.targets[part])
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
-        return Split(each(lambda x: x.to(device), self.inputs), self.targets.to(device))
+        return Split(each(lambda x: x.to(device), self.inputs), self.targets.to(device), self.loader)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ class Preprocess:
     def fit(cls, split: Split) -> "Preprocess":
         """Mean and standard deviation of each channel over all of a split; a constant channel gets std 1."""
         inputs = split.inputs
+        if split.loader is not None:
+            raise DataError("Preprocess.fit needs all examples in memory: of those of a loader, say mean and std")
         if not len(split) or not isinstance(inputs, Tensor) or inputs.ndim < 2:
             found = ", ".join(map(facts, leaves(inputs)))
             raise DataError(f"Preprocess.fit needs images, or one input [n, channels, ...]; the split has {found}")
@@ -99,8 +109,11 @@ class Preprocess:
             raise DataError(f"Preprocess.fit takes bytes or floating-point numbers, not {facts(inputs)}")
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
-        for channel in inputs.unbind(1):  # a histogram is exact and needs no float copy of the images
-            share = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
+        for channel in inputs.unbind(1):  # a histogram is exact and needs no float copy of the images, nor another one
+            counts = torch.zeros(256, dtype=torch.int64)
+            for start in range(0, len(channel), 4096):
+                counts += torch.bincount(channel[start : start + 4096].flatten(), minlength=256).cpu()
+            share = counts.double() / channel.numel()
             mean.append(float(share @ values))
             std.append(float(share @ (values - mean[-1]).square()) ** 0.5 or 1.0)
         return cls(tuple(mean), tuple(std))
@@ -187,6 +200,9 @@ def batches(
     each of `world` processes gets every `world`-th one, beginning at its `rank`: together they see exactly the
     batches that one process would see. A last batch of fewer than `world` examples is empty for some of them.
 
+    From a loader batches come as it gives them; the seed, by default 0, and the epoch are those of torch's random
+    numbers while it works.
+
     Raises:
         ValueError: at once, for a batch size below 1, a negative seed or a rank outside the world.
     """
@@ -195,6 +211,9 @@ def batches(
             f"batches needs batch_size >= 1, 0 <= rank < world, seed and epoch >= 0; "
             f"found batch_size={batch_size}, rank={rank}, world={world}, seed={seed}, epoch={epoch}"
         )
+    if split.loader is not None:
+        like, options = (split.inputs, split.targets), {"rank": rank, "world": world, "least": least}
+        return streamed(split.loader, like, seed=seed or 0, epoch=epoch, **options)
     return _batches(split, batch_sizes(len(split), batch_size, least), seed, epoch, rank, world)
 
 

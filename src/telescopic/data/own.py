@@ -1,15 +1,17 @@
-"""Data of one's own, already in memory."""
+"""Data of one's own: already in memory, or from loaders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from telescopic.data.batches import Split
 from telescopic.data.dataset import Dataset
 from telescopic.data.dividing import divide, taken
 from telescopic.data.readers import DataError, numbers
+from telescopic.data.streams import first_of, sampler_of
 from telescopic.inputs import named
 
 Given = Tensor | NDArray[Any] | Sequence[Any]
@@ -61,6 +63,54 @@ def of(
         parts.append(taken(x, y, held))
     kept, apart = parts[1], parts[0]
     return Dataset(name, taken(x, y, left), kept, apart, tuple(classes), source="arrays in memory")
+
+
+def Loaders(
+    *,
+    train: Iterable[Any],
+    validation: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    classes: Sequence[str] = (),
+    name: str = "loaders",
+) -> Dataset:
+    """A data set that is read batch by batch, such as by a torch `DataLoader` with workers.
+
+    A loader is anything that can be iterated again and again and gives `(inputs, targets)`: tensors `[batch, ...]`, of
+    inputs perhaps a dict or tuple. The one to train with also knows how many batches it has, by `len`. Its first batch
+    is read at once, and stands for the rest where shapes and types are looked at; each other one is compared with it.
+
+    While a loader works torch's random numbers are those of the run's seed, the epoch and the batch, and `set_epoch` is
+    called where loader, sampler or data set have one. So a resumed run reads the batches that it had seen once more,
+    and goes on with the very ones that would have come, if all that is random in the loader is torch's. (A `generator`
+    given to a DataLoader is not.) Under `torchrun` each process takes its share of every batch, all of which must be
+    the same in all processes; or, where the loader has a `DistributedSampler`, the examples that this gives it.
+
+    Args:
+        train: to learn from.
+        validation: to choose by.
+        test: to test with.
+        classes: their names, if there are classes.
+        name: of the data, which a run is resumed with.
+
+    Raises:
+        DataError: if a loader gives nothing or something else, can be read only once, or the one to train with has no
+            length.
+    """
+    if not hasattr(train, "__len__"):
+        raise DataError(
+            f"the training loader is a {type(train).__name__} whose number of batches is not known, by which the "
+            "learning rate goes: give it a __len__"
+        )
+    first = Split(*first_of(train, "training"), train)
+    others = [
+        first[:0] if loader is None else Split(*first_of(loader, what), loader)
+        for loader, what in ((validation, "validation"), (test, "test"))
+    ]
+    for split, what in zip(others, ("validation", "test"), strict=True):
+        if sampler_of(split.loader) is not None:
+            raise DataError(f"the {what} loader has a DistributedSampler, which repeats examples: leave it out")
+    kept, apart = others
+    return Dataset(name, first, kept, apart, tuple(classes), source="loaders")
 
 
 def _arrays(inputs: Inputs, targets: Given) -> tuple[Any, NDArray[Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from telescopic.engine.manifest import INPUT, Manifest
+from telescopic.engine.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def joints(manifest: Manifest, fits: Callable[[str], bool]) -> list[Joint]:
         for kind, names in (("in", step.inputs), ("out", step.outputs)):
             for number, name in enumerate(names):
                 parents[root(End(step.segment, f"{kind}{number}"))] = root(name)
-    never = {INPUT, *manifest.constants, *(member.logits for member in manifest.members)}
+    never = {*manifest.inputs.values(), *manifest.constants, *(member.logits for member in manifest.members)}
     bad = {root(name) for name in [*never, *(name for name in manifest.tensors if not fits(name))]}
     found: dict[End | str, list[End | str]] = {}
     for one in list(parents):

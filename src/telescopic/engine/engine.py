@@ -2,16 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from telescopic.catalogue.choosing import front, within
 from telescopic.engine.backends import Backend, named
-from telescopic.engine.lanes import checked
+from telescopic.engine.lanes import Inputs, examples, size_of, taken
 from telescopic.engine.manifest import Floats, Packed, read, read_constants
 from telescopic.engine.prepared import prepared
 from telescopic.engine.runner import Runner, time_members, time_steps
@@ -61,7 +61,7 @@ class Engine:
     Attributes:
         members: smallest first.
         classes: names of the classes in the order of the logits; empty if unknown.
-        input_shape: shape of one input, without the batch.
+        input_shape: shape of one input, without the batch, as `telescopic.cost` takes it.
         takes_pixels: whether the pack knows how to prepare uint8 pixels.
         task: what its network has learned to do, such as `classification`.
         left_out: members that were not packed although a number of them or all were asked for → why.
@@ -92,6 +92,8 @@ class Engine:
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
         self.takes_pixels = self._manifest.preprocess is not None
         self.precision, self.task = self._manifest.precision, task_of(self._manifest.provenance, self.members[0].metric)
+        if any(len(self._manifest.tensors[member.logits]) > 1 for member in self.members):
+            self.task = {"classification": "tokens", "multilabel": "one's own"}.get(self.task, self.task)
         self._by_subnet: dict[Subnet, Packed] = {member.subnet: member for member in self.members}
         self.runs_on = self._backend.title
         self._store = Store(digest, self.runs_on, cache)
@@ -109,7 +111,7 @@ class Engine:
 
     def run(
         self,
-        x: ArrayLike,
+        x: ArrayLike | Mapping[str, ArrayLike],
         *,
         subnet: Subnet | None = None,
         max_latency_ms: float | None = None,
@@ -119,7 +121,7 @@ class Engine:
 
         Args:
             x: inputs float32 `[batch, ...]`; or pixels uint8 `[batch, channels, height, width]`, if the pack knows how
-                to prepare them.
+                to prepare them. Of a network of another type, that; of one that takes several, a dict of them by name.
             subnet: which member; parts left open take the largest packed value.
             max_latency_ms: the most accurate member is taken whose latency for as many examples, in 95 % of runs, is at
                 most this. If none is fast enough the fastest answers, and `fits` is False. What was not measured on
@@ -138,14 +140,14 @@ class Engine:
             raise ValueError(f"one wish at a time, not {' and '.join(wishes)}")
         inputs, fits = self.prepared(x), True
         if max_latency_ms is not None:
-            member, fits, measured = self._within(max_latency_ms, len(inputs))
+            member, fits, measured = self._within(max_latency_ms, size_of(inputs))
             began = time.perf_counter() if measured else began
         elif quality is not None:
-            member = self.of_quality(quality, len(inputs))
+            member = self.of_quality(quality, size_of(inputs))
         else:
             member = self.member(subnet)
         runner = self._runner
-        lane = runner.lanes.take(len(inputs))
+        lane = runner.lanes.take(size_of(inputs))
         lane.start(inputs)
         logits = lane.run(runner.members[member])
         runner.lanes.give(lane)  # one that failed is left to be collected
@@ -153,7 +155,7 @@ class Engine:
 
     def anytime(
         self,
-        x: ArrayLike,
+        x: ArrayLike | Mapping[str, ArrayLike],
         *,
         deadline: float | None = None,
         path: Sequence[Subnet] | None = None,
@@ -180,17 +182,17 @@ class Engine:
         inputs, members = self.prepared(x), self._path(path)
         costs: Sequence[float] = [0.0] * len(members)
         if deadline is not None:
-            costs, measured = self._step_costs(members, len(inputs))
+            costs, measured = self._step_costs(members, size_of(inputs))
             began = clock() if measured else began
         return self._refined(inputs, members, costs, deadline, clock, began)
 
-    def prepared(self, x: ArrayLike) -> Floats:
-        """Inputs as the network sees them, float32 `[batch, ...]`, checked as `run` does.
+    def prepared(self, x: ArrayLike | Mapping[str, ArrayLike]) -> Any:
+        """Inputs as the network sees them, checked as `run` does: float32 `[batch, ...]`, or a dict of several.
 
         Raises:
             ValueError: as `run` does.
         """
-        return checked(x, self.input_shape, self._manifest.preprocess)
+        return taken(x, self._manifest)
 
     def member(self, subnet: Subnet | None = None) -> Packed:
         """A packed member; parts left open take the largest value that is packed with the others.
@@ -331,8 +333,8 @@ class Engine:
                 self._store.keep(self._timings)
         return True
 
-    def _example(self, batch: int) -> Floats:
-        return np.random.default_rng(0).standard_normal((batch, *self.input_shape), np.float32)
+    def _example(self, batch: int) -> Inputs:
+        return examples(self._manifest, batch, random=True)
 
     def _path(self, path: Sequence[Subnet] | None) -> Way:
         key = None if path is None else tuple(path)
@@ -342,7 +344,7 @@ class Engine:
 
     def _refined(
         self,
-        inputs: Floats,
+        inputs: Inputs,
         members: Way,
         costs: Sequence[float],
         deadline: float | None,
@@ -350,7 +352,7 @@ class Engine:
         began: float,
     ) -> Iterator[Prediction]:
         runner = self._runner
-        lane = runner.lanes.take(len(inputs))
+        lane = runner.lanes.take(size_of(inputs))
         try:
             lane.start(inputs)
             for number, member in enumerate(runner.path(members)):

@@ -29,6 +29,7 @@ _NAMES = """
     SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where
     Xor
 """
+_KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 7, "bool": 9}  # as ONNX numbers them
 OPERATORS = frozenset(_NAMES.split())
 
 
@@ -114,7 +115,7 @@ def _types(names: tuple[str, ...], manifest: Manifest) -> list[tuple[int, tuple[
     for name in names:
         constant = manifest.constants.get(name)
         shape = (1, *manifest.tensors[name]) if constant is None else constant.shape
-        found.append((2 if name in manifest.uint8 else 1, shape))
+        found.append((_KINDS[manifest.dtype(name)], shape))
     return found
 
 

@@ -1,15 +1,82 @@
 """Where a batch runs through segments: what is taken, tensors of one batch size, and bindings to them. No torch."""
 
 import threading
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from telescopic.engine.backends import Sessions
-from telescopic.engine.manifest import INPUT, Array, Floats, Packed, Step
+from telescopic.engine.manifest import INPUT, Array, Floats, Manifest, Packed, Step
 
 _FLOAT32 = np.dtype(np.float32)
+Inputs = Floats | Mapping[str, Array]
+"""A batch of the one input, or of each of several by the name of its tensor, as the network sees them."""
+
+
+def taken(x: Any, manifest: Manifest) -> Inputs:
+    """What was given as the network of a pack sees it.
+
+    Args:
+        x: as `Engine.run` takes it.
+        manifest: the pack's.
+
+    Raises:
+        ValueError: if an input is missing or unknown, has another shape or type, or holds what is no finite number.
+    """
+    names = manifest.inputs
+    if [*names] == [INPUT] and INPUT not in manifest.types:
+        return checked(x, manifest.tensors[INPUT], manifest.preprocess)
+    given = x if isinstance(x, Mapping) else dict(zip(names, x if isinstance(x, tuple) else (x,), strict=False))
+    if given.keys() != names.keys() or (isinstance(x, tuple) and len(x) != len(names)):
+        found = f"a dict of {', '.join(map(str, given))}" if isinstance(x, Mapping) else f"a {type(x).__name__}"
+        raise ValueError(f"this network takes {', '.join(names)}, in a dict or in this order in a tuple, not {found}")
+    made: dict[str, Array] = {}
+    for name, tensor in names.items():
+        kind, shape = np.dtype(manifest.dtype(tensor)), manifest.tensors[tensor]
+        try:
+            floats, one = kind == _FLOAT32, given[name]
+            made[tensor] = checked(one, shape, manifest.preprocess) if floats else whole(one, shape, kind)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    if len({*(sizes := {name: len(made[tensor]) for name, tensor in names.items()}).values()}) > 1:
+        raise ValueError(f"inputs have as many examples each, and these {sizes}")
+    return made
+
+
+def size_of(x: Inputs) -> int:
+    """Number of examples."""
+    return len(next(iter(x.values())) if isinstance(x, Mapping) else x)
+
+
+def examples(manifest: Manifest, batch: int, *, random: bool) -> Inputs:
+    """Inputs to try a network on: random numbers, and ones of other types; or zeros."""
+    made: dict[str, Array] = {}
+    for tensor in manifest.inputs.values():
+        shape, kind = (batch, *manifest.tensors[tensor]), np.dtype(manifest.dtype(tensor))
+        made[tensor] = np.full(shape, int(random), kind)
+        if random and kind == _FLOAT32:
+            made[tensor] = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return made
+
+
+def whole(x: ArrayLike, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
+    """Whole numbers or truth values in the type that a network takes.
+
+    Raises:
+        ValueError: if it has another shape or kind, or a number that does not fit.
+    """
+    array = np.asarray(x)
+    _require_shape(array, shape)
+    if kind == np.bool_ or array.dtype.kind not in "iu":
+        if array.dtype != kind:
+            raise ValueError(f"it is {kind}, not {array.dtype}: convert it")
+    elif not np.can_cast(array.dtype, kind):
+        ends, least, most = np.iinfo(kind), int(array.min()), int(array.max())
+        if not ends.min <= least <= most <= ends.max:
+            raise ValueError(f"it is {kind}, and {least} to {most} does not fit")
+    return np.ascontiguousarray(array, kind)
 
 
 def checked(x: ArrayLike, shape: tuple[int, ...], preprocess: Mapping[str, Sequence[float]] | None) -> Floats:
@@ -24,9 +91,7 @@ def checked(x: ArrayLike, shape: tuple[int, ...], preprocess: Mapping[str, Seque
         ValueError: if it has another shape or type, or holds what is no finite number.
     """
     array = np.asarray(x)
-    if array.shape[1:] != shape or not array.ndim or not len(array):
-        wanted = ", ".join(map(str, shape))
-        raise ValueError(f"inputs have shape [batch, {wanted}] with 1 example or more, not {list(array.shape)}")
+    _require_shape(array, shape)
     if array.dtype == _FLOAT32:
         if not np.logical_and.reduce(np.isfinite(array), axis=None):  # several µs faster than all()
             raise ValueError("inputs are finite numbers, and there is NaN or infinity among these")
@@ -40,14 +105,19 @@ def checked(x: ArrayLike, shape: tuple[int, ...], preprocess: Mapping[str, Seque
     raise ValueError(f"inputs are float32{pixels_too}, not {array.dtype}: convert them")
 
 
+def _require_shape(array: Array, shape: tuple[int, ...]) -> None:
+    if array.shape[1:] != shape or not array.ndim or not len(array):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"inputs have shape [batch, {wanted}] with 1 example or more, not {list(array.shape)}")
+
+
 class Lane:
     """All that one batch needs on its way, made once for a batch size. One thread uses it at a time.
 
     Args:
         batch: number of examples.
         sessions: of segments.
-        shapes: tensor → shape of one example.
-        uint8: tensors that are uint8, and not float32.
+        manifest: the pack's.
         constants: inputs that do not depend on the batch.
     """
 
@@ -55,20 +125,20 @@ class Lane:
         self,
         batch: int,
         sessions: Sessions,
-        shapes: Mapping[str, Sequence[int]],
-        uint8: Container[str],
+        manifest: Manifest,
         constants: Mapping[str, Floats],
     ) -> None:
-        self.batch, self._sessions, self._shapes, self._uint8 = batch, sessions, shapes, uint8
+        self.batch, self._sessions, self._manifest = batch, sessions, manifest
         self._arrays: dict[str, Array] = dict(constants)
         self._bound: dict[Step, tuple[int, Callable[[], object]]] = {}
         self._chains: dict[Packed, tuple[list[tuple[int, Callable[[], object]]], Array]] = {}
         self._done: set[int] = set()
-        self._input = self._array(INPUT)
+        self._inputs = {name: self._array(name) for name in manifest.inputs.values()}
 
-    def start(self, x: Floats) -> None:
+    def start(self, x: Inputs) -> None:
         """Begin with a new batch `[batch, ...]`."""
-        self._input[...] = x
+        for name, given in x.items() if isinstance(x, Mapping) else ((INPUT, x),):
+            self._inputs[name][...] = given
         self._done.clear()
 
     def run(self, member: Packed) -> Floats:
@@ -95,8 +165,8 @@ class Lane:
 
     def _array(self, name: str) -> Array:
         if name not in self._arrays:
-            kind = np.uint8 if name in self._uint8 else np.float32
-            self._arrays[name] = np.zeros((self.batch, *self._shapes[name]), kind)
+            shape = (self.batch, *self._manifest.tensors[name])
+            self._arrays[name] = np.zeros(shape, self._manifest.dtype(name))
         return self._arrays[name]
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from telescopic import documents
 from telescopic.metric import ACCURACY, Metric
+from telescopic.shapes import TYPES, Shape
 from telescopic.subnet import Coordinates
 
 Floats = NDArray[np.float32]
@@ -109,7 +110,8 @@ class Manifest:
     Attributes:
         members: smallest first.
         segments: name → file of its graph, whose inputs are called in0, in1, ... and outputs out0, out1, ...
-        tensors: what passes between segments, the input among it: name → shape of one example. They are float32.
+        tensors: what passes between segments, the input among it: name → shape of one example. Several inputs are
+            called `input.ids` and so on.
         constants: statistics that differ between entries.
         preprocess: mean and standard deviation of each channel (or one for all), of pixels from 0 to 1; None if
             unknown.
@@ -118,7 +120,8 @@ class Manifest:
         provenance: where the network came from, and versions.
         files: name → bytes and sha256 of every other file.
         precision: of the weights: float32 or int8.
-        uint8: tensors that are uint8 instead; their scales are in the segments.
+        uint8: tensors between segments that are uint8; their scales are in the segments.
+        types: tensor → its type, of those that are neither float32 nor such.
     """
 
     members: tuple[Packed, ...]
@@ -132,11 +135,26 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     precision: str = "float32"
     uint8: tuple[str, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch."""
-        return self.tensors[INPUT]
+    def inputs(self) -> dict[str, str]:
+        """What users call an input → the tensor; one that is alone has the name `input`."""
+        found = [name for name in self.tensors if name == INPUT or name.startswith(f"{INPUT}.")]
+        return {name.removeprefix(f"{INPUT}."): name for name in found}
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one input, without the batch, as `telescopic.cost` takes it."""
+        shapes = {
+            name: (*([self.types[tensor]] if tensor in self.types else []), *self.tensors[tensor])
+            for name, tensor in self.inputs.items()
+        }
+        return shapes[INPUT] if [*shapes] == [INPUT] else shapes
+
+    def dtype(self, tensor: str) -> str:
+        """Type of a tensor or constant."""
+        return "uint8" if tensor in self.uint8 else self.types.get(tensor, "float32")
 
     def to_json(self) -> str:
         """As text, which `from_json` reads."""
@@ -235,7 +253,9 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         for name, value in _some(data.pop("constants"), dict).items()
     }
     classes, uint8 = _texts(data.pop("classes")), _texts(data.pop("uint8", []))
-    return Manifest(tuple(members), tensors=tensors, constants=constants, classes=classes, uint8=uint8, **data)
+    types = {_text(name): _text(kind) for name, kind in _some(data.pop("types", {}), dict).items()}
+    facts: dict[str, Any] = {"constants": constants, "classes": classes, "uint8": uint8, "types": types}
+    return Manifest(tuple(members), tensors=tensors, **facts, **data)
 
 
 def _check(made: Manifest) -> None:
@@ -256,14 +276,20 @@ def _check(made: Manifest) -> None:
             raise ValueError(f"constant {name!r:.50} lies outside the weights")
     if made.preprocess is not None:
         mean, std = ([_finite(value) for value in _some(made.preprocess[name], list)] for name in ("mean", "std"))
-        if len(mean) != len(std) or len(mean) not in (1, made.input_shape[0]) or not min(std) > 1e-6:
+        known = (1, *made.tensors.get(INPUT, ())[:1])
+        if len(mean) != len(std) or len(mean) not in known or not min(std) > 1e-6:
             raise ValueError(f"means {mean!r:.50} and stds {std!r:.50} do not fit inputs of {made.input_shape}")
     if made.precision not in ("float32", "int8"):
         raise ValueError(f"the precision is float32 or int8, not {made.precision!r:.50}")
-    floats = {INPUT, *made.constants, *(member.logits for member in made.members)}
-    if strangers := [name for name in made.uint8 if name in floats or name not in made.tensors]:
+    inputs, floats = {*made.inputs.values()}, {*made.constants, *(member.logits for member in made.members)}
+    if strangers := [name for name in made.uint8 if name in floats | inputs or name not in made.tensors]:
         raise ValueError(f"{strangers[0]!r:.50} cannot be uint8")
-    if not made.members or INPUT not in made.tensors or len({m.subnet for m in made.members}) < len(made.members):
+    for name, kind in made.types.items():
+        if kind not in TYPES or name in floats or name not in made.tensors or name in made.uint8:
+            raise ValueError(f"{name!r:.50} cannot be {kind!r:.50}")
+    if INPUT in inputs and len(inputs) > 1:
+        raise ValueError("it has one input and several")
+    if not made.members or not inputs or len({m.subnet for m in made.members}) < len(made.members):
         raise ValueError("it has no members, one twice, or no input")
     if len({member.metric for member in made.members}) > 1:
         raise ValueError("its members' scores have several metrics")
@@ -281,7 +307,7 @@ def _check_member(member: Packed, made: Manifest) -> None:
     for metric, value in zip(metrics, values, strict=True):
         if value is not None:
             metric.require(value, f"{metric.name} of {member.label}")
-    known = {INPUT, *made.constants}
+    known = {*made.inputs.values(), *made.constants}
     for step in member.chain:
         if not step.inputs or not step.outputs:
             raise ValueError(f"{member.label} runs segment {step.segment!r:.50} without inputs or outputs")
@@ -294,9 +320,9 @@ def _check_member(member: Packed, made: Manifest) -> None:
         if again := set(step.outputs) & known:
             raise ValueError(f"{member.label} writes {sorted(again)[0]!r:.50} twice")
         known |= {*step.outputs}
-    if member.logits not in known or len(made.tensors.get(member.logits, ())) != 1:
+    if member.logits not in known - {*made.inputs.values()} or not made.tensors.get(member.logits):
         raise ValueError(f"{member.label} gives no logits")
-    number = made.tensors[member.logits][0]
+    number = made.tensors[member.logits][-1]
     if made.classes and len(made.classes) != number:
         raise ValueError(f"there are {len(made.classes)} classes, but {number} logits")
 

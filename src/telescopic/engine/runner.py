@@ -9,7 +9,7 @@ import numpy as np
 
 from telescopic.engine.backends import Backend, Graphs, Preparing, Sessions
 from telescopic.engine.joined import join
-from telescopic.engine.lanes import Lane, Lanes
+from telescopic.engine.lanes import Inputs, Lane, Lanes, examples, size_of
 from telescopic.engine.manifest import Floats, Manifest, PackError
 from telescopic.engine.timings import Timing
 from telescopic.engine.ways import Way
@@ -46,8 +46,7 @@ class Runner:
         self.threads = threads
         self._manifest, self._graphs, self._backend = manifest, graphs, backend
         self._sessions = sessions = Sessions(graphs, backend, threads)
-        shapes, uint8 = manifest.tensors, frozenset(manifest.uint8)
-        self.lanes = Lanes(lambda batch: Lane(batch, sessions, shapes, uint8, constants), _MOST_IDLE)
+        self.lanes = Lanes(lambda batch: Lane(batch, sessions, manifest, constants), _MOST_IDLE)
         chains = zip(manifest.members, graphs.chains, strict=True)
         self.members = {member: replace(member, chain=chain) for member, chain in chains}
         self._paths: dict[Way, Way] = {}
@@ -55,7 +54,7 @@ class Runner:
         lane = self.lanes.take(1)
         for member in self.members.values():
             try:
-                lane.start(np.zeros((1, *manifest.input_shape), np.float32))
+                lane.start(examples(manifest, 1, random=False))
                 lane.run(member)
             except PackError:
                 raise
@@ -86,7 +85,7 @@ class Runner:
             return self._paths[members]
 
 
-def time_members(runner: Runner, x: Floats, seconds: float) -> list[Timing]:
+def time_members(runner: Runner, x: Inputs, seconds: float) -> list[Timing]:
     """Time members in turns, so that a machine's drift hits all alike.
 
     Args:
@@ -94,7 +93,7 @@ def time_members(runner: Runner, x: Floats, seconds: float) -> list[Timing]:
         x: a batch of inputs.
         seconds: time to spend on each; each runs 20 times at least.
     """
-    members = [*runner.members.values()]
+    members, batch = [*runner.members.values()], size_of(x)
 
     def turn(lane: Lane) -> Iterator[float]:
         for member in members:
@@ -107,13 +106,13 @@ def time_members(runner: Runner, x: Floats, seconds: float) -> list[Timing]:
 
     return [
         Timing(
-            member.subnet, len(x), runner.threads, 1000 * float(np.median(runs)), 1000 * float(np.quantile(runs, 0.95))
+            member.subnet, batch, runner.threads, 1000 * float(np.median(runs)), 1000 * float(np.quantile(runs, 0.95))
         )
-        for member, runs in zip(members, _timed(runner, len(x), turn, seconds * len(members)), strict=True)
+        for member, runs in zip(members, _timed(runner, batch, turn, seconds * len(members)), strict=True)
     ]
 
 
-def time_steps(runner: Runner, path: Way, x: Floats) -> tuple[float, ...]:
+def time_steps(runner: Runner, path: Way, x: Inputs) -> tuple[float, ...]:
     """Seconds that most runs of each refinement along a path took at most."""
     path = runner.path(path)
 
@@ -124,7 +123,8 @@ def time_steps(runner: Runner, path: Way, x: Floats) -> tuple[float, ...]:
             lane.run(member)
             yield time.perf_counter() - start
 
-    return tuple(float(np.quantile(runs, _PERCENTILE)) for runs in _timed(runner, len(x), turn, _SECONDS * len(path)))
+    times = _timed(runner, size_of(x), turn, _SECONDS * len(path))
+    return tuple(float(np.quantile(runs, _PERCENTILE)) for runs in times)
 
 
 def _timed(

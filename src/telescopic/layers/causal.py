@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Module = TypeVar("Module", bound=nn.Module)
 Norm = TypeVar("Norm", nn.BatchNorm1d, nn.BatchNorm2d)
@@ -163,7 +164,42 @@ class CausalLinear(nn.Linear):
         return filled(nn.Linear(inputs, outputs, bias is not None, device="meta"), self, weight, bias)
 
 
-class CausalBatchNorm1d(nn.BatchNorm1d):
+class _CausalBatchNorm(_BatchNorm):
+    """What both have in common; it stands in front of torch's own among their bases."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        width_groups: int,
+    ) -> None:
+        require_groups(width_groups, num_features)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.width_groups = width_groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The first groups of features `[batch, channels, ...]` to the same."""
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        width_of(input.shape[1], self.num_features, self.width_groups)
+        factor = self.momentum or 0.0
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else factor
+        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, variance, weight, bias = (tensor if tensor is None else tensor[: input.shape[1]] for tensor in tensors)
+        own = self.training or mean is None
+        return functional.batch_norm(input, mean, variance, weight, bias, own, factor, self.eps)
+
+    def used(self, width: int) -> dict[str, Tensor]:
+        """See `CausalConv2d.used`."""
+        return dict.fromkeys(("weight", "bias"), first(self.num_features, self.width_groups, width))
+
+
+class CausalBatchNorm1d(_CausalBatchNorm, nn.BatchNorm1d):
     """BatchNorm of the first groups of channels that it is given.
 
     Args:
@@ -176,57 +212,13 @@ class CausalBatchNorm1d(nn.BatchNorm1d):
         width_groups: number of channel groups.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *,
-        width_groups: int,
-    ) -> None:
-        require_groups(width_groups, num_features)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.width_groups = width_groups
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Features `[batch, channels]` or `[batch, channels, length]` to the same."""
-        return _normalised(self, input)
-
-    def used(self, width: int) -> dict[str, Tensor]:
-        """See `CausalConv2d.used`."""
-        return dict.fromkeys(("weight", "bias"), first(self.num_features, self.width_groups, width))
-
     def narrow(self, width: int) -> nn.BatchNorm1d:
         """The first groups as an ordinary BatchNorm with a copy of their parameters and statistics."""
         return narrow_norm(nn.BatchNorm1d, self, prefix(self.num_features, self.width_groups, width))
 
 
-class CausalBatchNorm2d(nn.BatchNorm2d):
+class CausalBatchNorm2d(_CausalBatchNorm, nn.BatchNorm2d):
     """BatchNorm of the first groups of channels that it is given; see `CausalBatchNorm1d`."""
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *,
-        width_groups: int,
-    ) -> None:
-        require_groups(width_groups, num_features)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.width_groups = width_groups
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Features `[batch, channels, height, width]` to the same."""
-        return _normalised(self, input)
-
-    def used(self, width: int) -> dict[str, Tensor]:
-        """See `CausalConv2d.used`."""
-        return dict.fromkeys(("weight", "bias"), first(self.num_features, self.width_groups, width))
 
     def narrow(self, width: int) -> nn.BatchNorm2d:
         """The first groups as an ordinary BatchNorm with a copy of their parameters and statistics."""
@@ -250,18 +242,6 @@ def filled(made: Module, source: nn.Module, weight: Tensor | None, bias: Tensor 
         learns = tensor is not None and getattr(source, name).requires_grad
         setattr(made, name, None if tensor is None else nn.Parameter(tensor.detach().clone(), learns))
     return made.train(source.training)
-
-
-def _normalised(norm: CausalBatchNorm1d | CausalBatchNorm2d, x: Tensor) -> Tensor:
-    norm._check_input_dim(x)
-    width_of(x.shape[1], norm.num_features, norm.width_groups)
-    factor = norm.momentum or 0.0
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        factor = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else factor
-    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    mean, variance, weight, bias = (tensor if tensor is None else tensor[: x.shape[1]] for tensor in tensors)
-    return functional.batch_norm(x, mean, variance, weight, bias, norm.training or mean is None, factor, norm.eps)
 
 
 def _of_width(

@@ -41,7 +41,7 @@ class Cut:
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
+    """Every parameter and buffer of a module once, by name."""
     return dict((*module.named_parameters(), *module.named_buffers()))
 
 

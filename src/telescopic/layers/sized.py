@@ -11,11 +11,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from telescopic.layers.causal import prefix
+from telescopic.layers.causal import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, prefix
 from telescopic.layers.heads import GlobalAvgPool2d, GradientScale, SharedHead
 from telescopic.layers.narrowing import NARROW, flat, last_mixing, no_end
 from telescopic.wrappers import copied
 
+CAUSAL = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead)
+"""Our own layers that know of widths."""
 NOTHING: set[type[nn.Module]] = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout}
 """They let features through in eval mode."""
 NOTHING |= {nn.FeatureAlphaDropout, GradientScale}

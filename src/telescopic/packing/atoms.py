@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_structure
 
 from telescopic.anytime.rows import Kept, Part
 from telescopic.engine.manifest import INPUT
+from telescopic.inputs import Tensors, named
 from telescopic.layers.causal import prefix
 from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
@@ -29,6 +31,7 @@ class Atom:
         writes: the blocks that it gives; one, but for an adapter that is run whole for several widths.
         span: of channel groups.
         statistics: constants that stand in for buffers of the module, by its own names of them.
+        takes: what the module is called with, `form` of it, where that is several tensors.
     """
 
     key: str
@@ -37,13 +40,15 @@ class Atom:
     writes: tuple[str, ...]
     span: Span
     statistics: Mapping[str, str] = field(default_factory=dict)
+    takes: TreeSpec | None = None
 
 
 class Parts:
     """Parts of members of one width; or of several, each with graphs of its own, if parts are told their width."""
 
-    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool) -> None:
+    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool, x: Tensors) -> None:
         self.net, self.fold_bn = net, fold_bn
+        self.values = {INPUT: x}  # of what passes between parts
         self.made: dict[tuple[str, nn.Module, int], nn.Module] = {}
         self.done: dict[int, dict[nn.Module, nn.Module]] = {}
         self.constants: dict[str, Tensor] = {}
@@ -70,7 +75,13 @@ class Parts:
                     key = f"{key}@{owner}"
                 else:
                     statistics = self._statistics(whole, f"{key}@{owner}")
-            atoms.append(Atom(key, whole, (here,), (after,), (0, member.width), statistics))
+            given = self.values[here]
+            if after not in self.values:
+                self.values[after] = whole(given)
+            takes = None if isinstance(given, Tensor) else tree_structure(given)
+            ends = ([*named_blocks(name, self.values[name])] for name in (here, after))
+            reads, writes = (tuple(names) for names in ends)
+            atoms.append(Atom(key, whole, reads, writes, (0, member.width), statistics, takes))
             here = after
         return atoms
 
@@ -96,10 +107,16 @@ class Parts:
         return found
 
 
+def named_blocks(name: str, value: Tensors) -> dict[str, Tensor]:
+    """What passes somewhere, by the names of tensors: `features.1`, or of several `features.1.mask`."""
+    several = not isinstance(value, Tensor)
+    return {f"{name}.{key}" if several else name: tensor for key, tensor in named(value).items()}
+
+
 class PartsBySpan:
     """Parts of members of several widths, cut into spans."""
 
-    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool) -> None:
+    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool, x: Tensors) -> None:
         self.net, self.parts = net, dict[nn.Module, Part]()
         self.constants: dict[str, Tensor] = {}
         self.differing = _differing(net, members)

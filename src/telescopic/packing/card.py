@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from telescopic.engine.manifest import Manifest
+from telescopic.engine.manifest import INPUT, Manifest
 from telescopic.packing.judging import Verdict
 from telescopic.quantities import human
 
@@ -16,8 +16,11 @@ def card(manifest: Manifest, name: str, notes: Sequence[str], verdicts: Sequence
         notes: sentences on how it was made.
         verdicts: on each member in int8; none if it is float32.
     """
-    shape = ", ".join(map(str, manifest.input_shape))
-    pixels = " or uint8 (pixels)" if manifest.preprocess else ""
+    inputs = []
+    for name, tensor in manifest.inputs.items():
+        kind, sizes = manifest.dtype(tensor), ", ".join(map(str, ["batch", *manifest.tensors[tensor]]))
+        pixels = " or uint8 (pixels)" if manifest.preprocess and kind == "float32" else ""
+        inputs.append(f"{'' if name == INPUT else f'{name} '}{kind}{pixels} `[{sizes}]`")
     packed_by = manifest.provenance["packed_by"]
     return "\n".join(
         [
@@ -28,7 +31,7 @@ def card(manifest: Manifest, name: str, notes: Sequence[str], verdicts: Sequence
             "",
             *_table(manifest),
             "",
-            f"Input: float32{pixels} `[batch, {shape}]`. Classes: {', '.join(manifest.classes) or 'not named'}.",
+            f"Input: {', '.join(inputs)}. Classes: {', '.join(manifest.classes) or 'not named'}.",
             "",
             *notes,
             "",

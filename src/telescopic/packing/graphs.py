@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from telescopic.engine.manifest import WEIGHTS, Constant
 from telescopic.export import BATCH, onnx_program, quiet
 from telescopic.packing.segments import Segment
+from telescopic.shapes import TYPES
 
 _INSIDE = 1024
 """Smaller tensors, in bytes, stand in the graph itself: a shape that an operator reads must."""
@@ -180,8 +181,10 @@ def checked_batches(segments: Sequence[Segment], batch: int) -> None:
     """
     for segment in segments:
         for tensor in segment.outputs:
-            if tensor.ndim < 2 or len(tensor) != batch or tensor.dtype != torch.float32 or not math.prod(tensor.shape):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            sized = tensor.ndim > 0 and len(tensor) == batch and math.prod(tensor.shape) > 0
+            if not sized or kind not in ("float32", *TYPES):
                 raise ValueError(
-                    f"{segment.name} gives {tensor.dtype} {tuple(tensor.shape)}, and not float32 with {batch} examples "
-                    "in front, as what passes between segments must be"
+                    f"{segment.name} gives {kind} {tuple(tensor.shape)}, and not float32 or whole numbers with {batch} "
+                    "examples in front, as what passes between segments must be"
                 )

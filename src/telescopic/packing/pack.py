@@ -15,11 +15,11 @@ from telescopic.ambient import plain
 from telescopic.bundle import Bundle
 from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Dataset, Preprocess
-from telescopic.engine.manifest import CARD, INPUT, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
+from telescopic.engine.manifest import CARD, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
 from telescopic.export import TOLERANCES
 from telescopic.extras import needs
 from telescopic.files import replacing_folder
-from telescopic.inputs import first_line
+from telescopic.inputs import Tensors, each, examples, first_line, leaves, named, shape_of
 from telescopic.layers.causal import CausalConv2d, prefix
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
@@ -30,6 +30,7 @@ from telescopic.packing.int8 import Report, to_int8
 from telescopic.packing.judging import Verdict
 from telescopic.packing.segments import Cut, cut
 from telescopic.provenance import task_of, versions
+from telescopic.shapes import Shape
 from telescopic.subnet import Subnet
 
 Wanted = int | Literal["all"] | Sequence[Subnet] | None
@@ -48,10 +49,10 @@ def pack(
     *,
     members: Wanted = None,
     catalogue: Catalogue | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Shape | None = None,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] = (),
-    samples: Tensor | None = None,
+    samples: Tensors = None,
     fold_bn: bool = False,
     int8: Dataset | Tensor | None = None,
     max_loss: float = 0.02,
@@ -81,10 +82,11 @@ def pack(
             no accuracy. A number takes as many of these, evenly spread, the smallest and the largest among them;
             "all" takes all; or a list of members.
         catalogue: the members measured; by default the bundle's, or costs alone.
-        input_shape: shape of one input without the batch; by default the catalogue's or the bundle's.
+        input_shape: shape of one input without the batch; by default the catalogue's or the bundle's. See `cost`.
         preprocess: from pixels to the network's input; by default the bundle's. The engine then takes uint8 images too.
         classes: names of the classes; by default the bundle's.
-        samples: inputs float32 `[batch, ...]` on which to compare the answers; by default random ones.
+        samples: inputs as the network sees them, float32 `[batch, ...]`, or a dict or tuple of several, on which to
+            compare the answers; by default random ones, and of whole numbers ones: give real ones where there are some.
         fold_bn: whether stages whose BatchNorm statistics differ between packed entries are copied for each entry, with
             BatchNorm folded into the convolutions: faster, and larger. By default there is one such stage, which is
             told the statistics. In networks with several widths they are copied always.
@@ -140,11 +142,13 @@ def pack(
         chosen, left_out = _chosen(network, catalogue, members)
         shape = input_shape or catalogue.input_shape
         x = _samples(samples, shape)
+        if int8 is not None and not isinstance(x, Tensor):
+            raise PackError("int8 is for networks of one input of floating-point numbers: pack this one in float32")
         images = None if int8 is None else Images.of(int8, shape, preprocess)
         subnets = [member.subnet for member in chosen]
         for subnet in subnets:
             require_alone(partial(network, subnet=subnet), network.path(subnet), x, _ALONE)
-        made = cut(network, subnets, x[:2], fold_bn=fold_bn)
+        made = cut(network, subnets, each(lambda x: x[:2], x), fold_bn=fold_bn)
         checked_batches(made.segments, 2)
         report = progress or (lambda what, done, of: None)
         with replacing_folder(to, replace=replace) as folder, tempfile.TemporaryDirectory() as aside:
@@ -218,14 +222,14 @@ def _only(catalogue: Catalogue, members: Sequence[Member]) -> Catalogue:
     return replace(catalogue, members=tuple(members))
 
 
-def _samples(given: Tensor | None, shape: Sequence[int]) -> Tensor:
+def _samples(given: Tensors, shape: Shape) -> Tensors:
     if given is None:
-        return torch.randn((3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    if given.dtype != torch.float32 or tuple(given.shape[1:]) != tuple(shape) or not len(given):
-        raise ValueError(
-            f"samples are float32 [batch, {', '.join(map(str, shape))}], not {given.dtype} {[*given.shape]}"
-        )
-    return given if len(given) > 1 else torch.cat([given, given])
+        return examples(3, shape, torch.float32, "cpu")
+    floats = [some.dtype for some in leaves(given) if some.is_floating_point() or some.dtype == torch.uint8]
+    if {*floats} - {torch.float32} or shape_of(given) != shape or not len(leaves(given)[0]):
+        found = ", ".join(f"{some.dtype} {[*some.shape]}" for some in leaves(given))
+        raise ValueError(f"samples are float32 of shape {shape} with the batch in front, not {found}")
+    return each(lambda x: x if len(x) > 1 else torch.cat([x, x]), given)
 
 
 def _written(folder: Path, made: Cut, members: Sequence[Member], report: Report) -> Manifest:
@@ -243,7 +247,9 @@ def _written(folder: Path, made: Cut, members: Sequence[Member], report: Report)
         for m in members
     ]
     tensors = {name: tuple(tensor.shape[1:]) for name, tensor in made.tensors.items()}
-    return Manifest(tuple(packed), files, {INPUT: tensors.pop(INPUT), **tensors}, constants)
+    types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in made.tensors.items()}
+    types = {name: kind for name, kind in types.items() if kind != "float32"}
+    return Manifest(tuple(packed), files, tensors, constants, types=types)
 
 
 def _dated(
@@ -258,14 +264,16 @@ def _dated(
 
 
 @torch.no_grad()
-def _compared(folder: Path, net: Nested, x: Tensor) -> float:
+def _compared(folder: Path, net: Nested, x: Tensors) -> float:
     """Largest difference of the engine's logits from torch's, as a fraction of the largest logit."""
     from telescopic.engine.engine import Engine
 
     engine, worst = Engine(folder, cache=False), 0.0
     for member in engine.members:
-        for number in (1, len(x)):
-            ours, theirs = net(x[:number], member.subnet), engine.run(x[:number].numpy(), subnet=member.subnet).logits
+        for number in (1, len(leaves(x)[0])):
+            some = each(lambda x, number=number: x[:number], x)
+            given = some.numpy() if isinstance(some, Tensor) else {k: one.numpy() for k, one in named(some).items()}
+            ours, theirs = net(some, member.subnet), engine.run(given, subnet=member.subnet).logits
             if tuple(ours.shape) != theirs.shape:
                 raise ValueError(f"{member.label} gives logits {theirs.shape}, torch {tuple(ours.shape)}")
             if not ours.isfinite().all():

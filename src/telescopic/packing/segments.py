@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_unflatten
 
 from telescopic.anytime.rows import Kept
 from telescopic.engine.manifest import INPUT, Step
+from telescopic.inputs import Tensors, leaves
 from telescopic.nested import Nested
-from telescopic.packing.atoms import Atom, Parts, PartsBySpan
+from telescopic.packing.atoms import Atom, Parts, PartsBySpan, named_blocks
 from telescopic.subnet import Coordinates
 
 
@@ -59,7 +61,8 @@ class Cut:
     copied: int
 
 
-def cut(net: Nested, members: Sequence[Coordinates], x: Tensor, *, fold_bn: bool = False) -> Cut:
+@torch.no_grad()
+def cut(net: Nested, members: Sequence[Coordinates], x: Tensors, *, fold_bn: bool = False) -> Cut:
     """Cut a network where the members enter, leave, and end their width.
 
     Args:
@@ -74,7 +77,7 @@ def cut(net: Nested, members: Sequence[Coordinates], x: Tensor, *, fold_bn: bool
         ValueError: if a part cannot be made as narrow as a member, or wider step by step.
     """
     several = net.causal and len({member.width for member in members}) > 1
-    atoms = (PartsBySpan if several else Parts)(net, members, fold_bn)
+    atoms = (PartsBySpan if several else Parts)(net, members, fold_bn, x)
     paths = {member: atoms.path(member) for member in members}
     users: dict[str, set[Coordinates]] = {}
     for member, path in paths.items():
@@ -140,8 +143,7 @@ class _Run(nn.Module):
             The blocks it gives; all that it keeps; and what of it is the same as something else: None for the input.
         """
         recorder = _Recorder(kept)
-        x = torch.cat(tuple(blocks), 1) if len(blocks) > 1 else blocks[0]
-        out = self._run(x, recorder, statistics)
+        out = self._run(blocks, recorder, statistics)
         new = {key: recorder[key] for key in recorder.written}
         same: dict[str, str | None] = {}
         first: dict[int, str | None] = {id(blocks[0]): None}
@@ -157,35 +159,38 @@ class _Run(nn.Module):
         blocks, rest = given[: self.num_blocks], given[self.num_blocks :]
         kept: Kept = dict(zip(self.read, rest, strict=False))
         statistics = dict(zip(self.statistics, rest[len(self.read) :], strict=True))
-        out = self._run(torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0], kept, statistics)
+        out = self._run(blocks, kept, statistics)
         return [*out, *(kept[key] for key in self.made)]
 
-    def _run(self, x: Tensor, kept: Kept, statistics: Mapping[str, Tensor]) -> list[Tensor]:
-        out: Tensor | list[Tensor] = x
+    def _run(self, blocks: Sequence[Tensor], kept: Kept, statistics: Mapping[str, Tensor]) -> list[Tensor]:
+        out: Tensors
+        if (form := self.atoms[0].takes) is not None:
+            out = tree_unflatten(blocks, form)
+        else:
+            out = torch.cat(tuple(blocks), 1) if len(blocks) > 1 else blocks[0]
         for atom in self.atoms:
-            assert isinstance(out, Tensor)
             if isinstance(atom.does, nn.Module):
                 buffers = {name: statistics[key] for name, key in atom.statistics.items()}
                 out = functional_call(atom.does, buffers, (out,)) if buffers else atom.does(out)
             else:
                 out = atom.does(out, kept)
-        return [out] if isinstance(out, Tensor) else out
+        # What is passed on as it came, such as a mask, is another tensor of the segment's all the same.
+        return [one.clone() if any(one is block for block in blocks) else one for one in leaves(out)]
 
 
-@torch.no_grad()
 def _traced(
     runs: Mapping[str, _Run],
     order: Mapping[Coordinates, Sequence[str]],
     paths: Mapping[Coordinates, Sequence[Atom]],
     constants: Mapping[str, Tensor],
-    x: Tensor,
+    x: Tensors,
 ) -> Cut:
     """Run every member once, and write down which tensors go where."""
     segments: dict[str, Segment] = {}
     chains: dict[Coordinates, tuple[tuple[Step, ...], str]] = {}
-    tensors: dict[str, Tensor] = {INPUT: x}
+    tensors = named_blocks(INPUT, x)
     for member, names in order.items():
-        known: dict[str, Tensor] = {INPUT: x}
+        known = named_blocks(INPUT, x)
         kept: Kept = {}
         held: dict[str, str] = {}  # what is kept → the tensor that it is now
         steps = []

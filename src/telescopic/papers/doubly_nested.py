@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from telescopic.architecture import named_tensors
 from telescopic.cost.nominal import nominal_macs
 from telescopic.data import Augment, Dataset, Preprocess
 from telescopic.extract import extract
 from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GradientScale, Residual
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet
 from telescopic.papers.paper import Build, Option

@@ -65,8 +65,10 @@ def application(
         progress: called with the number of cases measured, and of all.
 
     Raises:
-        ValueError: if a bound is below 1, or fewer may wait than run in a pass.
+        ValueError: if a bound is below 1, fewer may wait than run in a pass, or the network takes something else than
+            one input of floating-point numbers.
     """
+    Takes.require(engine.input_shape)
     limits = limits or Limits()
     worker = Worker(
         engine,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from telescopic.documents import examples
+from telescopic.shapes import Shape
 
 IMAGES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 NPY = ("application/x-npy", "application/octet-stream")
@@ -95,6 +96,18 @@ class Takes:
     shape: tuple[int, ...]
     pixels: bool
     examples: int
+
+    @staticmethod
+    def require(shape: Shape) -> None:
+        """Refuse networks for which there is no door.
+
+        Raises:
+            ValueError: if it takes several inputs, or one of another type than float32.
+        """
+        if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
+            raise ValueError(
+                f"a server takes images or one input of numbers, and this network takes {shape}: ask telescopic.Engine"
+            )
 
     @property
     def images(self) -> bool:

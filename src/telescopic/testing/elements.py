@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from telescopic.layers import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead
+from telescopic.layers import CausalConv2d, CausalLinear, SharedHead
+from telescopic.layers.sized import CAUSAL
 from telescopic.wrappers import copied
-
-_CAUSAL = (CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d, CausalLinear, SharedHead)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def shares(path: Sequence[nn.Module], groups: int, width: int, causal: bool) -> 
             for name, tensor in _own(module):
                 if of == 1:
                     found[id(tensor)] = _first(tensor, ())
-                elif isinstance(module, _CAUSAL) or any(part is layer for layer in layers):
+                elif isinstance(module, CAUSAL) or any(part is layer for layer in layers):
                     found[id(tensor)] = _by_rule(module, name, tensor, groups, width)
                 else:
                     found.setdefault(id(tensor), _first(tensor, ()))
@@ -123,7 +122,7 @@ def _told(part: nn.Module, width: int) -> dict[int, Share]:
     found: dict[int, Share] = {}
     for module in part.modules():
         own, tensors = getattr(module, "narrow", None), list(module.parameters())
-        if not callable(own) or isinstance(module, _CAUSAL) or not tensors:
+        if not callable(own) or isinstance(module, CAUSAL) or not tensors:
             continue
         taken = origins(module, lambda numbered: numbered.narrow(width))  # type: ignore[operator]
         kept = torch.cat([index[factor != 0] for index, factor in taken]) if taken else torch.zeros(0).long()

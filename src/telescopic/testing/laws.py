@@ -10,12 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from telescopic.architecture import named_tensors
 from telescopic.bundle import BundleError, load, save
 from telescopic.catalogue import measure
 from telescopic.extract import extract
 from telescopic.inputs import each, first, leaves, shape_of
 from telescopic.layers.causal import prefix
+from telescopic.layers.cuts import named_tensors
 from telescopic.layers.sized import require_channels_first, require_sized
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from telescopic.architecture import named_tensors
 from telescopic.cost.macs import Counter
 from telescopic.inputs import Tensors, each
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.subnet import Coordinates, Grid
 from telescopic.testing.elements import Share, shares

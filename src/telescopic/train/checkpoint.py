@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from telescopic import documents
-from telescopic.architecture import named_tensors
 from telescopic.files import replacing
 from telescopic.inputs import Tensors
+from telescopic.layers.cuts import named_tensors
 from telescopic.layers.filter import Filter
 from telescopic.shrink.shapes import reshape_
 from telescopic.tensorfile import DTYPES, TensorFile, opened, write
@@ -32,8 +32,8 @@ class CheckpointError(ValueError):
 class Position:
     """Where in a run a checkpoint was taken: `batch` batches of epoch number `epoch` (from 1) are done.
 
-    `sums` are the running sums of that epoch: minimised loss, then each member's, over the images seen. `compacting`
-    are those of its seconds in which dead channels were removed.
+    `sums` are the running sums of that epoch: minimised loss, then each member's, over the examples seen, of which
+    there were `examples`. `compacting` are those of its seconds in which dead channels were removed.
     """
 
     epoch: int = 1
@@ -41,10 +41,11 @@ class Position:
     seconds: float = 0.0
     sums: list[float] = field(default_factory=list)
     compacting: float = 0.0
+    examples: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no run can have reached."""
-        for name, least in (("epoch", 1), ("batch", 0)):
+        for name, least in (("epoch", 1), ("batch", 0), ("examples", 0)):
             if type(value := getattr(self, name)) is not int or not least <= value < 2**63:
                 raise ValueError(f"its {name} is {value!r:.50}")
         numbers = self.sums if isinstance(self.sums, list) else [None]

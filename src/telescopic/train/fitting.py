@@ -39,14 +39,15 @@ def fit(
     """Train every member of a network together. The network is changed in place, and in eval mode afterwards.
 
     Runs on one CPU or GPU, or on several processes under `torchrun`; a batch is then divided among them, and the sum
-    of their gradients is that of the whole batch. The data stay on the device, images as uint8. Networks of 2-d
-    convolutions are trained in torch's channels-last layout where that is faster, and given back in the usual one. A
-    last batch with too few examples for BatchNorm joins the one before. On one CPU with the same number of threads, an
-    interrupted and resumed run ends with exactly the weights of an uninterrupted one.
+    of their gradients is that of the whole batch. Data in memory stay on the device, images as uint8; those of
+    `telescopic.data.Loaders` come batch by batch. Networks of 2-d convolutions are trained in torch's channels-last
+    layout where that is faster, and given back in the usual one. A last batch with too few examples for BatchNorm joins
+    the one before. On one CPU with the same number of threads, an interrupted and resumed run ends with exactly the
+    weights of an uninterrupted one.
 
     Args:
         net: the network, initialised.
-        data: what is to be learned.
+        data: what is to be learned, in memory or from loaders.
         recipe: how to train.
         task: what the network is to do with the data, such as `telescopic.tasks.regression()`; by default classify,
             with the recipe's label smoothing.
@@ -55,7 +56,7 @@ def fit(
             process at a time may write it.
         resume: go on from `out`'s last checkpoint, if there is one. The recipe may then have more epochs, and other
             milestones in those to come, but not in the past; a one-cycle schedule keeps its length.
-        seed: order of the examples, their augmentation, and dropout.
+        seed: order of the examples, their augmentation, and dropout; and torch's random numbers in a loader.
         keep: which weights the network holds at the end: those of the epoch in which the full network had the best
             score on the validation examples, or the last epoch's, also where there are no such examples.
         precision: fp32, or bf16 by autocast (evaluation stays in fp32). `auto` goes on as the run began; a new one

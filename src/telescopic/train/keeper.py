@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telescopic.architecture import named_tensors
-from telescopic.data import Dataset
+from telescopic.data import Dataset, Split
 from telescopic.files import WriteError, make_folder, sweep
 from telescopic.inputs import Tensors, leaves
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
 from telescopic.train.checkpoint import (
@@ -172,11 +172,16 @@ class Keeper:
 
 def fingerprint(data: Dataset) -> str:
     """What tells whether data are the same: of its training and validation examples, in this order."""
-    number = 0
-    for split in (data.train, data.validation):
-        for tensor in (*leaves(split.inputs), split.targets):
-            number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
-    return f"crc32 {number:08x}"
+    if data.train.loader is not None:
+        return f"{len(data.train.loader)} batches from a loader"
+    return f"crc32 {checksum(data.validation, checksum(data.train)):08x}"
+
+
+def checksum(split: Split, number: int = 0) -> int:
+    """Of all numbers of a split, or of a loader's first batch."""
+    for tensor in (*leaves(split.inputs), split.targets):
+        number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
+    return number
 
 
 def continued(recipe: Recipe, out: Path) -> Recipe:

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.data import Dataset, Split, batch_sizes, batches, prepared
+from telescopic.data.streams import sampler_of
 from telescopic.denormals import denormals_as_zero
 from telescopic.evaluate import score_sums
 from telescopic.fits import check_training
@@ -25,7 +27,7 @@ from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import Stop, stop_requests
-from telescopic.train.keeper import LAST, Keeper, fingerprint
+from telescopic.train.keeper import LAST, Keeper, checksum, fingerprint
 from telescopic.train.layout import laid_out, lay_out_, layout_for
 from telescopic.train.method import Method, Nothing
 from telescopic.train.objective import Objective, objective_weights
@@ -58,7 +60,7 @@ class Training:
         lost: whether another process has the folder now.
         seed: of the order of the examples, their augmentation, and dropout.
         precision: fp32, bf16, or `auto`.
-        told: whether to say which precision was chosen.
+        told: whether to say which precision was chosen, and where a run from a loader goes on.
         checkpoint_seconds: how long the last state may be out of date.
 
     Attributes:
@@ -103,6 +105,9 @@ class Training:
         self.train = data.train.to(device)
         self.apart = [_share(split, self.rank, self.world).to(device) for split in (data.validation, data.test)]
         self.sizes = batch_sizes(len(self.train), recipe.batch_size, self.least)
+        if data.train.loader is not None:
+            self.sizes = [recipe.batch_size] * len(data.train.loader)  # of which the last may be smaller
+            self._require_alike()
         example = prepared(self.train[:2].inputs, recipe.preprocess, self.like)
         self.method: Method = Nothing()
         if recipe.shrink is not None:
@@ -115,6 +120,9 @@ class Training:
         begun = History(labels, full, filters=tuple(filters(net)), metric=task.metric)
         self.history, self.position = self.keeper.resume(begun)
         self.history.precision = self.precision
+        if told and data.train.loader is not None and self.position.batch:
+            where = f"in epoch {self.position.epoch} behind batch {self.position.batch} of {len(self.sizes)}"
+            print(f"{out} goes on {where}: the loader reads those once more", file=sys.stderr, flush=True)
         self.objective = self._wrapped()
 
     def run(self, progress: bool | None, on_epoch: Callable[[History], None] | None) -> None:
@@ -174,6 +182,7 @@ class Training:
         recipe, position, num_batches = self.recipe, self.position, len(self.sizes)
         device = self.accelerator.device
         exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.examples = position.examples or sum(self.sizes[: position.batch])  # older runs do not say
         sums = torch.zeros(1 + len(self.history.labels), dtype=exact, device=device)
         if position.sums and self.rank == 0:  # of the whole batches before, so they are added once
             sums += torch.tensor(position.sums, dtype=exact, device=device)
@@ -192,29 +201,33 @@ class Training:
                 self._require_finite(sums, batch + 1)
             if pause:
                 seconds = time.monotonic() - began
-                self.position = Position(position.epoch, batch + 1, seconds, sums.tolist(), self.method.seconds)
+                seen = (seconds, sums.tolist(), self.method.seconds, self.examples)
+                self.position = Position(position.epoch, batch + 1, *seen)
                 self.keeper.save(self.history, self.position)
                 if request.requested:
                     self._stop()
         trained = time.monotonic() - began
-        totals = self._sum(sums).cpu() / len(self.train)
+        totals = self._sum(sums).cpu() / self.examples
         self._require_finite(totals, num_batches)
         return trained, totals
 
     def _step(self, batch: int, inputs: Tensors, targets: Tensor) -> Tensor:
         """Learn from a batch; its losses, summed over this process's examples `[1 + members]`."""
         recipe, epoch, device = self.recipe, self.position.epoch, self.accelerator.device
-        step = (epoch - 1) * len(self.sizes) + batch
+        step, size = (epoch - 1) * len(self.sizes) + batch, self.sizes[batch]
+        if self.train.loader is not None:
+            size = int(self._sum(torch.tensor(len(targets), device=device)))
+        self.examples += size
         # Seeding every step leaves no random state to carry from a killed run to its continuation.
         generator = torch.manual_seed((self.seed * 1_000_003 + step) * self.world + self.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(epoch, (batch + 0.5) / len(self.sizes))
         x = prepared(recipe.augment(inputs, generator), recipe.preprocess, self.like)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, losses = self.objective(laid_out(x, self.layout), targets)
+            loss, losses = self.objective(laid_out(x, self.layout), targets.to(device))
         self.optimizer.zero_grad()
         # The mean over processes that the wrapper takes becomes the sum over the whole batch.
-        torch.autograd.backward(self.method.minimised(loss * (self.world / self.sizes[batch])))
+        torch.autograd.backward(self.method.minimised(loss * (self.world / size)))
         for parameter, factor in self.factors:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
@@ -231,13 +244,13 @@ class Training:
         if self.net.statistics == "recalibrated":
             recalibrate_(self.net, self.train, recipe.preprocess, augment=recipe.augment, seed=self.seed)
         validation, test = (
-            self._scores(mine, len(whole))
+            self._scores(mine, whole)
             for mine, whole in zip(self.apart, (self.data.validation, self.data.test), strict=True)
         )
         return Epoch(
             epoch=epoch,
             seconds=time.monotonic() - began,
-            images_per_s=len(self.train) / seconds,
+            images_per_s=self.examples / seconds,
             learning_rate=recipe.rate(epoch),
             loss=totals[0].item(),
             losses=tuple(totals[1:].tolist()),
@@ -247,12 +260,30 @@ class Training:
             compacting=self.method.seconds,
         )
 
-    def _scores(self, mine: Split, examples: int) -> tuple[float, ...]:
+    def _scores(self, mine: Split, whole: Split) -> tuple[float, ...]:
         """Each member's score on a split, of which this process has its part; NaN if it is empty."""
-        if not examples:
+        if not len(whole):
             return (math.nan,) * len(self.history.labels)
-        added = exact(score_sums(self.net, mine, self.recipe.preprocess, self.task).to(self.accelerator.device))
-        return tuple(self.task.total(self._sum(added).cpu().double(), examples).tolist())
+        share = {"rank": self.rank, "world": self.world} if mine.loader is not None else {}
+        added, number = score_sums(self.net, mine, self.recipe.preprocess, self.task, **share)
+        device = self.accelerator.device
+        together, examples = self._sum(exact(added.to(device))), self._sum(torch.tensor(number, device=device))
+        return tuple(self.task.total(together.cpu().double(), int(examples)).tolist())
+
+    def _require_alike(self) -> None:
+        """Refuse loaders that give several processes different batches, of which each would take its share."""
+        if self.world == 1:
+            return
+        for split in (self.data.train, self.data.validation, self.data.test):
+            if split.loader is None or sampler_of(split.loader) is not None:
+                continue
+            mine = torch.tensor(float(checksum(split)), dtype=torch.float64)
+            every = self.accelerator.gather(mine.view(1).to(self.accelerator.device)).cpu()
+            if len(set(every.tolist())) > 1:
+                raise ValueError(
+                    "the loader gives each process other batches, and each takes its share of what it is given: use a "
+                    "torch.utils.data.DistributedSampler, or the same order everywhere"
+                )
 
     def _same(self) -> dict[str, Any]:
         """In what a run must agree with the one that it goes on from."""
@@ -306,4 +337,4 @@ def _leave_group() -> None:
 
 def _share(split: Split, rank: int, world: int) -> Split:
     """The part of a split that one process is tried on."""
-    return split if world == 1 else split[rank::world]
+    return split if world == 1 or split.loader is not None else split[rank::world]

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.inputs import Tensors
-from telescopic.layers.filter import Filter
 from telescopic.nested import Mix, Nested
 from telescopic.tasks import Task, classification
 from telescopic.train.recipe import Recipe
@@ -138,24 +137,3 @@ def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:
     if mix is not None and (len(mix) != members or any(len(row) != members for row in mix)):
         raise ValueError(f"this network has {members} members: its gradient mix is {members} × {members} numbers")
     return weights
-
-
-def parameter_groups(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
-    """Parameters for the optimizer, with the L2 penalty of the full network's loss as their weight decay.
-
-    The gradient of λ·w² is 2λw, so a weight owned by o decays by 2λ · weight(full) · mix[full][o]: exactly what the
-    penalty's own gradient would be after the mix, for free. The recipe's plain weight decay is added for all but the
-    filters' θ, which it would kill.
-    """
-    full = net.grid.index(net.grid.full)
-    weight = objective_weights(net, recipe)[full]
-    owners, inside = net.owners(), {name for name, _ in net.path(net.grid.full)}
-    thetas = {id(part.theta) for part in net.modules() if isinstance(part, Filter)}
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in net.named_parameters():
-        part = ".".join(name.split(".")[:2])
-        decay = 0.0 if id(parameter) in thetas else recipe.weight_decay
-        if parameter.ndim > 1 and part in inside:
-            decay += 2 * recipe.l2 * weight * (recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0)
-        groups.setdefault(decay, []).append(parameter)
-    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]

@@ -26,7 +26,7 @@ def joints(manifest: Manifest) -> list[frozenset[End]]:
 
     def fits(name: str) -> bool:
         shape = manifest.tensors[name]
-        return len(shape) == 3 and shape[0] % _BLOCK == 0 and name not in manifest.uint8
+        return len(shape) == 3 and shape[0] % _BLOCK == 0 and manifest.dtype(name) == "float32"
 
     return [joint.ends for joint in all_joints(manifest, fits)]
 

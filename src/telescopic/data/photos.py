@@ -2,6 +2,7 @@
 
 import mimetypes
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telescopic import images
+from telescopic.data.dividing import space_for
 from telescopic.data.readers import Arrays, DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -18,7 +20,7 @@ _TOLD = 10  # problems that a message lists
 _Classes = Mapping[str, list[Path]]  # images by the name of their class, all sorted
 
 
-def read_folder(path: Path, size: tuple[int, int] | None = None) -> Arrays:
+def read_folder(path: Path, size: tuple[int, int] | None = None, workers: int = 2) -> Arrays:
     """The user's own files: `path/CLASS/*.png`, or `path/train/CLASS/*.png` and so on for `val` and `test`.
 
     Beside `train`, the part for validation is called `val`, `valid` or `validation`; it may be missing, and so may
@@ -27,6 +29,7 @@ def read_folder(path: Path, size: tuple[int, int] | None = None) -> Arrays:
     Args:
         path: the folder.
         size: height and width to which all images are brought; without it, all must have one size.
+        workers: threads that decode. Each file is decoded once: what does not fit into memory lies in a file.
 
     Raises:
         DataError: no images; a class without images; images that are in no class or cannot be read, all of which are
@@ -46,7 +49,7 @@ def read_folder(path: Path, size: tuple[int, int] | None = None) -> Arrays:
         ]
     _refuse(path, problems)
     files = [file for classes in found.values() for members in classes.values() for file in members]
-    pixels = _read(path, files, size)
+    pixels = _read(path, files, size, workers)
     classes = tuple(found["train"])
     labels = np.array([classes.index(file.parent.name) for file in files], np.int64)
     arrays: dict[str, NDArray[Any]] = {}
@@ -100,7 +103,7 @@ def _images(folder: Path, problems: list[str]) -> list[Path]:
     return found
 
 
-def _read(path: Path, files: list[Path], size: tuple[int, int] | None) -> images.Pixels:
+def _read(path: Path, files: list[Path], size: tuple[int, int] | None, workers: int) -> images.Pixels:
     """All images `[n, channels, height, width]`; the headers of all are read before any pixels are."""
     problems: dict[Path, str] = {}
     sizes: dict[tuple[int, int], Path] = {}
@@ -120,16 +123,23 @@ def _read(path: Path, files: list[Path], size: tuple[int, int] | None) -> images
         _refuse(path, [f"{mixed}, and there are {len(sizes)} sizes in all; {remedy}", *problems.values()])
     height, width = size or next(iter(sizes), (0, 0))
     try:
-        pixels = np.empty((len(files), channels, height, width), np.uint8)
-    except (MemoryError, ValueError) as error:
-        many = f"{len(files):,} images of {width}x{height} do not fit into memory"
+        pixels = space_for((len(files), channels, height, width), np.uint8)
+    except (MemoryError, ValueError, OSError) as error:
+        many = f"{len(files):,} images of {width}x{height} fit neither into memory nor into a file: {error}"
         raise DataError(f"{path}: {many}; load them with a smaller size=(height, width)") from error
-    for number, file in enumerate(files):
-        if file not in problems:
-            try:
-                pixels[number] = images.decode(file, channels=channels, size=size)
-            except (images.ImageError, OSError) as error:
-                problems[file] = f"{file}: {error}"
+
+    def put(number: int) -> str | None:
+        try:
+            pixels[number] = images.decode(files[number], channels=channels, size=size)
+        except (images.ImageError, OSError) as error:
+            return str(error)
+        return None
+
+    good = [number for number, file in enumerate(files) if file not in problems]
+    with ThreadPoolExecutor(workers) as pool:
+        for number, problem in zip(good, pool.map(put, good), strict=True):
+            if problem is not None:
+                problems[files[number]] = f"{files[number]}: {problem}"
     _refuse(path, list(problems.values()))
     return pixels
 
