@@ -306,7 +306,6 @@ def each_process(folder: Path) -> None:
         (folder / f"refused-{rank}").write_text(str(error))
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     command = [
         sys.executable,
