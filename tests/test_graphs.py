@@ -189,7 +189,7 @@ GRAPHS: dict[Callable[[onnx.ModelProto], None], str] = {
     of_a_sum: r"'zeros' is of shape|size of 'zeros' does not follow",
     of_data: "size of 'zeros' does not follow",
     tiled: "'t' is of shape",
-    counted: "size of 'zeros' does not follow",
+    counted: "'zeros' is of shape|size of 'zeros' does not follow",
     crossed: "all of at most|does not follow",
     elsewhere: "lie in 'card.bin', not in weights.bin",
     behind: "end behind the end of weights.bin",
