@@ -60,7 +60,7 @@ def everything() -> str:
         table = random_search.results(random_search.read_csv(path), data, network)
         table.title = f"Figure 2, models drawn at random: {table.title}"
         text += f"{_markdown(table)[1:]}\n"
-    text += "## Speed and survival\n" + _speed()
+    text += "## Slim\n" + _slim() + _pretrained() + "\n## Speed and survival\n" + _speed()
     return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
 
 
@@ -69,6 +69,60 @@ def _markdown(table: Table) -> str:
     head = [" ".join(str(column.header).split()) for column in table.columns]
     rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
     return f"\n{table.title}\n\n{_table(head, rows)}" + (f"\n{table.caption}\n" if table.caption else "")
+
+
+def _slim() -> str:
+    """A network of one's own in four widths, beside the same networks got in other ways."""
+    found = _read("slim")
+    if found is None:
+        return ""
+    figures, config = found["figures"], found["config"]
+    shares, labels = ("0.25", "0.5", "0.75", "1"), [*figures["macs"]]
+
+    def score(run: str, label: str) -> str:
+        known = figures.get(run, {}).get("test %", {})
+        return f"{known[label]:.2f}" if label in known else "–"
+
+    rows = [
+        [
+            share,
+            f"{figures['macs'][label]:,}",
+            score("slim", label),
+            score(f"twin-{share}", "full"),
+            score(f"pruned-{share}", "full"),
+            score("slim-by-macs", label),
+            score("slim-from-new", label),
+        ]
+        for share, label in zip(shares, labels, strict=True)
+    ]
+    head = ("width", "MACs", "slimmed", "twin, trained alone", "Torch-Pruning", "slimmed by MACs", "from new weights")
+    before, after = config["alone"], config["together"]
+    how = (
+        f"ResNet-{config['depth']} with dense weights, {config['images']} images of CIFAR-10, one seed, test accuracy in "
+        f"% after the last epoch: trained alone for {before} epochs ({figures['alone']['test %']['full']:.2f}), then "
+        f"slimmed and trained on for {after}; twins and the family from new weights for {before + after}; pruned once for "
+        f"each width, and trained on for {after} ({found['machine']})"
+    )
+    return f"\n{how}:\n\n{_table(head, rows)}"
+
+
+def _pretrained() -> str:
+    """A network of someone else in four widths."""
+    found = _read("slim-pretrained")
+    if found is None:
+        return ""
+    figures, config = found["figures"], found["config"]
+    rows = [
+        [label, f"{one['macs']:,}", f"{one['params']:,}", f"{one['ONNX %']:.2f}", f"{one['ONNX Runtime ms']:.2f}"]
+        for label, one in figures.items()
+        if isinstance(one, dict) and "macs" in one
+    ]
+    head = ("member", "MACs", "parameters", "ONNX file, test %", "ONNX Runtime, ms")
+    return (
+        f"\nEfficientNet-lite0, pretrained on ImageNet, on {config['images']} images of CIFAR-10 at 64 × 64 for "
+        f"{config['alone']} epochs (plain), then in four shares of its MACs for {config['together']}; tried on "
+        f"{config['test']} test images, one image at a time on one thread:\n\n{_table(head, rows)}"
+    )
 
 
 def _speed() -> str:
