@@ -98,10 +98,10 @@ def _slim() -> str:
     head = ("width", "MACs", "slimmed", "twin, trained alone", "Torch-Pruning", "slimmed by MACs", "from new weights")
     before, after = config["alone"], config["together"]
     how = (
-        f"ResNet-{config['depth']} with dense weights, {config['images']} images of CIFAR-10, one seed, test accuracy in "
-        f"% after the last epoch: trained alone for {before} epochs ({figures['alone']['test %']['full']:.2f}), then "
-        f"slimmed and trained on for {after}; twins and the family from new weights for {before + after}; pruned once for "
-        f"each width, and trained on for {after} ({found['machine']})"
+        f"ResNet-{config['depth']} with dense weights, {config['images']} images of CIFAR-10, one seed, test accuracy "
+        f"in % after the last epoch: alone for {before} epochs ({figures['alone']['test %']['full']:.2f}), then "
+        f"slimmed and trained on for {after}; twins and the family from new weights for {before + after}; pruned once "
+        f"for each width, and trained on for {after} ({found['machine']})"
     )
     return f"\n{how}:\n\n{_table(head, rows)}"
 
