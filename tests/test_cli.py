@@ -390,7 +390,7 @@ def test_extract_with_folded_batchnorm(convolutional: tuple[Path, str], tmp_path
     torch.testing.assert_close(folded(x), member(x), rtol=1e-4, atol=1e-5)
     apart = json.loads((tmp_path / "folded.safetensors.json").read_text())["fold_bn"]["max_difference"]
     assert apart == (folded(x) - member(x)).abs().max().item() and apart < 1e-4
-    assert f"gives the network's logits to within {apart:.1e} on 12 test images" in result.output
+    assert f"gives the network's logits to within {apart:.1e} on 12 test examples" in result.output
 
 
 def test_errors_are_one_line_and_name_the_remedy(trained, tmp_path, monkeypatch, capsys) -> None:

@@ -159,13 +159,13 @@ def test_data_are_shown(folder: Path) -> None:
 
 
 def test_a_network_of_ones_own_is_slimmed(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "a_network_to_slim.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), "
         "nn.ReLU(), nn.Linear(32, 2))\n"
     )
     words = ("--data", folder / "numbers.npz", "--task", "regression", "--epochs", 2, "--precision", "fp32")
     how = ("--widths", "0.5,1", "--of", "macs", "--order", "taylor")
-    result = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words, *how, "--out", tmp_path / "run")
+    result = invoke("slim", f"{tmp_path / 'a_network_to_slim.py'}:net", *words, *how, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     narrow, full = Catalogue.from_json(tmp_path / "run" / "catalogue.json")
     assert 0.35 * full.macs < narrow.macs <= 0.5 * full.macs
@@ -173,5 +173,5 @@ def test_a_network_of_ones_own_is_slimmed(folder: Path, tmp_path: Path) -> None:
     again = invoke("slim", tmp_path / "run", "--epochs", 1, "--out", tmp_path / "again")
     assert "2 widths already" in str(again.exception)
     for option, value in (("--of", "params"), ("--order", "random"), ("--task", "chess")):
-        refused = invoke("slim", f"{tmp_path / 'mine.py'}:net", *words[:2], option, value)
+        refused = invoke("slim", f"{tmp_path / 'a_network_to_slim.py'}:net", *words[:2], option, value)
         assert value in str(refused.exception)

@@ -133,7 +133,7 @@ def test_own_npz_of_any_kind(tmp_path: Path) -> None:
         validation_inputs=x[:6],
         validation_targets=np.ones(6),
     )
-    with pytest.raises(DataError, match=r"training targets are int64 \[\d+\], but validation targets float32 \[6\]"):
+    with pytest.raises(DataError, match=r"training targets int64 \[\d+\], but validation targets float32 \[6\]"):
         data.load(tmp_path / "mine.npz")
 
 

@@ -356,7 +356,7 @@ def test_tokens_are_not_taken_for_channels() -> None:
         (torch.tensor(1.0), r"of shape \(\) has no example in it"),
         ({"pixels": torch.rand(2, 3, 6, 6)}, r"one tensor \[batch, \.\.\.\], not a dict$"),
         (np.zeros((2, 3, 6, 6), dtype=np.float32), r"not a numpy\.ndarray: give torch\.from_numpy\(x\)$"),
-        ([1.0], "not a list$"),
+        ([1.0], "not a float"),
     ],
 )
 def test_inputs_that_are_no_batch_are_told_in_one_sentence(x: Any, says: str) -> None:

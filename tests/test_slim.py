@@ -374,7 +374,7 @@ def test_multiply_adds_are_saved_where_least_is_lost() -> None:
     sizes = sizes_of(family)
     assert sizes["stages.0.2"][0] == 16, "what matters least goes first, and no more than is needed"
     check_nested(family, (6,), rebuild=False)
-    with pytest.raises(ValueError, match=r"needs 0\.\d+ of all multiply-adds, and 0\.01"):
+    with pytest.raises(ValueError, match=r"needs 0\.\d+ of all multiply-adds, not 0\.01"):
         tl.slim(net, x, (0.01, 1), of="macs")
     with pytest.raises(ValueError, match="no share of all multiply-adds"):
         tl.slim(net, x, ({"stages.0.0": 8}, 1), of="macs")
@@ -421,7 +421,8 @@ def test_a_loss_that_says_nothing_is_refused(batches: Any, loss: Any, says: str)
     [
         ({"9.weight": torch.ones(1)}, "9.weight"),
         ({"0.weight": torch.ones(6, 32)}, r"\[32, 6\], not \[6, 32\]"),
-        ({"0.weight": torch.full((32, 6), torch.nan)}, "not finite"),
+        ({"0.weight": torch.full((32, 6), torch.nan)}, "not finite and 0 or more"),
+        ({"0.weight": torch.full((32, 6), -1.0)}, "not finite and 0 or more"),
         ({"0.weight": None}, "NoneType"),
     ],
 )
@@ -447,3 +448,66 @@ def test_what_filters_learned_becomes_a_width() -> None:
     assert sizes_of(family) == {path: (number, 32) for path, number in alive.items()}
     torch.testing.assert_close(family(x, tl.Subnet(width=1)), with_filters.eval()(x))
     torch.testing.assert_close(family(x), with_filters(x))
+
+
+def test_small_weights_of_half_precision_are_told_apart() -> None:
+    net = two_layers()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.linspace(0.1, 1, 32)[:, None].expand(32, 6) * 1e-4)
+        net[2].weight.fill_(1e-4)
+    family = tl.slim(net.half(), torch.randn(2, 6).half(), (0.5, 1))
+    kept = tl.extract(family, tl.Subnet(width=1))[0].weight
+    assert torch.equal(kept, net[0].weight.flip(0)[:16])
+
+
+def test_what_a_grouped_convolution_reads_counts() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1, groups=2), pooled(32))
+    order = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
+    order["2.weight"] += torch.arange(16.0)[None, :, None, None]
+    family = tl.slim(net, torch.randn(2, 3, 4, 4), (0.5, 1), order=order)
+    kept = tl.extract(family, tl.Subnet(width=1))[0].weight
+    theirs = [*range(15, 7, -1), *range(31, 23, -1)]  # the last eight of each group
+    assert torch.equal(kept, net[0].weight[theirs])
+
+
+def test_layers_beside_each_other_keep_a_share_each() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(6, 32)
+            self.out = nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(torch.cat((self.a(x), self.b(x)), 1) + self.c(x)))
+
+    x = torch.randn(2, 6)
+    family = tl.slim(Beside(), x, (0.5, 1))
+    assert sizes_of(family) == {"stages.0.a": (8, 16), "stages.0.b": (8, 16), "stages.0.c": (16, 32)}
+    check_nested(family, (6,), rebuild=False)
+    assert sizes_of(tl.slim(Beside(), x, ({"stages.0.b": 4}, 1)))["stages.0.b"] == (4, 16)
+    with pytest.raises(ValueError, match="keeps 1 to 16 channels"):
+        tl.slim(Beside(), x, ({"stages.0.b": 33}, 1))
+
+
+def test_several_groupings_of_the_same_channels() -> None:
+    net = nn.Sequential(nn.Conv2d(32, 64, 1, groups=4), nn.ReLU(), nn.Conv2d(64, 32, 1, groups=2), pooled(32))
+    family = tl.slim(net, torch.randn(2, 32, 4, 4), (0.5, 1))
+    assert sizes_of(family)["stages.0.0"] == (32, 64)
+    check_nested(family, (32, 4, 4), rebuild=False)
+
+
+def test_importance_of_other_types() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.seen = two_layers(), nn.Parameter(torch.arange(3), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * self.seen.sum()
+
+    batch = (torch.randn(4, 6), torch.zeros(4, dtype=torch.long))
+    found = tl.importance.taylor(Counts(), [batch])
+    assert not found["seen"].any() and found["net.0.weight"].any()
+    half = tl.importance.taylor(two_layers().bfloat16(), [(batch[0].bfloat16(), batch[1])])
+    assert half["0.weight"].dtype == torch.float32 and half["0.weight"].count_nonzero() > 100

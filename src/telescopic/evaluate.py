@@ -36,6 +36,8 @@ def score_sums(
                 continue
             number += len(targets)
             outputs = net.all(prepared(inputs, preprocess, first))
+            if split.loader is not None:  # of which only the first batch has been looked at
+                task.check(outputs, [targets])
             added = added + task.sums(outputs, targets.to(first.device))
         if not number:  # which has a shape all the same
             one = each(lambda part: part.new_zeros(1, *part.shape[1:]), (split.inputs, split.targets))

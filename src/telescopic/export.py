@@ -195,7 +195,7 @@ def onnx_program(
     """
     program = torch.onnx.export(
         module,
-        example,
+        (*example, {}),  # a dict at the end would be taken for keywords
         dynamo=True,
         dynamic_shapes=dynamic_shapes,
         input_names=inputs,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Augment, Dataset, Preprocess, Split, prepared
-from telescopic.data.streams import sampler_of
+from telescopic.data.streams import both, sampler_of
 from telescopic.denormals import denormals_as_zero
 from telescopic.inputs import each, first_line, named
 from telescopic.nested import Nested
@@ -92,7 +92,7 @@ def check_fits(net: nn.Module, splits: Sequence[Split], preprocess: Preprocess, 
     if not splits:
         return 0
     for split in splits:
-        for what, numbers in (named(split.inputs, "inputs") | {"targets": split.targets}).items():
+        for what, numbers in both(split.inputs, split.targets).items():
             _require_finite(numbers, what)
     outputs, least = tried(net, splits[0], preprocess)
     outputs = outputs if isinstance(net, Nested) else outputs[None]

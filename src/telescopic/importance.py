@@ -38,12 +38,16 @@ def taylor(
     modes = {part: part.training for part in net.modules()}
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     parameters = dict(net.named_parameters())
-    found = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    found = {
+        name: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        for name, parameter in parameters.items()
+    }
+    learns = [name for name, parameter in parameters.items() if parameter.is_floating_point()]
     number = 0
     try:
         net.eval()
-        for parameter in parameters.values():
-            parameter.requires_grad_(parameter.is_floating_point())
+        for name in learns:
+            parameters[name].requires_grad_()
         for inputs, targets in batches:
             number += 1
             with torch.enable_grad():
@@ -52,10 +56,10 @@ def taylor(
                 raise ValueError(f"of batch {number} the loss is no finite number: {list(value.shape)}, {value!s:.100}")
             if not value.requires_grad:
                 raise ValueError("the loss depends on no parameter of the network")
-            gradients = torch.autograd.grad(value.sum(), [*parameters.values()], allow_unused=True)
-            for name, gradient in zip(parameters, gradients, strict=True):
+            gradients = torch.autograd.grad(value.sum(), [parameters[n] for n in learns], allow_unused=True)
+            for name, gradient in zip(learns, gradients, strict=True):
                 if gradient is not None:
-                    found[name] += (gradient * parameters[name].detach()).square()
+                    found[name] += (gradient.to(found[name].dtype) * parameters[name].detach()).square()
     finally:
         for part, mode in modes.items():
             part.training = mode

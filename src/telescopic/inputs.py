@@ -32,11 +32,18 @@ def leaves(tensors: Tensors) -> list[Any]:
 
 
 def named(tensors: Tensors, name: str = "input") -> dict[str, Any]:
-    """Each by a name: the key of a dict, a number in a tuple, or the name given if there is one alone."""
+    """Each by a name: the key of a dict, a number in a tuple, or the name given if there is one alone.
+
+    Raises:
+        ValueError: if two have the same name then.
+    """
     found = {}
     for path, tensor in tree_flatten_with_path(tensors)[0]:
         key = ".".join(str(getattr(step, "key", getattr(step, "idx", None))) for step in path)
-        found[key if key and not key[0].isdecimal() else f"{name}{key}"] = tensor
+        own = key if key and not key[0].isdecimal() else f"{name}{key}"
+        if own in found:
+            raise ValueError(f"two inputs are called {own!r:.50}: rename one")
+        found[own] = tensor
     return found
 
 
@@ -96,7 +103,8 @@ def examples(batch: int, shape: Shape, dtype: torch.dtype, device: torch.device 
     if given and all(isinstance(tensor, Tensor) and tensor.ndim and len(tensor) for tensor in given):
 
         def again(x: Tensor) -> Tensor:
-            return x.detach()[torch.arange(batch) % len(x)].to(device, dtype if x.is_floating_point() else x.dtype)
+            kind = dtype if x.is_floating_point() or x.dtype == torch.uint8 else x.dtype
+            return x.detach()[torch.arange(batch) % len(x)].to(device, kind)
 
         return each(again, shape)
     return made(checked_shape(shape))
@@ -127,7 +135,9 @@ def fault_of(x: Any, *parts: nn.Module, added: bool = False) -> str | None:
         if not one.ndim or len(one) != len(first(x)):
             return f"inputs have as many examples each, [batch, ...], and {name} has shape {tuple(one.shape)}"
     if not isinstance(x, Tensor):
-        return None
+        kind, layer = type(x).__name__, _first_layer(parts)
+        told = f"the first layer, a {type(layer).__name__}, takes one tensor [batch, ...], not a {kind}"
+        return None if layer is None else told
     given = f"an input {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
     if not x.ndim or not len(x):
         return f"{given} has no example in it: give a batch of one or more, [batch, ...]"

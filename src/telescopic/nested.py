@@ -276,10 +276,11 @@ class Nested(nn.Module):
     def _drop(self, x: Tensors, step: int) -> Tensors:
         """Dropout behind the stage that a member runs as number `step` (from 0) of its own path.
 
-        Of several tensors the first has the features; what goes with them, such as a mask, is left as it is.
+        Of several tensors the first of floating-point numbers has the features; what goes with them, such as a mask,
+        is left as it is.
         """
-        if self.training and step < len(self.dropout):
-            features = leaves(x)[0]
+        features = next((one for one in leaves(x) if one.is_floating_point()), None)
+        if self.training and step < len(self.dropout) and features is not None:
             dropped = _dropped(features, self.dropout[step])
             return each(lambda one: dropped if one is features else one, x)
         return x

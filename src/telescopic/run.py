@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from telescopic.bundle.header import BundleError, find, read_catalogue
 from telescopic.catalogue.table import Catalogue
@@ -129,8 +129,7 @@ class Source:
         name = self.bundle.provenance.get("data")
         if isinstance(name, str):
             try:
-                size = shape[1:] if len(shape) == 3 and Path(name).is_dir() else None
-                test = datasets.load(name, data_dir=data_dir, size=size, download=False).test
+                test = datasets.load(name, data_dir=data_dir, size=self._size(name), download=False).test
                 if shape_of(test.inputs) == shape:
                     return test[:number].inputs, f"test examples of {name}"
             except datasets.DataError:
@@ -165,12 +164,10 @@ class Source:
             raise ValueError(f"{self.name} does not say what data it was trained on: name them with --data")
         seed, number = known.get("seed"), known.get("validation_images")  # these have chosen the validation images
         number = number if type(number) is int and wanted == learned else None
-        shape = self.bundle.input_shape
-        size = shape[1:] if isinstance(shape, tuple) and len(shape) == 3 and Path(wanted).is_dir() else None
         try:
             # The seed of a program of the user's own need not be that of its validation images.
             for one in dict.fromkeys((seed if type(seed) is int else 0, 0)):
-                loaded = datasets.load(wanted, data_dir=data_dir, validation=number, size=size, seed=one)
+                loaded = datasets.load(wanted, data_dir=data_dir, validation=number, size=self._size(wanted), seed=one)
                 same = name is not None or known.get("images") in (None, fingerprint(loaded))
                 if same:
                     break
@@ -183,6 +180,15 @@ class Source:
         if self.bundle.input_shape not in (None, loaded.input_shape):
             raise ValueError(f"{self.name} takes images of shape {self.bundle.input_shape}, not {loaded.input_shape}")
         return loaded
+
+    def _size(self, name: str) -> Any:
+        """To what the images of a folder were brought; None for any other data."""
+        from telescopic.data import names
+
+        shape = self.bundle.input_shape
+        if not isinstance(shape, tuple) or len(shape) != 3 or name in names():
+            return None
+        return shape[1:] if Path(name).expanduser().is_dir() else None
 
     def preprocess(self) -> "Preprocess":
         """From pixels to the network's input."""

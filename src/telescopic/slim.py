@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -69,16 +70,17 @@ def slim(
 
     Args:
         net: a module from inputs to logits, whose code is left alone; or a `Nested` with one width. It is not changed.
-        example: a batch of inputs `[batch, ...]`; see `shrink.add_filters`.
+        example: a batch of inputs `[batch, ...]`; or a function that calls the network with several, such as
+            `lambda net: net(inputs)`. See `shrink.add_filters`.
         widths: rising shares, the last one 1; or a number of equal steps up to it. Instead of a share, a mapping from
             paths of layers, as `family.narrowing` has them, or patterns such as `stages.0.*`, to shares or numbers of
-            channels; what it does not name stays whole.
+            channels (1.0 is all of them, and 1 is one); what it does not name stays whole.
         of: what the shares are of: each layer's `channels`; or all multiply-adds, those of all entries and exits
             together. These are saved where least importance is lost for each, so that layers narrow unevenly.
         multiple_of: each layer keeps a multiple of this many channels, rounded up, or all, unless it is given a number.
         order: which channels are important and come first: those of the `weights` with the largest norms, relative to
             the others of their tensor; as they are `given`; or those whose elements sum to most in a mapping, from
-            names of the network's parameters to how important their elements are, such as `taylor` makes.
+            names of the network's parameters to how important their elements are, 0 or more, such as `taylor` makes.
 
     Returns:
         A `Nested` of independent weights, with an attribute `narrowing`. What `telescopic.load` makes of a file has
@@ -114,10 +116,12 @@ def slim(
             reorder_(whole, (), inputs, channels, importance)
             importance = importance[source]
     trial = Trial(whole, inputs, channels)
-    least = [each.rounded(asked[0]) if of == "channels" and isinstance(asked[0], float) else each.step for each in sets]
+    least = [each.step for each in sets]
+    if of == "channels":
+        least = [*map(min, zip(*(by_share(channels, sets, width, {}) for width in asked[:-1]), strict=True))]
     sets, failing = working(trial, sets, least)
     if of == "macs":
-        kept = by_macs(trial, sets, importance, asked[:-1])  # type: ignore[arg-type]
+        kept = by_macs(trial, sets, importance, asked[:-1]) if sets else [[]] * (len(asked) - 1)  # type: ignore[arg-type]
     else:
         kept = [by_share(channels, sets, width, failing) for width in asked[:-1]]
     if any(a > b for one, other in pairwise(kept) for a, b in zip(one, other, strict=True)):
@@ -146,7 +150,8 @@ def _asked(widths: object, of: str) -> tuple[Width, ...]:
         return tuple((step + 1) / widths for step in range(widths))
     each = [*widths] if isinstance(widths, Sequence) and not isinstance(widths, str) else []
     mapped = [isinstance(width, Mapping) for width in each]
-    shares = [width for width in each if type(width) in (int, float)]
+    each = [float(one) if isinstance(one, Real) and not isinstance(one, bool) else one for one in each]
+    shares = [width for width in each if isinstance(width, float)]
     rising = all(0 < a < b for a, b in pairwise([*shares, math.nextafter(1, 2)]))
     if not 2 <= len(each) <= 64 or len(shares) + sum(mapped) < len(each) or each[-1] != 1 or not rising:
         raise ValueError(
@@ -155,7 +160,7 @@ def _asked(widths: object, of: str) -> tuple[Width, ...]:
         )
     if of == "macs" and any(mapped):
         raise ValueError("a mapping says how wide each layer is, and no share of all multiply-adds: of='channels'")
-    return tuple(width if isinstance(width, Mapping) else float(width) for width in each)
+    return tuple(each)
 
 
 def _base(net: nn.Module) -> Nested:
@@ -185,8 +190,8 @@ def _elements(net: nn.Module, order: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(each, Tensor) or list(each.shape) != shapes[name]:
             given = list(each.shape) if isinstance(each, Tensor) else type(each).__name__
             raise ValueError(f"the importance of {name} is a tensor {shapes[name]}, not {given}")
-        if not bool(torch.isfinite(each).all()):
-            raise ValueError(f"the importance of {name} is not finite everywhere")
+        if not bool((torch.isfinite(each) & (each >= 0)).all()):
+            raise ValueError(f"the importance of {name} is not finite and 0 or more everywhere")
     if missing := next((name for name in shapes if name not in order), None):
         raise ValueError(f"no importance is given for {missing}")
     start = "net." if isinstance(net, Nested) else "net.stages.0."

@@ -88,7 +88,8 @@ def recalibrate_(
             # Whole batches only: the few images of a last one would count as much.
             generator = torch.Generator().manual_seed(seed)
             most = num_images if split.loader is not None else min(num_images, len(split))
-            for images, _ in islice(batches(split, size, seed=seed), max(1, most // size)):
+            whole = (x for x, y in batches(split, size, seed=seed) if len(y) >= size)
+            for images in islice(whole, max(1, most // size)):
                 images = images if augment is None else augment(images, generator)
                 x = prepared(images, preprocess, first)
                 net.all(x) if isinstance(net, Nested) else net(x)

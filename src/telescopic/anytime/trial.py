@@ -82,6 +82,8 @@ def try_deadlines(
     """
     if not len(split):
         raise ValueError("deadlines are tried on images, and there are none")
+    if split.loader is not None:
+        raise ValueError("deadlines are tried on data in memory, and these come from a loader")
     check_fits(net, [split], preprocess or Preprocess())
     places = torch.linspace(0, len(split) - 1, min(number, len(split))).round().long()
     first = next(net.parameters())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from telescopic.data.readers import DataError
-from telescopic.data.streams import streamed
+from telescopic.data.streams import both, streamed
 from telescopic.inputs import Tensors, each, first, leaves, named
 from telescopic.tasks import facts
 
@@ -38,7 +38,7 @@ class Split:
 
     def __post_init__(self) -> None:
         """Refuse what is not a split."""
-        given = named(self.inputs, "inputs") | {"targets": self.targets}
+        given = both(self.inputs, self.targets)
         if len(given) < 2 or not all(isinstance(some, Tensor) for some in given.values()):
             found = " and ".join(type(some).__name__ for some in given.values())
             raise DataError(f"inputs and targets are tensors, not {found}: see telescopic.data.of")
@@ -48,7 +48,7 @@ class Split:
 
     def __repr__(self) -> str:
         """Types and shapes; of a loader's first batch."""
-        given = named(self.inputs, "inputs") | {"targets": self.targets}
+        given = both(self.inputs, self.targets)
         return f"Split({', '.join(f'{name} {facts(some)}' for name, some in given.items())})"
 
     @property

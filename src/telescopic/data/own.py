@@ -11,7 +11,7 @@ from telescopic.data.batches import Split
 from telescopic.data.dataset import Dataset
 from telescopic.data.dividing import divide, taken
 from telescopic.data.readers import DataError, numbers
-from telescopic.data.streams import first_of, sampler_of
+from telescopic.data.streams import first_of, length_of, sampler_of
 from telescopic.inputs import named
 
 Given = Tensor | NDArray[Any] | Sequence[Any]
@@ -96,10 +96,15 @@ def Loaders(
         DataError: if a loader gives nothing or something else, can be read only once, or the one to train with has no
             length.
     """
-    if not hasattr(train, "__len__"):
+    if length_of(train) is None:
         raise DataError(
             f"the training loader is a {type(train).__name__} whose number of batches is not known, by which the "
             "learning rate goes: give it a __len__"
+        )
+    if getattr(train, "persistent_workers", False):
+        raise DataError(
+            "persistent workers keep their random numbers from epoch to epoch, and a resumed run would read other "
+            "batches: DataLoader(..., persistent_workers=False)"
         )
     first = Split(*first_of(train, "training"), train)
     others = [

@@ -38,7 +38,7 @@ def streamed(
             tell(epoch)
     with _seeded(seed, epoch, 0):
         iterator = iter(loader)
-    number, share = 0, slice(rank, None, world)
+    number, length, share = 0, length_of(loader), slice(rank, None, world)
     if sampler_of(loader) is not None:  # what it gives is a share already
         share, least = slice(None), -(-least // world)
     while True:
@@ -48,8 +48,8 @@ def streamed(
         if given is _END:
             break
         number += 1
-        if hasattr(loader, "__len__") and number > len(loader):
-            raise DataError(f"a loader says that it has {len(loader)} batches, and gives more")
+        if length is not None and number > length:
+            raise DataError(f"a loader says that it has {length} batches, and gives more")
         where = f"batch {number} of a loader"
         batch = pair(given, where)
         if (there := _form(batch)) != (here := _form(like)):
@@ -60,13 +60,36 @@ def streamed(
             raise DataError(
                 f"{where} has {len(batch[1])} examples, and BatchNorm needs {least}: DataLoader(..., drop_last=True)"
             )
-        for name, tensor in (named(batch[0], "inputs") | {"targets": batch[1]}).items():
+        for name, tensor in both(*batch).items():
             if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
                 place = (~tensor.isfinite()).nonzero()[0].tolist()
                 raise DataError(f"{where}: {name}{place} is {tensor[tuple(place)].item()}: leave the example out")
         yield each(lambda x: x[share], batch[0]), batch[1][share]
-    if hasattr(loader, "__len__") and number < len(loader):
-        raise DataError(f"a loader says that it has {len(loader)} batches, and gave {number}")
+    if length is not None and number < length:
+        raise DataError(f"a loader says that it has {length} batches, and gave {number}")
+
+
+def both(inputs: Tensors, targets: Any) -> dict[str, Any]:
+    """Inputs and targets by name.
+
+    Raises:
+        DataError: if two have the same name.
+    """
+    try:
+        given = named(inputs, "inputs")
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if "targets" in given:
+        raise DataError("an input is called targets, as what is to be answered is: rename it")
+    return given | {"targets": targets}
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches it has; None if it does not know, such as a DataLoader over an IterableDataset."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def pair(given: Any, where: str) -> tuple[Tensors, Tensor]:
@@ -79,7 +102,7 @@ def pair(given: Any, where: str) -> tuple[Tensors, Tensor]:
         kind = f"{type(given).__name__}{f' of {len(given)}' if isinstance(given, tuple | list | dict) else ''}"
         raise DataError(f"{where} is a {kind}, not (inputs, targets): give the loader a collate_fn that makes those")
     inputs, targets = _plain(given[0]), given[1]
-    tensors = {**named(inputs, "inputs"), "targets": targets}
+    tensors = both(inputs, targets)
     if strangers := {name: one for name, one in tensors.items() if not isinstance(one, Tensor)}:
         name, stranger = next(iter(strangers.items()))
         raise DataError(f"{where}: {name} is a {type(stranger).__name__}, not a tensor [batch, ...]")
@@ -135,7 +158,7 @@ def _plain(inputs: Any) -> Any:
 
 
 def _form(batch: tuple[Tensors, Tensor]) -> dict[str, str]:
-    tensors = named(batch[0], "inputs") | {"targets": batch[1]}
+    tensors = both(*batch)
     return {name: f"{facts(tensor[0])} in each example" for name, tensor in tensors.items()}
 
 

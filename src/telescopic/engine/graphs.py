@@ -175,7 +175,9 @@ def _compute(graph: Any, values: dict[str, Any]) -> bool:
     """Put numbers in the place of nodes that compute sizes from sizes; whether there are any."""
     import onnx
 
-    small = (tensor for tensor in graph.initializer if not tensor.external_data and math.prod(tensor.dims) <= _SMALL)
+    kinds = {number for name, number in _KINDS.items() if name != "float32"}
+    ours = (tensor for tensor in graph.initializer if tensor.data_type in kinds and not tensor.data_location)
+    small = (tensor for tensor in ours if math.prod(tensor.dims) <= _SMALL)
     known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small}
     left, found, number, ends = [], False, 0, {value.name for value in graph.output}
     for node in graph.node:

@@ -134,7 +134,7 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     precision: str = "float32"
-    uint8: tuple[str, ...] = ()
+    uint8: frozenset[str] = frozenset()
     types: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -158,7 +158,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """As text, which `from_json` reads."""
-        data = asdict(self)
+        data = asdict(self) | {"uint8": sorted(self.uint8)}
         for row, member in zip(data["members"], self.members, strict=True):
             row["subnet"] = str(member.subnet)
         return json.dumps({"format": FORMAT, **data}, indent=1, allow_nan=False) + "\n"
@@ -252,7 +252,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         _text(name): Constant(_count(value["offset"]), _shape(value["shape"]))
         for name, value in _some(data.pop("constants"), dict).items()
     }
-    classes, uint8 = _texts(data.pop("classes")), _texts(data.pop("uint8", []))
+    classes, uint8 = _texts(data.pop("classes")), frozenset(_texts(data.pop("uint8", [])))
     types = {_text(name): _text(kind) for name, kind in _some(data.pop("types", {}), dict).items()}
     facts: dict[str, Any] = {"constants": constants, "classes": classes, "uint8": uint8, "types": types}
     return Manifest(tuple(members), tensors=tensors, **facts, **data)

@@ -64,6 +64,8 @@ class Images:
             return cls(inputs[~judging], inputs[judging], None, what, preprocess or Preprocess())
         if not isinstance(given, Dataset):
             raise TypeError(f"int8 takes a data set, or inputs float32 {wanted}, not a {type(given).__name__}")
+        if any(split.loader is not None for split in (given.train, given.validation, given.test)):
+            raise ValueError(f"int8 takes data in memory, and {given.name} comes from loaders: give inputs as a tensor")
         if given.input_shape != tuple(shape):
             raise ValueError(f"int8 takes images {wanted}, and those of {given.name} are {[*given.input_shape]}")
         prepare, train, others = preprocess or Preprocess(), given.train, given.validation

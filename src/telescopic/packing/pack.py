@@ -19,7 +19,7 @@ from telescopic.engine.manifest import CARD, MANIFEST, WEIGHTS, Manifest, Packed
 from telescopic.export import TOLERANCES
 from telescopic.extras import needs
 from telescopic.files import replacing_folder
-from telescopic.inputs import Tensors, each, examples, first_line, leaves, named, shape_of
+from telescopic.inputs import Tensors, each, examples, first_line, leaves, named, plain_shape, shape_of
 from telescopic.layers.causal import CausalConv2d, prefix
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
@@ -126,7 +126,8 @@ def pack(
             net = Bundle.open(net)
         if isinstance(net, Bundle):
             catalogue, preprocess = catalogue or net.catalogue, preprocess or net.preprocess
-            input_shape, classes = input_shape or net.input_shape, classes or net.classes
+            input_shape = net.input_shape if input_shape is None else input_shape
+            classes = classes or net.classes
             provenance = dict(net.provenance)
             opened = net.network()
         else:
@@ -140,8 +141,10 @@ def pack(
         elif tuple(member.subnet for member in catalogue) != tuple(network.grid):
             raise ValueError(f"this catalogue is of another network: its members are not those of {network.grid}")
         chosen, left_out = _chosen(network, catalogue, members)
-        shape = input_shape or catalogue.input_shape
+        shape = catalogue.input_shape if input_shape is None else plain_shape(input_shape)
         x = _samples(samples, shape)
+        if not isinstance(x, Tensor) and preprocess not in (None, Preprocess()):
+            raise ValueError(f"means and stds are for one input, and these are {', '.join(named(x))}: normalise before")
         if int8 is not None and not isinstance(x, Tensor):
             raise PackError("int8 is for networks of one input of floating-point numbers: pack this one in float32")
         images = None if int8 is None else Images.of(int8, shape, preprocess)

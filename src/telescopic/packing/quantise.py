@@ -136,7 +136,7 @@ def quantise(
             move_out(graphs[name], weights)
             (folder / file).write_bytes(graphs[name].SerializeToString(deterministic=True))
         places = {name: Constant(weights.put(value.tobytes()), value.shape) for name, value in constants.items()}
-    return replace(manifest, precision="int8", constants=places, uint8=uint8)
+    return replace(manifest, precision="int8", constants=places, uint8=frozenset(uint8))
 
 
 def _agreed(ranges: Mapping[str, Mapping[str, Range]], between: Sequence[Joint]) -> dict[str, dict[str, Range]]:

@@ -87,7 +87,7 @@ function show(told) {
   select(told.member.label);
   $("took").textContent = ms(told.computed_ms) + (told.late ? ", late" : "");
   $("answer").replaceChildren();
-  for (const v of told.outputs ? told.outputs[0].slice(0, 12) : []) element($("answer"), "p", v.toPrecision(4)).className = "big";
+  for (const v of told.outputs ? told.outputs[0].flat(Infinity).slice(0, 12) : []) element($("answer"), "p", v.toPrecision(4)).className = "big";
   const best = (told.probabilities ?? [[]])[0].map((p, i) => [p, i]).sort((a, b) => b[0] - a[0]).slice(0, 5);
   for (const [p, i] of best) {
     const bar = element($("answer"), "div"); bar.className = "bar";

@@ -70,7 +70,7 @@ def _require_batch(x: Any) -> None:
     if not isinstance(x, Tensor):
         remedy = {
             "ndarray": ": give torch.from_numpy(x)",
-            "dict": ": give its tensors in a tuple, as the network's forward takes them one by one",
+            "dict": ": give a function that calls the network with it, such as lambda net: net(x)",
         }.get(type(x).__name__, "")
         raise ValueError(
             f"an example is a tensor [batch, ...], or several in a tuple, not a {type(x).__name__}{remedy}"

@@ -49,7 +49,11 @@ def _set(channels: Channels, labels: Tensor, multiple_of: int) -> ChannelSet:
     # How many channels of a layer one label stands for, such as one of each group that are shuffled together.
     given = max(int((label[axis.ids] == labels[0]).sum()) for axis in channels.axes.values() if axis.makes)
     least = math.lcm(1, *groups)
-    return ChannelSet(labels, min(len(labels), math.lcm(math.lcm(multiple_of, given) // given, least)), least)
+    layers = (label[axis.ids] for axis in channels.axes.values() if axis.makes)
+    # How many layers stand beside each other in the widest.
+    beside = -(-len(labels) // min(len(torch.unique(each)) for each in layers if torch.isin(each, labels).any()))
+    step = beside * math.lcm(math.lcm(multiple_of, given) // given, least)
+    return ChannelSet(labels, min(len(labels), step), least)
 
 
 def _together(channels: Channels) -> Iterator[Tensor]:
@@ -68,13 +72,17 @@ def _together(channels: Channels) -> Iterator[Tensor]:
     for root in sorted({int(home[labels[0]]) for labels in given}):
         members = [labels for labels in given if home[labels[0]] == root]
         if not any(held[labels].any() for labels in members):
+            # Of layers whose channels stand beside each other in a wider one, each keeps its share.
+            places = torch.full((len(label),), torch.inf, dtype=torch.float64)
+            for labels in sorted(members, key=len, reverse=True):
+                places[labels.flip(0)] = (torch.arange(len(labels), dtype=torch.float64).flip(0) + 0.5) / len(labels)
             everything = torch.cat(members)
-            yield _in_order(everything, channels.rows())
+            yield _in_order(everything[places[everything].argsort(stable=True)], channels.rows())
 
 
 def _in_order(labels: Tensor, rows: Sequence[Tensor]) -> Tensor:
     """Each label once, as they first come; those of rows that keep equally many, by turns."""
-    for each in rows:
+    for each in sorted(rows, key=len):  # groups of groups: by turns of the most
         if torch.isin(each, labels).any() and bool((each[0] != each[1]).any()):
             labels = torch.cat((each.T.reshape(-1), labels))
     kept, seen = [], set[int]()
@@ -102,12 +110,18 @@ def importances(channels: Channels, label: Tensor, elements: Mapping[str, Tensor
     total = torch.zeros(len(label), dtype=torch.float64)
     for axis in channels.axes.values():
         known = isinstance(axis.tensor, nn.Parameter) if elements is None else axis.name in elements
-        if not known or axis.groups > 1 or (elements is None and axis.tensor.ndim < 2):
+        if not known or (elements is None and axis.tensor.ndim < 2):
             continue
-        each = (axis.tensor.detach().square() if elements is None else elements[axis.name]).double().cpu()
-        each = each.movedim(axis.dim, 0).flatten(1).sum(1) if each.ndim > 1 else each
-        if elements is None:
-            each = each / each.sum().clamp(min=1e-30)
+        each = (axis.tensor.detach() if elements is None else elements[axis.name]).cpu().double()
+        each = each.square() / each.square().sum().clamp(min=1e-30) if elements is None else each
+        size = len(axis.ids) // axis.groups
+        each = (
+            torch.unflatten(each, 0, (axis.groups, -1))
+            .movedim(axis.dim + 1, 1)
+            .reshape(axis.groups, size, -1)
+            .sum(2)
+            .flatten()
+        )
         total.index_add_(0, label[axis.ids], each)
     return total
 
@@ -145,7 +159,10 @@ class Trial:
         gone = torch.zeros(len(self.label), dtype=torch.bool)
         for each, number in zip(sets, kept, strict=True):
             gone[each.labels[number:]] = True
-        removed = self.channels.settled(gone[self.label])
+        wanted = gone[self.label]
+        removed = self.channels.settled(wanted)
+        if not torch.equal(removed, wanted):
+            raise ValueError("a layer or a group of one would keep none, or other numbers of channels than asked for")
         cuts = tuple(cuts_of(self.channels, removed))
         trial = copied(self.net)
         sizes = written(trial)
@@ -184,5 +201,5 @@ def working(trial: Trial, sets: list[ChannelSet], kept: Sequence[int]) -> tuple[
             try:
                 trial([each], [number])
             except ValueError as error:
-                failing[int(each.labels[0])] = str(error)
+                failing |= dict.fromkeys(each.labels.tolist(), str(error))
     return [each for each in sets if int(each.labels[0]) not in failing], failing

@@ -4,7 +4,9 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral
 
+import torch
 from torch import Tensor
 
 from telescopic.shrink.channels import Channels
@@ -38,14 +40,15 @@ def by_share(channels: Channels, sets: Sequence[ChannelSet], width: Width, faili
                     raise ValueError(f"{path} stays whole, because of {why}")
                 continue
             found, each = True, sets[place]
-            if type(value) is int:
-                times = max(1, int((ids == each.labels[0]).sum()))
-                number, rest = divmod(value, times)
-                fits = 1 <= number <= len(each.labels) and not rest
-                if not fits or (number % each.least and number < len(each.labels)):
-                    unit = each.least * times
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                entries = torch.bincount(ids, minlength=len(label))[each.labels]  # of this layer, for each label
+                ends = (entries.cumsum(0) == value).nonzero().view(-1) + 1
+                fitting = [end for end in ends.tolist() if end % each.least == 0 or end == len(each.labels)]
+                if not fitting:
+                    unit = each.least * max(1, int(entries.max()))
                     raise ValueError(f"{path} keeps 1 to {len(ids)} channels, in multiples of {unit}, not {value}")
-            elif type(value) is float and 0 < value <= 1:
+                number = fitting[0]
+            elif isinstance(value, float) and 0 < value <= 1:
                 number = each.rounded(value)
             else:
                 raise ValueError(f"{pattern!r:.100} is to keep a share or a number of its channels, not {value!r:.100}")
@@ -62,8 +65,9 @@ def by_share(channels: Channels, sets: Sequence[ChannelSet], width: Width, faili
 def by_macs(trial: Trial, sets: Sequence[ChannelSet], importance: Tensor, shares: Sequence[float]) -> list[list[int]]:
     """How many labels of each set the shares of all multiply-adds keep.
 
-    A signal has to pass all layers, so the product of the shares of importance that sets keep is to stay large: step by
-    step that goes which takes the least of what is left in its set, for its price. So no layer is worn away alone.
+    A signal has to pass all layers, so the product of the shares of importance that sets keep, each to the power of the
+    set's importance, is to stay large: step by step that goes which takes the least of what is left in its set, for its
+    price. So no layer is worn away alone.
 
     Raises:
         ValueError: if the narrowest network needs more.
@@ -89,7 +93,8 @@ def by_macs(trial: Trial, sets: Sequence[ChannelSet], importance: Tensor, shares
     least = trial(sets, sizes[-1]).macs
     if least > shares[0] * trial.macs:
         raise ValueError(
-            f"the narrowest member needs {least / trial.macs:.3f} of all multiply-adds, and {shares[0]:g} is asked for"
+            f"the narrowest member needs {least / trial.macs:.3f} of all multiply-adds, not {shares[0]:g}: "
+            "ask for more, or for a smaller multiple_of"
         )
     # The more went, the fewer multiply-adds: the first one that needs no more than the share.
     needed: dict[int, int] = {}

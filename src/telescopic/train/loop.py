@@ -16,7 +16,7 @@ from telescopic.data import Dataset, Split, batch_sizes, batches, prepared
 from telescopic.data.streams import sampler_of
 from telescopic.denormals import denormals_as_zero
 from telescopic.evaluate import score_sums
-from telescopic.fits import check_training
+from telescopic.fits import check_training, tried
 from telescopic.inputs import Tensors
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
@@ -106,6 +106,7 @@ class Training:
         self.apart = [_share(split, self.rank, self.world).to(device) for split in (data.validation, data.test)]
         self.sizes = batch_sizes(len(self.train), recipe.batch_size, self.least)
         if data.train.loader is not None:
+            self.answers = tried(net, self.train, recipe.preprocess)[0]
             self.sizes = [recipe.batch_size] * len(data.train.loader)  # of which the last may be smaller
             self._require_alike()
         example = prepared(self.train[:2].inputs, recipe.preprocess, self.like)
@@ -217,6 +218,7 @@ class Training:
         step, size = (epoch - 1) * len(self.sizes) + batch, self.sizes[batch]
         if self.train.loader is not None:
             size = int(self._sum(torch.tensor(len(targets), device=device)))
+            self.task.check(self.answers, [targets])  # of which only those of the first batch have been looked at
         self.examples += size
         # Seeding every step leaves no random state to carry from a killed run to its continuation.
         generator = torch.manual_seed((self.seed * 1_000_003 + step) * self.world + self.rank)

@@ -54,7 +54,7 @@ class Result:
             **facts,
             "data": data.name,
             "images": fingerprint(data),
-            "validation_images": len(data.validation),
+            "validation_images": None if data.validation.loader is not None else len(data.validation),
             "seed": seed,
             "task": task.facts(),
             "recipe": recipe.to_dict(),
