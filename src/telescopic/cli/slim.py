@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, Precision, Seed, function_in, interruptible, one_of, show_table, tell
+from telescopic.cli.shown import (
+    DataDir,
+    Import,
+    Precision,
+    Seed,
+    Size,
+    function_in,
+    interruptible,
+    one_of,
+    show_table,
+    tell,
+)
+from telescopic.cli.train import go_on, usual
 from telescopic.quantities import numbers
 
 if TYPE_CHECKING:
@@ -50,12 +62,13 @@ def slim(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")] = False,
     data_dir: DataDir = None,
+    size: Size = None,
     precision: Precision = "auto",
     code: Import = None,
 ) -> None:
     """Give a network that is trained already several widths, and train them together: the widest teaches the others."""
     from telescopic import recipes
-    from telescopic.data import Augment, Preprocess
+    from telescopic.data import Augment
     from telescopic.denormals import denormals_as_zero
     from telescopic.importance import taylor
     from telescopic.run import Source
@@ -71,8 +84,8 @@ def slim(
     one_of("order", order, ("weights", "taylor", "given"))
     shares = numbers("--widths", widths, float, "numbers such as 0.25,0.5,1")
     with denormals_as_zero():
-        net, images, preprocess, name, learned = _opened(source, data, data_dir, seed)
-        preprocess = preprocess or Preprocess.fit(images.train)
+        net, images, preprocess, name, learned = _opened(source, data, data_dir, seed, size)
+        preprocess = preprocess or usual(images)
         if (task or learned) not in NAMED:
             raise ValueError(f"{source} learned {learned!r:.100}, which no command knows: name a task with --task")
         asked = NAMED[task or learned]
@@ -96,8 +109,9 @@ def slim(
             how = {"precision": precision, "provenance": {"method": "slim", "of": of, "order": order}}
             fit(family, images, recipe, task=asked, out=folder, seed=seed, resume=resume, **how)
     if speaks:
-        show_table(Source.open(str(folder)).catalogue().table())
-        tell(f"\nNext:  telescopic choose {folder} --min-accuracy 0.9    telescopic report {folder}")
+        table = Source.open(str(folder)).catalogue()
+        show_table(table.table())
+        go_on(table, folder)
 
 
 def _some(train: "Split", preprocess: "Preprocess") -> "Iterator[tuple[Tensor, Tensor]]":
@@ -107,7 +121,7 @@ def _some(train: "Split", preprocess: "Preprocess") -> "Iterator[tuple[Tensor, T
 
 
 def _opened(
-    source: str, data: str | None, data_dir: Path | None, seed: int
+    source: str, data: str | None, data_dir: Path | None, seed: int, size: int | None
 ) -> "tuple[nn.Module, Dataset, Preprocess | None, str, str]":
     """The network, the data, what is done to inputs before, and names of the run and of the task."""
     from telescopic import data as datasets
@@ -122,5 +136,5 @@ def _opened(
     if data is None:
         raise ValueError(f"{source} does not say what data it learns: name them with --data")
     file, build = own
-    loaded = datasets.load(data, data_dir=data_dir, seed=seed)
+    loaded = datasets.load(data, data_dir=data_dir, seed=seed, size=size)
     return build(), loaded, None, file.stem, "classification"

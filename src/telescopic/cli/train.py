@@ -50,7 +50,7 @@ def _command(paper: "Paper") -> Any:
             table, folder = told
             if said := paper.says(folder):
                 tell(f"\n{said}")
-            _go_on(table, folder)
+            go_on(table, folder)
 
     example = f"Example:  telescopic train {method} {paper.examples[0]}"
     return command(method, paper.train, run, first=("data",), help=first_words(paper.train), epilog=example)
@@ -105,11 +105,11 @@ def _family(name: str) -> Callable[..., None]:
         def build(images: "Dataset") -> "tuple[Nested, Recipe]":
             net = _made(name, function, images)
             measure(net, input_shape=images.input_shape)  # what no command could open is refused before it is trained
-            return net, replace(recipe, preprocess=_usual(images))
+            return net, replace(recipe, preprocess=usual(images))
 
         how: dict[str, Any] = {"size": size, "seed": seed, "resume": resume, "precision": precision}
         if told := _train(file.stem, build, data, data_dir, validation, task=NAMED[task], out=out, **how):
-            _go_on(*told)
+            go_on(*told)
 
     return family
 
@@ -137,7 +137,7 @@ def _made(name: str, function: Callable[..., Any], images: "Dataset") -> "Nested
     raise ValueError(f"{name} is called without arguments or with the data alone, and it takes more")
 
 
-def _usual(images: "Dataset") -> "Preprocess":
+def usual(images: "Dataset") -> "Preprocess":
     """Numbers of mean 0 and deviation 1 in each channel; whole numbers, such as those of words, as they are."""
     import torch
 
@@ -205,7 +205,7 @@ def _train(
     return table, folder
 
 
-def _go_on(table: "Catalogue", folder: Path) -> None:
+def go_on(table: "Catalogue", folder: Path) -> None:
     """Say what may be done next."""
     from telescopic.quantities import human
 
