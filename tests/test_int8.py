@@ -232,7 +232,7 @@ def test_what_has_another_scale_is_passed_on_as_float32(tmp_path: Path) -> None:
     net = tl.Nested([first, last], {0: nn.Identity(), 1: adapter}, {1: head}).eval()
     x = torch.randn(32, *IMAGE)
     folder = tl.pack(net, tmp_path / "int8", members="all", input_shape=IMAGE, int8=x)
-    assert Manifest.from_json((folder / MANIFEST).read_text()).uint8 == ()
+    assert Manifest.from_json((folder / MANIFEST).read_text()).uint8 == frozenset()
     engine = tl.Engine(folder, cache=False)
     for member in engine.members:
         with torch.no_grad():
