@@ -154,8 +154,7 @@ class Channels:
         for row in [row for ids, groups in parts for row in ids.view(groups, -1)]:
             entries = torch.bincount(label[row], minlength=self._num)
             kind = torch.unique(kind * (entries.max() + 1) + entries, return_inverse=True)[1]
-        for ids, _ in self._held:
-            kind[label[ids]] = -1
+        kind[self.held()] = -1
         return kind
 
     def removed(self, multiple_of: int = 1, of: Collection[str] | None = None) -> Tensor:

@@ -191,7 +191,7 @@ def _run(net: nn.Module, inputs: Inputs) -> tuple[list[list[int]], int]:
 
 
 def working(trial: Trial, sets: list[ChannelSet], kept: Sequence[int]) -> tuple[list[ChannelSet], dict[int, str]]:
-    """The sets without which the network still runs; and for others, by their first label, what happens."""
+    """The sets without which the network still runs; and for the labels of others, what happens."""
     failing: dict[int, str] = {}
     try:
         trial(sets, kept)
