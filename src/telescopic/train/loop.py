@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from telescopic.data import Dataset, Split, batch_sizes, batches, prepared
 from telescopic.data.streams import sampler_of
@@ -111,8 +111,7 @@ class Training:
         self.average: AveragedModel | None = None
         self.kept = net
         if recipe.ema:
-            of = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(net, multi_avg_fn=of, use_buffers=True).requires_grad_(False)
+            self.average = AveragedModel(net, multi_avg_fn=_mean(recipe.ema), use_buffers=True).requires_grad_(False)
             self.kept = cast(Nested, self.average.module)
         teacher = self.kept if recipe.teacher == "ema" else teacher if teacher is None else teacher.to(device)
         self.train = data.train.to(device)
@@ -351,6 +350,21 @@ class Training:
         )
         done = f"{self.position.batch} batches"
         raise KeyboardInterrupt(f"stopped in epoch {self.position.epoch} after {done}; {how}")
+
+
+def _mean(share: float) -> Callable[[Any, Any, Any], None]:
+    """What keeps a share of each average and takes the rest from new values; whole numbers, such as counts, are copied.
+
+    (torch's own averages those too, and rounds: a count would stay at 0.)
+    """
+
+    def update(averages: list[Tensor], values: list[Tensor], steps: Any) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - share)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return update
 
 
 def _leave_group() -> None:
