@@ -180,8 +180,8 @@ def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:
     """
     members, mix = len(net.grid), recipe.mix
     weights = recipe.weights or (1 / members,) * members
-    if weights == "full":
-        weights = tuple(float(member == net.grid.full) for member in net.grid)
+    if isinstance(weights, str):
+        weights = tuple(float(weights == "sum" or member == net.grid.full) for member in net.grid)
     if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
         raise ValueError(f"{members} members need as many loss weights, none negative, not all 0; got {weights}")
     if mix is not None and (len(mix) != members or any(len(row) != members for row in mix)):

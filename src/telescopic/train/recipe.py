@@ -54,7 +54,7 @@ class Shrink:
             raise ValueError("channels die at random just before they are removed: say when, with collect=")
 
 
-Weights = tuple[float, ...] | Literal["full"] | None
+Weights = tuple[float, ...] | Literal["full", "sum"] | None
 Teacher = Literal["full", "exits", "ema", "module"]
 OF_PHASES = ("weights", "drawn", "distillation")
 """What of a recipe a phase may change."""
@@ -113,7 +113,8 @@ class Recipe:
         weight_decay: torch's weight decay, of every parameter alike; one half of it is the λ of a penalty on the sum of
             all losses, which no gradient mix scales.
         weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members; `full` is
-            1 for the full network and 0 for all others.
+            1 for the full network and 0 for all others; `sum` is 1 for each, so that it learns as fast as if alone from
+            what nobody else uses.
         drawn: None takes all members' losses at each step; a number takes the full network's, the smallest member's
             and as many others, drawn anew (the sandwich rule of Yu and Huang 2019), with weights of the same sum.
         balanced: divide each weight's gradient by the sum of the loss weights of the members that use it: so it learns
@@ -190,8 +191,8 @@ class Recipe:
             raise ValueError(f"drawn is a number of members, 0 or more, not {self.drawn}")
         if self.balanced and any(other is not None for other in (self.drawn, self.mix, self.shrink)):
             raise ValueError("balanced gradients know all members and their weights: not with drawn, mix or shrink")
-        if isinstance(self.weights, str) and self.weights != "full":
-            raise ValueError(f"weights of a recipe are numbers, None or full, not {self.weights!r}")
+        if isinstance(self.weights, str) and self.weights not in ("full", "sum"):
+            raise ValueError(f"weights of a recipe are numbers, None, full or sum, not {self.weights!r}")
         if self.teacher != "full" and not (self.distillation or any(part.distillation for part in self.phases)):
             raise ValueError(f"a teacher, {self.teacher}, is asked only where distillation is above 0")
         if self.teacher == "ema" and not self.ema:
