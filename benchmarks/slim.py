@@ -2,9 +2,9 @@
 
 A ResNet for CIFAR-10 with dense weights is trained alone; then it is slimmed into four widths and trained on, the
 widest, the narrowest and one other at a step. Twins are the same members with new weights, each trained alone for as
-many epochs as both together. Beside it the family from new weights, for as many epochs; and, where Torch-Pruning is
-installed, the network pruned by it once for each width, to as many channels by the norms of groups, and trained on for
-as many epochs as the family. Runs go on after a kill:
+many epochs as both together. Beside it the family from new weights, for as many epochs, all widths from the beginning
+or the widest alone at first; and, where Torch-Pruning is installed, the network pruned by it once for each width, to as
+many channels by the norms of groups, and trained on for as many epochs as the family. Runs go on after a kill:
 
     python benchmarks/slim.py [--out runs/slim] [--depth 14] [--alone 6] [--together 4] [--seed 0] [--images 50000]
 """
