@@ -140,14 +140,14 @@ class Objective(nn.Module):
                     f"the teacher answers {[*answers.shape[1:]]} to a batch, and the network {[*outputs.shape[1:]]}"
                 )
         elif self.recipe.teacher == "exits":
-            answers = outputs[[places[m] for m in self.deep]].detach().mean(0, keepdim=True)
+            answers = torch.stack([outputs[places[m]].detach() for m in self.deep]).mean(0, keepdim=True)
         else:
             answers = outputs[full : full + 1].detach()
         soft, temperature = outputs / self.recipe.temperature, self.recipe.temperature
         distance = self.task.teach(soft, answers / temperature).sum(1) * temperature**2
         if self.recipe.teacher != "full":
             return distance
-        return distance.index_copy(0, torch.tensor([full], device=soft.device), losses[full : full + 1])
+        return torch.cat((distance[:full], losses[full : full + 1], distance[full + 1 :]))
 
 
 def task_for(task: Task | None, recipe: Recipe) -> Task:
