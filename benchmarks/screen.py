@@ -5,11 +5,13 @@ alone for as long. What came out is written after each, beside what is there alr
 
     python benchmarks/screen.py WAY [WAY ...] [--out runs/screen] [--images 10000] [--epochs 8] [--blocks 2] [--seed 0]
 
-Ways are names of `telescopic.papers.doubly_nested.experiment`, twins among them, such as `alone-w8` and `alone-x2`.
+Ways are names of `telescopic.papers.doubly_nested.experiment`, twins among them, such as `alone-w8`, `alone-x2` and
+`dense-w8`; and `slim`, the dense network with the same exits in four widths, each of which is a pass.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +25,17 @@ from telescopic.train.checkpoint import read_facts
 from telescopic.train.keeper import LAST
 
 import results
+
+
+def slim(name: str, *, groups: int, blocks: int, epochs: int, preprocess: tl.Preprocess) -> tuple[tl.Nested, tl.Recipe]:
+    """The ordinary ResNet of as many channels, with an exit behind each block, in four widths."""
+    layers = [*tl.networks.resnet(6 * blocks + 2, shortcut="projection")]
+    net = tl.nest(layers, input_shape=(3, 32, 32), exits=range(len(layers) - 1))
+    family = tl.slim(net, torch.randn(2, 3, 32, 32), (0.25, 0.5, 0.75, 1), multiple_of=groups // 4)
+    usual = doubly_nested.recipe(epochs=epochs, preprocess=preprocess)
+    first = tl.Phase(name="full alone", until=round(0.4 * epochs), weights="full", distillation=0.0)
+    told = {"weights": "sum", "drawn": 4, "distillation": 0.7, "learning_rate": usual.learning_rate / 2}
+    return family, replace(usual, phases=(first,), **told)
 
 
 def main() -> None:
@@ -46,7 +59,8 @@ def main() -> None:
     for way in args.ways:
         torch.manual_seed(args.seed)
         sizes_of = {"groups": args.groups, "blocks": args.blocks, "epochs": args.epochs}
-        net, recipe = doubly_nested.experiment(way, preprocess=tl.Preprocess.fit(few), **sizes_of)
+        make = slim if way == "slim" else doubly_nested.experiment
+        net, recipe = make(way, preprocess=tl.Preprocess.fit(few), **sizes_of)
         name = way if not args.seed else f"{way}-seed{args.seed}"
         out = args.out / name
         history = tl.fit(net, data, recipe, out=out, resume=True, seed=args.seed, cpu=True, precision="fp32")

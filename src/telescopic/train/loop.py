@@ -111,7 +111,7 @@ class Training:
         self.average: AveragedModel | None = None
         self.kept = net
         if recipe.ema:
-            self.average = AveragedModel(net, multi_avg_fn=_mean(recipe.ema), use_buffers=True).requires_grad_(False)
+            self.average = AveragedModel(net, multi_avg_fn=mean_of(recipe.ema), use_buffers=True).requires_grad_(False)
             self.kept = cast(Nested, self.average.module)
         teacher = self.kept if recipe.teacher == "ema" else teacher if teacher is None else teacher.to(device)
         self.train = data.train.to(device)
@@ -352,7 +352,7 @@ class Training:
         raise KeyboardInterrupt(f"stopped in epoch {self.position.epoch} after {done}; {how}")
 
 
-def _mean(share: float) -> Callable[[Any, Any, Any], None]:
+def mean_of(share: float) -> Callable[[Any, Any, Any], None]:
     """What keeps a share of each average and takes the rest from new values; whole numbers, such as counts, are copied.
 
     (torch's own averages those too, and rounds: a count would stay at 0.)
