@@ -13,8 +13,11 @@ SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").spli
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """What slow.txt names is slow: `make check` leaves it out."""
+    """What slow.txt names is slow: `make check` leaves it out. Tests marked `cuda` need a GPU."""
+    without = pytest.mark.skip(reason="torch sees no GPU")
     for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(without)
         if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
             item.add_marker("slow")
 

@@ -25,7 +25,8 @@ from telescopic.nested import Nested
 from telescopic.networks import causal_resnet
 from telescopic.papers.paper import Build, Option
 from telescopic.quantities import one_of
-from telescopic.train import Recipe
+from telescopic.train import Phase, Recipe
+from telescopic.train.recipe import Teacher
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,12 @@ class Way:
         weights: λ of the joint loss, a name in `LAMBDAS`.
         drawn: see `Recipe`.
         balanced: see `Recipe`.
+        first: weights of a first phase, which takes `share` of the epochs and in which nobody is taught; none if empty.
+        share: of the epochs that are in the first phase, rounded to whole ones.
         distillation: see `Recipe`.
+        teacher: see `Recipe`.
+        ema: see `Recipe`.
+        group_gradient: see `Recipe`.
         early_gradient: see `network`.
         early_transform: see `network`.
         conditioned: see `network`.
@@ -191,7 +197,12 @@ class Way:
     weights: str = "uniform"
     drawn: int | None = None
     balanced: bool = False
+    first: str = ""
+    share: float = 0.4
     distillation: float = 0.0
+    teacher: Teacher = "full"
+    ema: float = 0.0
+    group_gradient: float = 1.0
     early_gradient: float = 1.0
     early_transform: bool = False
     conditioned: bool = False
@@ -214,6 +225,17 @@ WAYS: Mapping[str, Way] = {
     "balanced-edges-conditioned": Way(weights="edges", balanced=True, conditioned=True),
     "balanced-own": Way(weights="macs", balanced=True, early_transform=True),
     "balanced-half-quiet": Way(weights="half-macs", balanced=True, early_gradient=0.3),
+    "delayed": Way(weights="macs", balanced=True, first="full-only"),
+    "delayed-edges": Way(weights="macs", balanced=True, first="edges"),
+    "delayed-taught": Way(weights="macs", balanced=True, first="full-only", distillation=0.7),
+    "delayed-ema": Way(weights="macs", balanced=True, first="full-only", distillation=0.7, teacher="ema", ema=0.99),
+    "taught": Way(weights="macs", balanced=True, distillation=0.7),
+    "taught-exits": Way(weights="macs", balanced=True, distillation=0.7, teacher="exits"),
+    "apart-7": Way(weights="macs", balanced=True, group_gradient=0.7),
+    "apart-5": Way(weights="macs", balanced=True, group_gradient=0.5),
+    "apart-3": Way(weights="macs", balanced=True, group_gradient=0.3),
+    "apart-taught": Way(weights="macs", balanced=True, group_gradient=0.5, distillation=0.7),
+    "apart-delayed-taught": Way(weights="macs", balanced=True, group_gradient=0.5, first="full-only", distillation=0.7),
 }
 """Experiments that train all members. `uniform` is the paper's; `depth-only` is the conventional anytime network that
 Figure 5 compares with: it learns to be cut along its depth alone."""
@@ -313,11 +335,17 @@ def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32
     Raises:
         ValueError: if there are no weights of this name.
     """
-    if way.weights not in LAMBDAS:
-        raise ValueError(f"weights are one of {', '.join(LAMBDAS)}, not {way.weights!r}")
-    exponents = LAMBDAS[way.weights]
-    shares = weights(net, **exponents, input_shape=input_shape) if exponents else None
-    return replace(how, weights=shares, drawn=way.drawn, balanced=way.balanced, distillation=way.distillation)
+
+    def named(name: str) -> tuple[float, ...] | None:
+        if name not in LAMBDAS:
+            raise ValueError(f"weights are one of {', '.join(LAMBDAS)}, not {name!r}")
+        return weights(net, **LAMBDAS[name], input_shape=input_shape) if LAMBDAS[name] else None
+
+    until = round(way.share * how.epochs)
+    first = [Phase(name=way.first, until=until, weights=named(way.first), distillation=0.0)] if way.first else []
+    same = ("drawn", "balanced", "distillation", "teacher", "ema", "group_gradient")
+    told = {name: getattr(way, name) for name in same}
+    return replace(how, weights=named(way.weights), phases=tuple(first) if until else (), **told)
 
 
 def dense(net: Nested) -> Nested:
