@@ -21,6 +21,7 @@ from telescopic import decoder
 from telescopic.engine.engine import Engine
 from telescopic.limits import Limits
 from telescopic.serve.bodies import IMAGES, JSON, NPY, Body, BodyError, Takes, Wishes, kind_of, read, wishes
+from telescopic.serve.connections import ARRIVED
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
 from telescopic.serve.records import Records
@@ -153,10 +154,10 @@ class _Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Wishes may be in the query, or in a JSON body beside the inputs."""
-        began = time.perf_counter()
+        began = scope.get(ARRIVED, time.perf_counter())
         headers: list[tuple[bytes, bytes]] = []
         try:
-            status, answer = 200, await self._predicted(scope, receive)
+            status, answer = 200, await self._predicted(scope, receive, began)
         except BodyError as error:
             status, answer = error.status, {"error": str(error)}
             if status == 503:
@@ -172,11 +173,15 @@ class _Predict:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-    async def _predicted(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _predicted(self, scope: Scope, receive: Receive, arrived: float) -> dict[str, Any]:
         engine, worker = self._engine, self._worker
         found = dict(scope["headers"])
         kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self._takes)
         asked = wishes(scope["query_string"])
+        # Who waited for half of the time before anything of it was read would be late: reading it makes others late.
+        lag = time.perf_counter() - arrived
+        if 2000 * lag > max(asked.deadline_ms or 0.0, worker.slo_ms):
+            raise Overloaded(f"more is asked than can be read: this waited {1000 * lag:.0f} ms for it", 1)
         with self._room() as take:
             body = await self._body(found, receive, take)
             x, more = await self._read(body, kind)
@@ -190,7 +195,9 @@ class _Predict:
                 elif asked.max_latency_ms is not None:
                     member = engine.within(asked.max_latency_ms, len(x))
                 longest = asked.max_latency_ms
-                job = worker.submit(x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True)
+                job = worker.submit(
+                    x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True, lag=lag
+                )
             except ValueError as error:
                 raise BodyError(422, str(error)) from error
             del body
