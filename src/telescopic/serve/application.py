@@ -15,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from numpy.typing import NDArray
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from telescopic import decoder
@@ -118,7 +119,7 @@ def application(
         present, seconds = records.seconds()
         return _json({"second": present, "seconds": seconds, **worker.state})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counts for Prometheus."""
         return Response(records.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -389,7 +390,8 @@ def _with_predict(description: dict[str, Any]) -> dict[str, Any]:
             {"name": name, "in": "query", "required": False, "schema": about}
             for name, about in Wishes.model_json_schema()["properties"].items()
         ]
-        codes = {"200": "the answer", "408": "too slow", "413": "too large", "415": "of an unknown type"}
+        codes = {"200": "the answer", "401": "without the token", "403": "from another site", "421": "by another name"}
+        codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type"}
         codes |= {"422": "not what the network takes", "503": "too much waits"}
         description["paths"]["/predict"] = {
             "post": {
