@@ -346,6 +346,7 @@ def main() -> None:
                 with attacked(server.port, given.idle, kinds, statuses), Witness(server, one) as seen:
                     time.sleep(given.seconds)
                 found[kind] = seen.figures()
+                print(kind, found[kind], flush=True)
             bodies = [
                 serving.saved(chance.integers(0, 256, (given.images, *engine.input_shape), np.uint8)) for _ in range(50)
             ]
@@ -363,6 +364,7 @@ def main() -> None:
                 found[name] = {"requests a second": round(rate), **serving.figures(answers, truth, given.slo_ms)}
                 found[name].pop("right in time")
                 found[name] |= {"accuracy": accuracy(answers), "of the smallest": engine.members[0].accuracy}
+                print(name, found[name], flush=True)
             found["attackers got"] = {str(status): statuses[status] for status in sorted(statuses)}
             found["SIGTERM"] = stopped(server, one)
         finally:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from telescopic import decoder
 from telescopic.engine.engine import Engine
 from telescopic.limits import Limits
-from telescopic.serve.bodies import IMAGES, JSON, NPY, Body, BodyError, Takes, Wishes, kind_of, read, wishes
+from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
 from telescopic.serve.connections import ARRIVED
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
@@ -97,7 +97,7 @@ def application(
     app.add_middleware(Door, hosts=allow_hosts, origins=allow_origins, token=token)
     app.router.routes.append(Route("/predict", predict, methods=["POST"]))
     described = app.openapi
-    app.openapi = lambda: _with_predict(described())  # type: ignore[method-assign]
+    app.openapi = lambda: with_predict(described())  # type: ignore[method-assign]
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -379,29 +379,6 @@ def _about(worker: Worker) -> dict[str, Any]:
         "takes_pixels": engine.takes_pixels,
         "slo_ms": worker.slo_ms,
     }
-
-
-def _with_predict(description: dict[str, Any]) -> dict[str, Any]:
-    """A description in OpenAPI with what `_Predict` reads."""
-    if "/predict" not in description["paths"]:
-        binary = {"schema": {"type": "string", "format": "binary"}}
-        kinds: dict[str, Any] = {JSON: {"schema": Body.model_json_schema()}} | dict.fromkeys((*NPY, *IMAGES), binary)
-        query = [
-            {"name": name, "in": "query", "required": False, "schema": about}
-            for name, about in Wishes.model_json_schema()["properties"].items()
-        ]
-        codes = {"200": "the answer", "401": "without the token", "403": "from another site", "421": "by another name"}
-        codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type"}
-        codes |= {"422": "not what the network takes", "503": "too much waits"}
-        description["paths"]["/predict"] = {
-            "post": {
-                "summary": "Answer",
-                "parameters": query,
-                "requestBody": {"required": True, "content": kinds},
-                "responses": {code: {"description": about} for code, about in codes.items()},
-            }
-        }
-    return description
 
 
 def _json(data: Any, status: int = 200, headers: Any = None) -> Response:

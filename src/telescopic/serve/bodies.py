@@ -167,6 +167,29 @@ def read(body: bytes, kind: str, takes: Takes) -> tuple[NDArray[Any], dict[str, 
         raise BodyError(422, str(error)) from error
 
 
+def with_predict(description: dict[str, Any]) -> dict[str, Any]:
+    """A description in OpenAPI with what a request for a prediction may hold."""
+    if "/predict" not in description["paths"]:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        kinds: dict[str, Any] = {JSON: {"schema": Body.model_json_schema()}} | dict.fromkeys((*NPY, *IMAGES), binary)
+        query = [
+            {"name": name, "in": "query", "required": False, "schema": about}
+            for name, about in Wishes.model_json_schema()["properties"].items()
+        ]
+        codes = {"200": "the answer", "401": "without the token", "403": "from another site", "421": "by another name"}
+        codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type"}
+        codes |= {"422": "not what the network takes", "503": "too much waits"}
+        description["paths"]["/predict"] = {
+            "post": {
+                "summary": "Answer",
+                "parameters": query,
+                "requestBody": {"required": True, "content": kinds},
+                "responses": {code: {"description": about} for code, about in codes.items()},
+            }
+        }
+    return description
+
+
 def _npy(body: bytes) -> NDArray[Any]:
     """An array in NumPy's own format, of which nothing is copied."""
     long = 2 if body[6:7] == b"\x01" else 4
