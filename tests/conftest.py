@@ -1,4 +1,6 @@
+import gc
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,10 +15,25 @@ SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").spli
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """What slow.txt names is slow: `make check` leaves it out."""
+    """What slow.txt names is slow: `make check` leaves it out. Files with many of these come first, not last.
+
+    Tests marked `cuda` need a GPU.
+    """
+    without, slow = pytest.mark.skip(reason="torch sees no GPU"), Counter[Path]()
     for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(without)
         if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
             item.add_marker("slow")
+            slow[item.path] += 1
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Python's collector need not read all of torch again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Networks that take whole numbers, or several inputs by name; and features that pass between stages as several."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
 from telescopic import data, layers, tasks
@@ -280,9 +282,7 @@ def test_a_family_of_sentences_is_packed_and_run(tmp_path: Path, statistics: Any
     ):
         with pytest.raises(ValueError, match=reason):
             engine.run(wrong)
-    assert "Input: ids int64 `[batch, 7]`, mask bool `[batch, 7]`." in (folder / "README.md").read_text()
-    with pytest.raises(ValueError, match="a server takes images or one input of numbers"):
-        application(engine, slo_ms=100)
+    assert "Input: ids int64 `[batch, 7]` from 0 to 11, mask bool `[batch, 7]`." in (folder / "README.md").read_text()
     with pytest.raises(PackError, match="int8 is for networks of one input"):
         pack(net, tmp_path / "int8", input_shape=SHAPE, samples=x, int8=torch.zeros(2, 3))
 
@@ -293,6 +293,18 @@ def test_words_are_packed(tmp_path: Path) -> None:
     engine = Engine(pack(net, tmp_path / "pack", input_shape=("int64", LENGTH), samples=ids), cache=False)
     assert engine.input_shape == ("int64", LENGTH) and engine.task == "tokens"
     np.testing.assert_allclose(engine.run(ids.numpy()).logits, net(ids).detach().numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"at \[0, 2\] is -1, and the network takes 0 to 11"):
+        engine.run(np.array([[1, 1, -1, 1, 1, 1, 1]]))
+    with TestClient(application(engine, slo_ms=60_000), base_url="http://localhost") as client:
+        file = io.BytesIO()
+        np.save(file, ids[:4].numpy())
+        told = client.post("/predict", content=file.getvalue(), headers={"content-type": "application/x-npy"}).json()
+        by_name = client.post("/predict", json={"inputs": {"input": ids[:4].tolist()}}).json()
+        np.testing.assert_allclose(told["outputs"], net(ids[:4]).detach().numpy(), rtol=1e-4, atol=1e-5)
+        assert told["outputs"] == by_name["outputs"]
+        for wrong, reason in (([[-1] * LENGTH], r"is -1, and the network takes 0 to 11"), ([[0.5] * LENGTH], "whole")):
+            refused = client.post("/predict", json={"inputs": wrong})
+            assert refused.status_code == 422 and reason in refused.json()["error"]
     with pytest.raises(ValueError, match="samples are float32 of shape"):
         pack(net, tmp_path / "other", input_shape=("int64", LENGTH), samples=ids.float())
 

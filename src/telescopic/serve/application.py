@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from numpy.typing import NDArray
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -20,6 +19,7 @@ from starlette.routing import Route
 
 from telescopic import decoder
 from telescopic.engine.engine import Engine
+from telescopic.engine.given import Inputs, size_of
 from telescopic.limits import Limits
 from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
 from telescopic.serve.connections import ARRIVED
@@ -67,10 +67,8 @@ def application(
         progress: called with the number of cases measured, and of all.
 
     Raises:
-        ValueError: if a bound is below 1, fewer may wait than run in a pass, or the network takes something else than
-            one input of floating-point numbers.
+        ValueError: if a bound is below 1, or fewer may wait than run in a pass.
     """
-    Takes.require(engine.input_shape)
     limits = limits or Limits()
     worker = Worker(
         engine,
@@ -97,7 +95,7 @@ def application(
     app.add_middleware(Door, hosts=allow_hosts, origins=allow_origins, token=token)
     app.router.routes.append(Route("/predict", predict, methods=["POST"]))
     described = app.openapi
-    app.openapi = lambda: with_predict(described())  # type: ignore[method-assign]
+    app.openapi = lambda: with_predict(described(), predict.takes)  # type: ignore[method-assign]
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -151,7 +149,7 @@ class _Predict:
         self._engine, self._worker, self._records, self._decoders = engine, worker, records, decoders
         self._limits, self._max_body, self._bodies = limits, max_body, 0
         self._turning = False
-        self._takes = Takes(engine.input_shape, engine.takes_pixels, worker.max_batch)
+        self.takes = Takes.of(engine.input_shape, engine.takes_pixels, worker.max_batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Wishes may be in the query, or in a JSON body beside the inputs."""
@@ -177,7 +175,7 @@ class _Predict:
     async def _predicted(self, scope: Scope, receive: Receive, arrived: float) -> dict[str, Any]:
         engine, worker = self._engine, self._worker
         found = dict(scope["headers"])
-        kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self._takes)
+        kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self.takes)
         asked = wishes(scope["query_string"])
         # Who waited for half of the time before anything of it was read would be late: reading it makes others late.
         lag = time.perf_counter() - arrived
@@ -192,9 +190,9 @@ class _Predict:
                 if asked.subnet is not None:
                     member = engine.member(Subnet.parse(asked.subnet))
                 elif asked.quality is not None:
-                    member = engine.of_quality(asked.quality, len(x))
+                    member = engine.of_quality(asked.quality, size_of(x))
                 elif asked.max_latency_ms is not None:
-                    member = engine.within(asked.max_latency_ms, len(x))
+                    member = engine.within(asked.max_latency_ms, size_of(x))
                 longest = asked.max_latency_ms
                 job = worker.submit(
                     x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True, lag=lag
@@ -232,25 +230,18 @@ class _Predict:
         if self._turning:
             loop.call_soon(self._turn, loop)
 
-    async def _read(self, body: bytes, kind: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    async def _read(self, body: bytes, kind: str) -> tuple[Inputs, dict[str, Any]]:
         """The inputs as the network sees them, and what is in the body beside them."""
-        more: dict[str, Any] = {}
-        array: NDArray[Any]
         if kind in IMAGES or (kind == JSON and len(body) > _SMALL):
-            future = self._decoders.submit(body, IMAGES.get(kind, decoder.JSON), self._takes)
-            array, more = await asyncio.wrap_future(future)
+            future = self._decoders.submit(body, IMAGES.get(kind, decoder.JSON), self.takes)
+            arrays, more = await asyncio.wrap_future(future)
         else:
-            array, more = read(body, kind, self._takes)
-        if array.shape == self._takes.shape:
-            array = array[None]
-        if array.shape[1:] == self._takes.shape and len(array) > self._takes.examples:
-            raise BodyError(
-                422, f"a request has at most {self._takes.examples} examples, not {len(array)}: send several"
-            )
+            arrays, more = read(body, kind, self.takes)
+        given = self.takes.batch(arrays)
         try:
-            if array.nbytes <= _SMALL:
-                return self._engine.prepared(array), more
-            return await run_in_threadpool(self._engine.prepared, array), more
+            if sum(array.nbytes for array in given.values()) <= _SMALL:
+                return self._engine.prepared(given), more
+            return await run_in_threadpool(self._engine.prepared, given), more
         except ValueError as error:
             raise BodyError(422, str(error)) from error
 
@@ -373,6 +364,7 @@ def _about(worker: Worker) -> dict[str, Any]:
     return {
         "members": rows,
         "input_shape": engine.input_shape,
+        "inputs": {name: one.facts() for name, one in engine.inputs.items()},
         "classes": engine.classes,
         "task": engine.task,
         "metric": asdict(engine.members[0].metric),
