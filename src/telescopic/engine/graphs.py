@@ -270,7 +270,8 @@ def _computed(node: Any, given: list[list[Any]]) -> list[Any] | None:
     rows = [*zip(*given, strict=True)]
     for row in rows:
         largest = [max((abs(int(number)) for number in one.flat), default=0) for one in row]
-        if max(largest) > _FAR or (node.op_type == "Mul" and math.prod(largest) > _FAR):
+        far = max(most for most, varies in zip(largest, vary, strict=True) if varies)
+        if max(far, math.prod(largest) if node.op_type == "Mul" else 0) > _FAR:
             return None
         if node.op_type == "Div" and (not row[1].all() or (row[0] % row[1]).any()):
             return None

@@ -14,13 +14,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from telescopic import decoder
 from telescopic.engine.engine import Engine
 from telescopic.engine.given import Inputs, size_of
 from telescopic.limits import Limits
-from telescopic.serve.bodies import IMAGES, JSON, NUMPY, Body, BodyError, Takes, Wishes, kind_of, read, wishes
+from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
+from telescopic.serve.connections import ARRIVED
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
 from telescopic.serve.records import Records
@@ -93,7 +95,7 @@ def application(
     app.add_middleware(Door, hosts=allow_hosts, origins=allow_origins, token=token)
     app.router.routes.append(Route("/predict", predict, methods=["POST"]))
     described = app.openapi
-    app.openapi = lambda: _with_predict(described(), predict.takes)  # type: ignore[method-assign]
+    app.openapi = lambda: with_predict(described(), predict.takes)  # type: ignore[method-assign]
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -115,7 +117,7 @@ def application(
         present, seconds = records.seconds()
         return _json({"second": present, "seconds": seconds, **worker.state})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counts for Prometheus."""
         return Response(records.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -151,10 +153,10 @@ class _Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Wishes may be in the query, or in a JSON body beside the inputs."""
-        began = time.perf_counter()
+        began = scope.get(ARRIVED, time.perf_counter())
         headers: list[tuple[bytes, bytes]] = []
         try:
-            status, answer = 200, await self._predicted(scope, receive)
+            status, answer = 200, await self._predicted(scope, receive, began)
         except BodyError as error:
             status, answer = error.status, {"error": str(error)}
             if status == 503:
@@ -170,11 +172,15 @@ class _Predict:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-    async def _predicted(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _predicted(self, scope: Scope, receive: Receive, arrived: float) -> dict[str, Any]:
         engine, worker = self._engine, self._worker
         found = dict(scope["headers"])
         kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self.takes)
         asked = wishes(scope["query_string"])
+        # Who waited for half of the time before anything of it was read would be late: reading it makes others late.
+        lag = time.perf_counter() - arrived
+        if 2000 * lag > max(asked.deadline_ms or 0.0, worker.slo_ms):
+            raise Overloaded(f"more is asked than can be read: this waited {1000 * lag:.0f} ms for it", 1)
         with self._room() as take:
             body = await self._body(found, receive, take)
             x, more = await self._read(body, kind)
@@ -188,7 +194,9 @@ class _Predict:
                 elif asked.max_latency_ms is not None:
                     member = engine.within(asked.max_latency_ms, size_of(x))
                 longest = asked.max_latency_ms
-                job = worker.submit(x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True)
+                job = worker.submit(
+                    x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True, lag=lag
+                )
             except ValueError as error:
                 raise BodyError(422, str(error)) from error
             del body
@@ -365,31 +373,6 @@ def _about(worker: Worker) -> dict[str, Any]:
         "takes_pixels": engine.takes_pixels,
         "slo_ms": worker.slo_ms,
     }
-
-
-def _with_predict(description: dict[str, Any], takes: Takes) -> dict[str, Any]:
-    """A description in OpenAPI with what `_Predict` reads."""
-    if "/predict" not in description["paths"]:
-        binary = {"schema": {"type": "string", "format": "binary"}}
-        kinds: dict[str, Any] = {JSON: {"schema": Body.model_json_schema()}} | dict.fromkeys(
-            (*NUMPY, *(IMAGES if takes.images else ())), binary
-        )
-        query = [
-            {"name": name, "in": "query", "required": False, "schema": about}
-            for name, about in Wishes.model_json_schema()["properties"].items()
-        ]
-        codes = {"200": "the answer", "408": "too slow", "413": "too large", "415": "of an unknown type"}
-        codes |= {"422": "not what the network takes", "503": "too much waits"}
-        description["paths"]["/predict"] = {
-            "post": {
-                "summary": "Answer",
-                "description": f"The network takes {takes}.",
-                "parameters": query,
-                "requestBody": {"required": True, "content": kinds},
-                "responses": {code: {"description": about} for code, about in codes.items()},
-            }
-        }
-    return description
 
 
 def _json(data: Any, status: int = 200, headers: Any = None) -> Response:

@@ -222,6 +222,31 @@ def _npz(body: bytes, takes: Takes) -> Arrays:
         raise BodyError(422, f"the body is no archive of numpy.savez: {error!s:.100}") from error
 
 
+def with_predict(description: dict[str, Any], takes: Takes) -> dict[str, Any]:
+    """A description in OpenAPI with what a request for a prediction may hold."""
+    if "/predict" not in description["paths"]:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        kinds: dict[str, Any] = {JSON: {"schema": Body.model_json_schema()}}
+        kinds |= dict.fromkeys((*NUMPY, *(IMAGES if takes.images else ())), binary)
+        query = [
+            {"name": name, "in": "query", "required": False, "schema": about}
+            for name, about in Wishes.model_json_schema()["properties"].items()
+        ]
+        codes = {"200": "the answer", "401": "without the token", "403": "from another site", "421": "by another name"}
+        codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type"}
+        codes |= {"422": "not what the network takes", "503": "too much waits"}
+        description["paths"]["/predict"] = {
+            "post": {
+                "summary": "Answer",
+                "description": f"The network takes {takes}.",
+                "parameters": query,
+                "requestBody": {"required": True, "content": kinds},
+                "responses": {code: {"description": about} for code, about in codes.items()},
+            }
+        }
+    return description
+
+
 def _npy(body: bytes) -> NDArray[Any]:
     """An array in NumPy's own format, of which nothing is copied."""
     long = 2 if body[6:7] == b"\x01" else 4

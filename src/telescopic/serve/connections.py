@@ -7,7 +7,8 @@ hold all connections and ask nothing. What follows counts and times, and leaves 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -18,6 +19,9 @@ from telescopic.limits import Limits
 
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
+ARRIVED = "telescopic.arrived"
+"""In a request's scope: since when, by `time.perf_counter`, it may have been waiting to be read."""
+_SHORT = 0.001  # seconds of a turn of the loop in which nothing was read and after which no more is to be expected
 _SPARE = 100  # connections beyond all others, for those
 _LAST = 1.0  # seconds at the end in which who is connected may ask once more, and is answered that it was the last time
 _LINGER = 0.5  # seconds after which a connection that was closed on our side is closed on the other's
@@ -33,6 +37,41 @@ class _TooMuch(Exception):
         self.status = status
 
 
+class Turns:
+    """The turns of an event loop in which requests are read, and since when they may have been there.
+
+    What is read in a turn was not there when the turn before looked. While a loop is busy, that is the only sign of how
+    much waits outside, where nobody counts it.
+
+    Args:
+        call_soon: has the loop call something in its next turn, before what it reads in that.
+        clock: what time it is, in seconds.
+    """
+
+    def __init__(
+        self, call_soon: Callable[[Callable[[], None]], object], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._call_soon, self._clock = call_soon, clock
+        self._began = self._before = 0.0  # of this turn and of the one before
+        self._watching = self._read = False
+
+    def since(self) -> float:
+        """Since when something that is read now may have been there."""
+        self._read = True
+        if not self._watching:  # the loop has waited for it
+            self._watching, self._began = True, self._clock()
+            self._before = self._began
+            self._call_soon(self._turn)
+        return self._before
+
+    def _turn(self) -> None:
+        now = self._clock()
+        self._watching = self._read or now - self._began > _SHORT
+        self._before, self._began, self._read = self._began, now, False
+        if self._watching:
+            self._call_soon(self._turn)
+
+
 class Connection(HttpToolsProtocol):
     """One connection. `limits` is set by `Server`."""
 
@@ -44,7 +83,9 @@ class Connection(HttpToolsProtocol):
         self._stalled = 0.0
         self._head = self._length = self._requests = self._pieces = self._received = 0
         self._refused: _TooMuch | None = None
-        self._strangers: dict[Connection, None] = self.server_state.__dict__.setdefault("strangers", {})
+        shared = self.server_state.__dict__
+        self._strangers: dict[Connection, None] = shared.setdefault("strangers", {})
+        self._turns: Turns = shared.get("turns") or shared.setdefault("turns", Turns(self.loop.call_soon))
 
     def connection_made(self, transport: Any) -> None:
         """Make room for it: who has asked nothing for longest goes."""
@@ -75,6 +116,7 @@ class Connection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._enter(_HEAD)
+        self.scope[ARRIVED] = self._turns.since()  # type: ignore[literal-required]
         self._length = 0
 
     def on_url(self, url: bytes) -> None:

@@ -152,7 +152,7 @@ function front() {
   for (const v of new Set([least, most])) svg(plot, "text", { x: 40, y: y(v) + 4, "text-anchor": "end" }, shown(v));
   const times = members.map(m => m.p95_ms), [first, last] = [Math.min(...times), Math.max(...times)];
   svg(plot, "text", { x: scale(first), y: 130, "text-anchor": "middle" }, ms(first));
-  if (scale(last) - scale(first) > 60) svg(plot, "text", { x: scale(last), y: 130, "text-anchor": "middle" }, ms(last));
+  if (scale(last) - scale(first) > 60) svg(plot, "text", { x: Math.min(scale(last), 294), y: 130, "text-anchor": "middle" }, ms(last));
   svg(plot, "text", { x: 178, y: 146, "text-anchor": "middle" }, "computed in, for 95 % of runs");
 }
 
@@ -261,7 +261,11 @@ async function begin() {
   element($("stages"), "span", "in").className = "end";
   for (let s = 0; s < stages; s++) element(element($("stages"), "div"), "i");
   element($("stages"), "span", "out").className = "end";
-  for (const m of members) { const entry = element($("legend"), "span"); element(entry, "i").style.background = colours[m.label]; entry.append(m.label); }
+  for (const [label, colour] of [...members.map(m => [m.label, colours[m.label]]), ["refused", "var(--bad)"]]) {
+    const entry = element($("legend"), "span");
+    element(entry, "i").style.background = colour;
+    entry.append(label);
+  }
   for (const each of [0, 100, 500, 2000, 8000]) {
     const button = element($("rates"), "button", each ? each + " /s" : "none"); button.setAttribute("aria-pressed", !each);
     button.addEventListener("click", () => { rate = each; for (const b of $("rates").children) b.setAttribute("aria-pressed", b === button); });

@@ -28,14 +28,14 @@ _MOST_WAITING, _MOST_BYTES = 1024, 2**26
 
 
 class Overloaded(Exception):
-    """The queue is full.
+    """More waits than can be answered in time.
 
     Attributes:
         retry_after: whole seconds after which there should be room.
     """
 
-    def __init__(self, waiting: int, most: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} examples wait already, of at most {most}: try again in {retry_after} s")
+    def __init__(self, why: str, retry_after: int) -> None:
+        super().__init__(f"{why}: try again in {retry_after} s")
         self.retry_after = retry_after
 
 
@@ -144,15 +144,22 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Job, *, lag: float = 0.0) -> None:
         """Take a request in.
 
+        Args:
+            job: the request.
+            lag: seconds that it waited before it was read; so will its answer, before it is sent.
+
         Raises:
-            Overloaded: if as many examples wait as may.
+            Overloaded: if as many examples wait as may: fewer when passes take longer than was measured, and for whom
+                a part of the time has passed.
         """
-        if self.examples and self.examples + job.examples > self.max_waiting:
-            clear = self.examples / self.max_batch * self._full_pass_ms(self.fastest) * self.controller.slowdown
-            raise Overloaded(self.examples, self.max_waiting, math.ceil(clear / 1000))
+        slowdown, due = self.controller.slowdown, max(self.controller.slo_ms / 1000, job.deadline - job.arrived + lag)
+        most = max(self.max_batch, int(self.max_waiting * (1 - 2 * lag / due) / max(slowdown, 1.0)))
+        if self.examples and self.examples + job.examples > most:
+            clear = self.examples / self.max_batch * self._full_pass_ms(self.fastest) * slowdown
+            raise Overloaded(f"{self.examples} examples wait already, of at most {most}", math.ceil(clear / 1000))
         place = len(self._jobs)
         while place and self._jobs[place - 1].deadline > job.deadline:
             place -= 1

@@ -106,15 +106,17 @@ class Worker:
         member: Packed | None = None,
         longest_ms: float | None = None,
         turns: bool = False,
+        lag: float = 0.0,
     ) -> Job:
         """Take a request in; the first one starts the thread, if nothing did.
 
         Args:
             x: inputs `[batch, ...]` as `Engine.prepared` gives them, no more of them than a pass takes.
-            deadline_ms: milliseconds from now within which the answer is due; by default the objective.
+            deadline_ms: milliseconds from its arrival within which the answer is due; by default the objective.
             member: who shall answer; by default the controller picks.
             longest_ms: milliseconds that its pass may take, or the answer is late; by default any.
             turns: whether the caller will call `turn` before long.
+            lag: seconds since its arrival. As long, it is thought, an answer waits before it is sent.
 
         Returns:
             The request, whose `answer` is there later.
@@ -128,13 +130,14 @@ class Worker:
             raise ValueError(f"a request has at most {self._waiting.max_batch} examples, not {number}: send several")
         now = self.clock()
         longest = math.inf if longest_ms is None else longest_ms / 1000
-        job = Job(x, now, now + (self.slo_ms if deadline_ms is None else deadline_ms) / 1000, member, longest)
+        due = (self.slo_ms if deadline_ms is None else deadline_ms) / 1000
+        job = Job(x, now - lag, now + due - 2 * lag, member, longest)
         with self._change:
             if self._thread is None:
                 self.start()
             if not self._open:
                 raise Closed("the server is shutting down")
-            self._waiting.put(job)
+            self._waiting.put(job, lag=lag)
             if not turns:
                 self._change.notify()
         return job
