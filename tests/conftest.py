@@ -1,25 +1,39 @@
+import gc
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from hypothesis import settings
 
-from packs import family_packs
-
+settings.register_profile("many")  # see chance.py
 SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """What slow.txt names is slow: `make check` leaves it out. Tests marked `cuda` need a GPU."""
-    without = pytest.mark.skip(reason="torch sees no GPU")
+    """What slow.txt names is slow: `make check` leaves it out. Files with many of these come first, not last.
+
+    Tests marked `cuda` need a GPU.
+    """
+    without, slow = pytest.mark.skip(reason="torch sees no GPU"), Counter[Path]()
     for item in items:
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(without)
         if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
             item.add_marker("slow")
+            slow[item.path] += 1
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Python's collector need not read all of torch again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +45,8 @@ def precision_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def one_table_of_operators() -> Iterator[None]:
     """Torch's exporter reads its 500 functions anew for each file, which takes longer than the file; here once."""
+    import torch  # not above: pytest-xdist's first process, for which the others wait, needs none
+
     export = torch.onnx.export
 
     def exported(*args: Any, **options: Any) -> Any:
@@ -47,5 +63,8 @@ def one_table_of_operators() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Packs of all families, each made once, for whoever does not change them."""
-    return family_packs(tmp_path_factory.mktemp("families"))
+    """Packs of all families, each made once, for whoever does not change them: pytest-xdist's processes share them."""
+    from packs import family_packs
+
+    own = tmp_path_factory.getbasetemp()
+    return family_packs((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "families")

@@ -13,6 +13,8 @@ from scipy.io import savemat
 from telescopic.data import DataError
 from telescopic.data.readers import read_cifar10, read_idx, read_mnist, read_npz, read_svhn
 
+from chance import examples
+
 RNG = np.random.RandomState(0)
 
 
@@ -106,7 +108,7 @@ def test_svhn_values_and_errors() -> None:
             read_svhn(files | {"test_32x32.mat": content})
 
 
-@settings(max_examples=8, deadline=None)  # each starts two processes
+@examples(few=4, many=100)  # each starts two processes
 @given(st.data())
 def test_damaged_mat_files_raise_one_error(draw: st.DataObject) -> None:
     good = bytearray(mat(X=np.zeros((32, 32, 3, 2), np.uint8), y=np.ones(2, np.uint8)))
@@ -185,6 +187,29 @@ def test_npz_of_any_inputs_and_targets(tmp_path: Path) -> None:
     assert got.images.dtype == np.uint8 and got.images.shape == (6, 4, 5) and got.labels.dtype == np.int64
     got = read_npz(save(tmp_path, inputs=x.astype(np.longdouble), targets=x.astype(np.float16)))
     assert got.images.dtype == np.float32 and got.labels.dtype == np.float16
+
+
+def test_npz_of_several_inputs(tmp_path: Path) -> None:
+    x, mask = np.arange(12.0).reshape(6, 2), np.arange(6) > 2
+    both = {"inputs.numbers": x, "inputs.mask": mask, "test_inputs.numbers": x[:2], "test_inputs.mask": mask[:2]}
+    got = read_npz(save(tmp_path, **both, targets=np.arange(6), test_targets=np.arange(2)))
+    assert {name: (one.dtype, one.tolist()) for name, one in got.images.items()} == {
+        "mask": (np.bool_, mask.tolist()), "numbers": (np.float32, x.tolist()),
+    }  # fmt: skip
+    assert got.test_images["numbers"].tolist() == x[:2].tolist() and got.validation_images is None
+    alone = read_npz(save(tmp_path, **{"inputs.some.numbers": x}, targets=np.arange(6)))
+    assert [*alone.images] == ["some.numbers"]
+    for change, message in (
+        ({"inputs": x}, "give inputs, or inputs.numbers, inputs.mask, not both"),
+        ({"inputs.": x}, "inputs. would not be used; arrays are called .*; of several inputs inputs.NAME"),
+        ({"inputs.mask": mask[:5]}, "5 inputs.mask but 6 targets"),
+        ({"inputs.mask": np.array(["a"] * 6)}, "inputs.mask: expected numbers"),
+        ({"test_inputs.numbers": x[:2, :1]}, r"inputs are {'mask': \(\), 'numbers': \(2,\)} but test_inputs {'mask'"),
+        ({"test_inputs.more": x[:2]}, "inputs are .* but test_inputs .*'more'"),
+        ({"images": x}, "not arrays of both kinds"),
+    ):
+        with pytest.raises(DataError, match=rf"own\.npz: .*{message}"):
+            read_npz(save(tmp_path, **(both | change), targets=np.arange(6), test_targets=np.arange(2)))
 
 
 @pytest.mark.parametrize(

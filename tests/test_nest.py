@@ -290,9 +290,9 @@ def signal() -> list[nn.Module]:
 
 
 FAMILIES: dict[str, tuple[Callable[[], Nested], tuple[int, ...], int | None]] = {
-    "vgg, shared": (lambda: cnsn.network(scale=0.125), (3, 32, 32), None),
-    "vgg, per entry": (lambda: cnsn.network(scale=0.125, statistics="per-entry"), (3, 32, 32), None),
-    "vgg, recalibrated": (lambda: cnsn.network(scale=0.125, statistics="recalibrated"), (3, 32, 32), None),
+    "vgg, shared": (lambda: cnsn.network(scale=1 / 32), (3, 32, 32), None),
+    "vgg, per entry": (lambda: cnsn.network(scale=1 / 32, statistics="per-entry"), (3, 32, 32), None),
+    "vgg, recalibrated": (lambda: cnsn.network(scale=1 / 32, statistics="recalibrated"), (3, 32, 32), None),
     "vgg, stems": (lambda: cnsn.network(scale=1 / 32, adapter=strided_stem), (3, 32, 32), None),
     "resnet": (
         lambda: nest(resnet(8, width=4), input_shape=IMAGE, entries=(2, 3), exits=(1, 2, 3)), IMAGE, None
