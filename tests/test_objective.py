@@ -161,7 +161,7 @@ def test_members_drawn_anew_each_step_weigh_as_much_as_all() -> None:
         torch.manual_seed(seed)
         loss, losses = objective(x, y)
         torch.manual_seed(seed)
-        chosen = objective._weights_of_this_step()
+        chosen, _ = objective._weights_of_this_step()
         close(loss, torch.dot(chosen, losses))
         close(chosen.sum(), sum(weights))
         places = chosen.nonzero().flatten().tolist()
@@ -179,7 +179,7 @@ def test_members_that_are_not_drawn_teach_nothing(drawn: int) -> None:
     net, (x, y) = wide().eval(), batch()
     torch.manual_seed(4)
     objective = Objective(net, Recipe(epochs=1, drawn=drawn, distillation=0.5))
-    chosen = objective._weights_of_this_step()
+    chosen, _ = objective._weights_of_this_step()
     torch.manual_seed(4)
     objective(x, y)[0].backward()
     found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters()]

@@ -94,10 +94,10 @@ class Objective(nn.Module):
         Returns:
             The weighted sum over members (a scalar to minimise), and each member's own loss `[members]`, detached.
         """
-        weights, drawn = self._weights_of_this_step(), self.recipe.drawn
+        weights, drawn = self._weights_of_this_step()
         members, asked = range(len(weights)), None
-        if not self.net.causal and drawn is not None:  # where each width is a pass
-            asked = sorted({*weights.nonzero().view(-1).tolist(), *self.teaching})  # whatever their own weights
+        if not self.net.causal and self.recipe.drawn is not None:  # where each width is a pass
+            asked = sorted({*drawn} - self.unweighted[self.place] | {*self.teaching})  # whatever their own weights
         elif self.idle:
             asked = [m for m in members if m not in self.idle]
         # In float32 at least: bf16 is too coarse for sums over a batch.
@@ -108,24 +108,25 @@ class Objective(nn.Module):
         if asked is None:
             return (weights * losses).sum(), losses.detach()
         # What a member that is drawn one time in n has lost counts n times in the mean over an epoch.
-        others = len(members) - 2
-        seldom = 1.0 if drawn is None else others / max(1, min(drawn, others))
-        times = losses.new_tensor([1.0 if m in (0, *self.teaching) else seldom for m in asked])
-        known = losses.new_zeros(len(members))
-        known[asked] = losses.detach() * times
-        return (weights[asked] * losses).sum(), known
+        always = {0, *self.teaching} if self.recipe.drawn is not None else {*members}
+        seldom = (len(members) - 2) / max(1, len(drawn) - 2)
+        known = list(losses.new_zeros(len(members)))
+        for m, loss in zip(asked, losses.detach(), strict=True):
+            known[m] = loss if m in always else loss * seldom
+        return (torch.stack([weights[m] for m in asked]) * losses).sum(), torch.stack(known)
 
-    def _weights_of_this_step(self) -> Tensor:
-        """The weights, or those of the members drawn, which add up to the same."""
+    def _weights_of_this_step(self) -> tuple[Tensor, list[int]]:
+        """The weights, or those of the members drawn, which add up to the same; and who is drawn."""
         weights, drawn = self.weights[self.place], self.recipe.drawn
         members = len(weights)
         if drawn is None or drawn >= members - 2:
-            return weights
+            return weights, [*range(members)]
         chosen = torch.zeros_like(weights)
         others = [m for m in range(1, members) if m != self.full]
-        for m in (0, self.full, *(others[i] for i in torch.randperm(len(others))[:drawn].tolist())):
+        places = [0, self.full, *(others[i] for i in torch.randperm(len(others))[:drawn].tolist())]
+        for m in places:
             chosen[m] = weights[m]
-        return chosen * (weights.sum() / chosen.sum())
+        return chosen * (weights.sum() / chosen.sum()), places
 
     def _taught(self, x: Tensors, outputs: Tensor, losses: Tensor, asked: list[int] | None) -> Tensor:
         """T²·(how far from the teacher's answers) `[members]`; a network that teaches itself keeps its own loss."""
