@@ -12,7 +12,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo check test test-avx2 test-sse41 docs wheel clean
+.PHONY: help demo check test style types tests test-avx2 test-sse41 docs wheel clean
 
 help:
 	@echo 'make demo   train, choose, extract and export a network on real data that needs no download (under 2 minutes)'
@@ -32,17 +32,22 @@ demo: $(READY)
 # of their names, for xdist's own order keeps those of few tests for the end, and these take longest.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs -n auto --dist loadfile --no-loadscope-reorder
 
-test: $(READY)
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
-	.venv/bin/mypy
-	$(PYTEST)
+test check: style
+test:
+	@$(MAKE) --no-print-directory --jobs=2 types tests
+check:
+	@$(MAKE) --no-print-directory --jobs=2 types tests CHOICE="-m 'not slow'"
 
-check: $(READY)
+style: $(READY)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+# Beside the tests, for it is one process, and on a fresh machine takes a minute.
+types:
 	.venv/bin/mypy
-	$(PYTEST) -m 'not slow'
+
+tests:
+	$(PYTEST) $(CHOICE)
 
 # The tests of what older processors have got wrong; all of them: make test-avx2 TESTS=tests
 TESTS ?= $(addprefix tests/test_,$(addsuffix .py,channels_last data data_batches data_readers data_sources distributed \

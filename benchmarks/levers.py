@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from speed_cnsn import ratio, timed
 from torch.optim.swa_utils import AveragedModel
 
 from telescopic.papers import doubly_nested
@@ -24,6 +23,7 @@ from telescopic.train.objective import objective_weights
 from telescopic.train.optimizer import groups_for, remember_
 
 import results
+from speed_cnsn import ratio, timed
 
 WAYS = ("balanced-macs", "taught", "taught-exits", "apart-5", "apart-taught", "delayed-ema")
 

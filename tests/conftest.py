@@ -1,5 +1,6 @@
 import gc
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -7,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from hypothesis import settings
 
-from packs import family_packs
-
+settings.register_profile("many")  # see chance.py
 SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
@@ -21,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """
     without, slow = pytest.mark.skip(reason="torch sees no GPU"), Counter[Path]()
     for item in items:
-        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        if item.get_closest_marker("cuda") and not _gpu():
             item.add_marker(without)
         if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
             item.add_marker("slow")
@@ -45,6 +51,8 @@ def precision_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def one_table_of_operators() -> Iterator[None]:
     """Torch's exporter reads its 500 functions anew for each file, which takes longer than the file; here once."""
+    import torch  # not above: pytest-xdist's first process, for which the others wait, needs none
+
     export = torch.onnx.export
 
     def exported(*args: Any, **options: Any) -> Any:
@@ -61,5 +69,8 @@ def one_table_of_operators() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Packs of all families, each made once, for whoever does not change them."""
-    return family_packs(tmp_path_factory.mktemp("families"))
+    """Packs of all families, each made once, for whoever does not change them: pytest-xdist's processes share them."""
+    from packs import family_packs
+
+    own = tmp_path_factory.getbasetemp()
+    return family_packs((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "families")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import nn
 
 import telescopic as tl
@@ -93,15 +94,20 @@ FAMILIES: dict[str, Callable[[], tl.Nested]] = {
 
 
 def family_packs(folder: Path) -> Callable[[str], Path]:
-    """What packs all members of a family in a folder, once."""
+    """What packs all members of a family in a folder, once, whichever process asks."""
+    folder.mkdir(exist_ok=True)
 
     @cache
     def made(name: str) -> Path:
-        torch.manual_seed(0)
-        net = FAMILIES[name]()
-        net.train()
-        net.all(torch.randn(16, *IMAGE))
-        return tl.pack(net.eval(), folder / name.replace(" ", "-"), members="all", input_shape=IMAGE)
+        to = folder / name.replace(" ", "-")
+        with FileLock(folder / f"{to.name}.lock"):
+            if to.exists():
+                return to
+            torch.manual_seed(0)
+            net = FAMILIES[name]()
+            net.train()
+            net.all(torch.randn(16, *IMAGE))
+            return tl.pack(net.eval(), to, members="all", input_shape=IMAGE)
 
     return made
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -27,6 +27,8 @@ from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.subnet import Grid, Subnet
 from telescopic.train import CheckpointError
+
+from chance import examples
 
 spec = importlib.util.spec_from_file_location(
     "fuzz_bundle", Path(__file__).parents[1] / "benchmarks" / "fuzz_bundle.py"
@@ -955,7 +957,7 @@ def bundles(tmp_path_factory):
     return fuzz_bundle.families(tmp_path_factory.mktemp("families"))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(few=30, many=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(which=st.integers(0, 2), chance=st.randoms(use_true_random=False))
 def test_any_file_loads_or_raises_bundle_error(which: int, chance: random.Random, bundles, tmp_path) -> None:
     data, subnet = bundles[which]

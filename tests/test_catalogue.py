@@ -24,6 +24,8 @@ from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.subnet import Subnet
 
+from chance import examples
+
 
 def member(entry: int, **facts: Any) -> Member:
     """A member like entry `entry` of NSN's network, with some facts changed."""
@@ -333,7 +335,7 @@ def scattered(rows: list[tuple[int, int, int]]) -> Catalogue:
     ))  # fmt: skip
 
 
-@settings(deadline=None, max_examples=200)
+@examples(few=50, many=1000)
 @given(
     TABLES,
     st.fixed_dictionaries(
@@ -512,7 +514,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@examples(few=30, many=1000)
 @given(st.data())
 def test_any_damage_is_a_value_error_or_harmless(draw: st.DataObject) -> None:
     data: dict[str, Any] = catalogue().to_dict()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +17,8 @@ from telescopic.layers import CausalBatchNorm1d, CausalBatchNorm2d, CausalConv2d
 from telescopic.layers.causal import causal_mask, prefix, width_of
 from telescopic.layers.narrowing import narrow, narrow_outputs
 from telescopic.testing import check_nested
+
+from chance import examples
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
@@ -514,7 +516,7 @@ def test_zeros_behind_all_channels_break_them() -> None:
 # Nested -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None)
+@examples(few=5, many=100)
 @given(st.data())
 def test_random_networks_keep_the_laws(data: st.DataObject) -> None:
     groups, size = data.draw(st.integers(1, 3)), st.integers(3, 6)

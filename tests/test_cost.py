@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +17,8 @@ from telescopic import extract
 from telescopic.cost import Cost, cost, cost_on_meta, counting, latencies, latency, machine, on_meta, timing
 from telescopic.cost.macs import Counter
 from telescopic.papers import cnsn
+
+from chance import examples
 
 
 class Residual(nn.Module):
@@ -126,7 +128,7 @@ def test_several_outputs_are_all_alive_at_the_end() -> None:
     assert cost(Calls(lambda x: {"a": x + 1, "b": [x + 2, x + 3]}), (2,)).peak_activation == 4 * 8
 
 
-@settings(deadline=None, max_examples=30)
+@examples(few=10, many=300)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=6), st.sampled_from([torch.float64, torch.bfloat16]))
 def test_a_chain_of_layers_of_any_type(sizes: list[int], dtype: torch.dtype) -> None:
     pairs = list(itertools.pairwise(sizes))

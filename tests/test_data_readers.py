@@ -13,6 +13,8 @@ from scipy.io import savemat
 from telescopic.data import DataError
 from telescopic.data.readers import read_cifar10, read_idx, read_mnist, read_npz, read_svhn
 
+from chance import examples
+
 RNG = np.random.RandomState(0)
 
 
@@ -106,7 +108,7 @@ def test_svhn_values_and_errors() -> None:
             read_svhn(files | {"test_32x32.mat": content})
 
 
-@settings(max_examples=8, deadline=None)  # each starts two processes
+@examples(few=4, many=100)  # each starts two processes
 @given(st.data())
 def test_damaged_mat_files_raise_one_error(draw: st.DataObject) -> None:
     good = bytearray(mat(X=np.zeros((32, 32, 3, 2), np.uint8), y=np.ones(2, np.uint8)))

@@ -50,6 +50,7 @@ def test_a_library_that_is_missing_is_named() -> None:
         (("report", "nsn-mnist", "--out", "."), "matplotlib", "train"),
         (("extract", "nsn-mnist", "--max-macs", "700k", "--to", "a.onnx"), "onnxscript", "onnx"),
         (("pack", "nsn-mnist", "--to", "a.telescope"), "onnx", "onnx"),
+        (("search", "shrinknet", "--data", "digits", "--storage", "a.db"), "optuna", "search"),
     ],
 )
 def test_commands_name_what_they_lack(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import told_widths
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -29,6 +29,8 @@ from telescopic.networks import causal_resnet, mlp
 from telescopic.papers import nsn
 from telescopic.testing import check, check_nested, laws
 from telescopic.testing.trial import Trial
+
+from chance import examples
 
 
 class Around(nn.Module):
@@ -212,7 +214,7 @@ def test_families_keep_the_laws(name: str) -> None:
     check_nested(build(), shape, rebuild=name not in NOT_REBUILT)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(few=4, many=100)
 @given(st.data())
 def test_random_mlps_keep_the_laws(data: st.DataObject) -> None:
     size = st.integers(1, 5)

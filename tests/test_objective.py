@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +17,8 @@ from telescopic.networks import mlp
 from telescopic.papers import nsn
 from telescopic.train import Objective, Recipe, pairwise
 from telescopic.train.optimizer import groups_for
+
+from chance import examples
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
@@ -272,7 +274,7 @@ numbers = st.floats(0, 2)
 
 
 @pytest.mark.parametrize("build", [network, uneven])
-@settings(max_examples=10, deadline=None)
+@examples(few=5, many=100)
 @given(data=st.data(), l2=numbers)
 def test_weight_decay_is_the_penalty_of_the_full_networks_loss(
     build: Callable[[], Nested], data: st.DataObject, l2: float

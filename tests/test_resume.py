@@ -131,19 +131,21 @@ PROXIMAL = replace(ADAM, shrink=Shrink(penalty=0.1, method="proximal", by="macs"
 RANDOM = replace(ADAM, optimizer="sgd", shrink=Shrink(penalty=0.5, method="random", level=0.3))
 
 
+PLAIN = replace(RECIPE, mix=None)
+MASKED = replace(ADAM, shrink=Shrink(penalty=0.3, collect=None))
+
+
 @pytest.mark.parametrize(
-    ("build", "recipe"),
+    ("build", "recipe", "keep"),
     [
-        (layers, RECIPE),
-        (layers, CYCLE),
-        (convolutions, replace(RECIPE, mix=None)),
-        (one_filtered, ADAM),
-        (one_filtered, PROXIMAL),
-        (filtered, RANDOM),
-        (filtered, replace(ADAM, shrink=Shrink(penalty=0.3, collect=None))),
+        *((build, recipe, keep) for build, recipe in ((layers, RECIPE), (convolutions, PLAIN), (one_filtered, ADAM))
+          for keep in ("best", "last")),
+        (layers, CYCLE, "last"),
+        (one_filtered, PROXIMAL, "last"),
+        (filtered, RANDOM, "best"),
+        (filtered, MASKED, "last"),
     ],
-)
-@pytest.mark.parametrize("keep", ["best", "last"])
+)  # fmt: skip
 def test_interrupted_anywhere_it_ends_bit_for_bit_alike(
     tmp_path: Path, interrupting: Callable[[int], None], build: Callable[[], Nested], recipe: Recipe, keep: str
 ) -> None:

@@ -5,8 +5,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -222,18 +220,6 @@ def test_storages_that_cannot_be_opened(tmp_path: Path) -> None:
     assert search.known_study(str(tmp_path / "none.db"), "a") is None and not (tmp_path / "none.db").exists()
     search.open_study(str(tmp_path / "y.db"), "a")
     assert search.known_study(str(tmp_path / "y.db"), "b") is None
-
-
-def test_without_optuna_one_is_told_what_to_install(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['optuna'] = None\n"
-        "from telescopic import cli\n"
-        f"sys.argv[1:] = ['search', 'shrinknet', '--data', 'digits', '--storage', {str(tmp_path / 'x.db')!r}]\n"
-        "cli.main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr == ("error: optuna is not installed: pip install 'optuna>=4'\n")
 
 
 def found() -> list[Model]:

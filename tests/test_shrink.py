@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,6 +12,8 @@ from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam
 
 from telescopic import shrink
 from telescopic.layers import Filter, Residual
+
+from chance import examples
 
 Make = Callable[[Iterable[Any]], Optimizer]
 
@@ -436,7 +438,7 @@ def networks(draw: st.DrawFn) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(few=15, many=300)
 @given(networks(), st.integers(0, 2**31), st.sampled_from([OPTIMIZERS[i] for i in (1, 3, 6)]))
 def test_compaction_is_exact(net: nn.Sequential, seed: int, make: Make) -> None:
     torch.manual_seed(seed)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from telescopic import documents, tensorfile
 from telescopic.tensorfile import opened, write
+
+from chance import examples
 
 
 class FileError(ValueError):
@@ -199,7 +201,7 @@ def test_a_file_is_read_no_further_than_it_may_be_long(tmp_path: Path) -> None:
     assert documents.read(tmp_path / "short") == [1]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(few=50, many=1000)
 @given(st.text())
 def test_printable_text_is_harmless_and_tells_what_was_there(text: str) -> None:
     shown = documents.printable(text)

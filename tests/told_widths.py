@@ -140,7 +140,7 @@ def slimmable(**options: object) -> Nested:
 
 
 def transformer() -> Nested:
-    """Whole features between stages, hidden units in three widths, two exits."""
+    """Whole features between stages, hidden units in two widths, two exits."""
     torch.manual_seed(0)
     heads = {i: nn.Sequential(nn.Flatten(), nn.Linear(12, 2)) for i in (0, 1)}
-    return Nested([Block(4, (2, 5, 8)), Block(4, (1, 2, 6))], {0: nn.Linear(4, 4)}, heads, groups=3)
+    return Nested([Block(4, (2, 8)), Block(4, (1, 6))], {0: nn.Linear(4, 4)}, heads, groups=2)

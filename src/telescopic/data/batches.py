@@ -1,5 +1,6 @@
 """Examples on their way into a network: a split, its batches, augmentation, normalisation; on the examples' device."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,12 @@ class Split:
     def __getitem__(self, part: slice) -> "Split":
         """Some of the examples, of a loader's first batch."""
         return Split(each(lambda x: x[part], self.inputs), self.targets[part])
+
+    def checksum(self, number: int = 0) -> int:
+        """CRC-32 of all numbers, or of a loader's first batch; behind those that have led to a number."""
+        for tensor in (*leaves(self.inputs), self.targets):
+            number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
+        return number
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""

@@ -239,8 +239,10 @@ class _Predict:
         if kind in IMAGES or (kind == JSON and len(body) > _SMALL):
             future = self._decoders.submit(body, IMAGES.get(kind, decoder.JSON), self.takes)
             arrays, more = await asyncio.wrap_future(future)
-        else:
+        elif len(body) <= _SMALL:
             arrays, more = read(body, kind, self.takes)
+        else:
+            arrays, more = await run_in_threadpool(read, body, kind, self.takes)
         given = self.takes.batch(arrays)
         try:
             if sum(array.nbytes for array in given.values()) <= _SMALL:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from telescopic.layers import CausalConv2d, CausalLinear, SharedHead
 from telescopic.layers.sized import CAUSAL
-from telescopic.wrappers import copied
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ def origins(net: nn.Module, take: Callable[[nn.Module], nn.Module]) -> list[tupl
 
     Found by numbering the elements and looking which numbers come out; a factor of 0 is a weight that is masked. Scales
     and shifts of conditioned heads take a round of their own, for what is taken out is a product of theirs and others'.
+    In the end the network's parameters are what they were.
 
     Returns:
         For each parameter taken, the elements' places among all, and its derivatives by them, both `[rounds, numel]`.
@@ -78,16 +78,23 @@ def _round(
     net: nn.Module, take: Callable[[nn.Module], nn.Module], chosen: Sequence[bool]
 ) -> list[tuple[Tensor, Tensor]]:
     """Places and derivatives of the parameters chosen, while the others stay as they are."""
-    made, taken = copied(net), []
-    parameters = list(made.parameters())
-    sizes = [parameter.numel() for parameter in parameters]
+    kept, taken = [(parameter, parameter.data) for parameter in net.parameters()], []
+    sizes = [parameter.numel() for parameter, _ in kept]
     numbers = torch.split(torch.arange(1, sum(sizes) + 1, dtype=torch.float64), sizes)
-    for values in (numbers, [torch.ones_like(number) for number in numbers], [torch.zeros_like(n) for n in numbers]):
-        for parameter, value, is_chosen in zip(parameters, values, chosen, strict=True):
-            if is_chosen:
-                parameter.data = value.to(parameter.dtype).view_as(parameter)
-        # Copies, for a class of one's own may hand on the very parameter.
-        taken.append([parameter.detach().clone() for parameter in take(made).parameters()])
+    try:
+        for values in (
+            numbers,
+            [torch.ones_like(number) for number in numbers],
+            [torch.zeros_like(n) for n in numbers],
+        ):
+            for (parameter, _), value, is_chosen in zip(kept, values, chosen, strict=True):
+                if is_chosen:
+                    parameter.data = value.to(parameter.dtype).view_as(parameter)
+            # Copies, for a class of one's own may hand on the very parameter.
+            taken.append([parameter.detach().clone() for parameter in take(net).parameters()])
+    finally:
+        for parameter, value in kept:
+            parameter.data = value
     found = []
     for number, one, zero in zip(*taken, strict=True):
         factor = one - zero

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from telescopic.layers.sized import require_channels_first, require_sized
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
 from telescopic.subnet import Coordinates
-from telescopic.testing.elements import origins
 from telescopic.testing.trial import (
     TOLERANCE,
     Some,
@@ -193,7 +191,7 @@ def has_first_groups(trial: Trial, member: Coordinates) -> None:
     net, belonging = trial.net, trial.shares(member)
     sizes = [parameter.numel() for parameter in net.parameters()]
     taken = torch.zeros(sum(sizes), dtype=torch.bool)
-    for index, factor in origins(net, lambda numbered: extract(cast(Nested, numbered), member)):
+    for index, factor in trial.origins(member):
         taken[index[factor != 0]] = True
     for (name, parameter), has in zip(net.named_parameters(), torch.split(taken, sizes), strict=True):
         share = belonging.get(id(parameter))
@@ -281,7 +279,7 @@ def gradient_mix(trial: Trial) -> None:
         found = gradients((taken(each(torch.clone, x)) * weights[m]).sum(), [*given, *copies])
         of_x, found = found[: len(given)], found[len(given) :]
         if net.groups > 1:
-            found = scattered(net, member, found)
+            found = scattered(trial, member, found)
             theirs = list(net.parameters())
         alone[m] = dict(zip(map(id, [*given, *theirs]), [*of_x, *found], strict=True))
     table = torch.rand(len(grid), len(grid))
@@ -305,11 +303,11 @@ def gradient_mix(trial: Trial) -> None:
             demand_same(gradient, want, f"{how}, from net.all and from its members alone", size)
 
 
-def scattered(net: Nested, member: Coordinates, found: Sequence[Tensor]) -> list[Tensor]:
+def scattered(trial: Trial, member: Coordinates, found: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of an extracted member as those of the network's own parameters, element by element."""
+    net, taken = trial.net, trial.origins(member)
     sizes = [parameter.numel() for parameter in net.parameters()]
     total = torch.zeros(sum(sizes), dtype=found[0].dtype if found else None)
-    taken = origins(net, lambda numbered: extract(cast(Nested, numbered), member))
     for gradient, (index, factor) in zip(found, taken, strict=True):
         total.index_add_(0, index.flatten(), (gradient.flatten() * factor).flatten())
     return [part.view_as(p) for part, p in zip(torch.split(total, sizes), net.parameters(), strict=True)]

@@ -5,16 +5,18 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from telescopic.cost.macs import Counter
+from telescopic.extract import extract
 from telescopic.inputs import Tensors, each
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.subnet import Coordinates, Grid
-from telescopic.testing.elements import Share, shares
+from telescopic.testing.elements import Share, origins, shares
 
 TOLERANCE = 1e-12
 """Largest difference between two ways to compute a number in float64, relative to the larger of its size and 1."""
@@ -30,6 +32,7 @@ class Trial:
         x: a random input `[3, ...]`, or a dict or tuple of such.
         rebuild: whether a bundle can describe the network.
         known: what `shares` has found, by the tensors' names; of use to all laws, for each gets a copy of one network.
+        traced: what `origins` has found, likewise.
     """
 
     net: Nested
@@ -37,6 +40,7 @@ class Trial:
     x: Tensors
     rebuild: bool
     known: dict[Coordinates, dict[str, Share]] = field(default_factory=dict)
+    traced: dict[Coordinates, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def answer(self, member: Coordinates, x: Tensors = None) -> Tensor:
         """A member's logits by `net(x, member)`, for a copy of the input."""
@@ -72,6 +76,12 @@ class Trial:
             found |= {i: share for i, share in shares(parts, *how).items() if i in own}
             self.known[member] = {name: found[id(t)] for name, t in tensors.items() if id(t) in found}
         return {id(tensors[name]): share for name, share in self.known[member].items()}
+
+    def origins(self, member: Coordinates) -> list[tuple[Tensor, Tensor]]:
+        """Of each parameter of a member taken out, which elements of the network's it comes from, and times what."""
+        if member not in self.traced:
+            self.traced[member] = origins(self.net, lambda numbered: extract(cast(Nested, numbered), member))
+        return self.traced[member]
 
 
 class Some(Grid):

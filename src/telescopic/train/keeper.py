@@ -2,7 +2,6 @@
 
 import errno
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from telescopic.data import Dataset, Split
 from telescopic.files import WriteError, make_folder, sweep
-from telescopic.inputs import Tensors, leaves
+from telescopic.inputs import Tensors
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
@@ -172,20 +170,6 @@ class Keeper:
                     "another folder"
                 )
         return history, position
-
-
-def fingerprint(data: Dataset) -> str:
-    """What tells whether data are the same: of its training and validation examples, in this order."""
-    if data.train.loader is not None:
-        return f"{len(data.train.loader)} batches from a loader"
-    return f"crc32 {checksum(data.validation, checksum(data.train)):08x}"
-
-
-def checksum(split: Split, number: int = 0) -> int:
-    """Of all numbers of a split, or of a loader's first batch."""
-    for tensor in (*leaves(split.inputs), split.targets):
-        number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
-    return number
 
 
 def continued(recipe: Recipe, out: Path) -> Recipe:

@@ -28,7 +28,7 @@ from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import Stop, stop_requests
-from telescopic.train.keeper import LAST, Keeper, checksum, fingerprint
+from telescopic.train.keeper import LAST, Keeper
 from telescopic.train.layout import laid_out, lay_out_, layout_for
 from telescopic.train.method import Method, Nothing
 from telescopic.train.objective import Objective, objective_weights
@@ -299,11 +299,18 @@ class Training:
         if self.world == 1:
             return
         for split in (self.data.train, self.data.validation, self.data.test):
-            if split.loader is None or sampler_of(split.loader) is not None:
+            if split.loader is None:
                 continue
-            mine = torch.tensor(float(checksum(split)), dtype=torch.float64)
-            every = self.accelerator.gather(mine.view(1).to(self.accelerator.device)).cpu()
-            if len(set(every.tolist())) > 1:
+            sampler = sampler_of(split.loader)
+            mine = torch.tensor(float(split.checksum() if sampler is None else -1 - sampler.rank), dtype=torch.float64)
+            every = self.accelerator.gather(mine.view(1).to(self.accelerator.device)).cpu().tolist()
+            if sampler is not None and {*every} != {-1.0 - rank for rank in range(self.world)}:
+                ranks = ", ".join(f"{-1 - number:.0f}" if number < 0 else "none" for number in every)
+                raise ValueError(
+                    f"each of {self.world} processes learns from examples of its own, and their DistributedSamplers "
+                    f"have the ranks {ranks}: leave rank out where torch.distributed is initialised, or give RANK's"
+                )
+            if len({*every}) > 1 and sampler is None:
                 raise ValueError(
                     "the loader gives each process other batches, and each takes its share of what it is given: use a "
                     "torch.utils.data.DistributedSampler, or the same order everywhere"
@@ -315,7 +322,7 @@ class Training:
         about = {"recipe": recipe.to_dict(), "seed": self.seed, "data": data.name, "train_images": len(data.train)}
         about |= {"precision": self.precision, "statistics": self.net.statistics}
         about |= {"task": self.task.facts()}
-        return about if self.out is None else about | {"images": fingerprint(data)}
+        return about if self.out is None else about | {"images": data.fingerprint}
 
     def _wrapped(self) -> nn.Module:
         """The objective, for several processes too."""
