@@ -254,7 +254,7 @@ def _tried(read: Callable[[], object], error: type[Exception], slow_s: float = S
 
 def fuzzed(
     kinds: Mapping[str, tuple[Callable[[random.Random], Callable[[], object]], type[Exception]]],
-    cases: int,
+    cases: Mapping[str, int],
     chance: random.Random,
     slow_s: float = SLOW_S,
 ) -> dict[str, Any]:
@@ -262,14 +262,14 @@ def fuzzed(
 
     Args:
         kinds: name of a kind → what makes a mutated file and returns what reads it, and the error that it may raise.
-        cases: how many files of each kind.
+        cases: how many files, by kind.
         chance: what decides about mutations.
         slow_s: processor time of a reading that counts as a failure.
     """
     outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     failures, slowest, before = list[str](), 0.0, _peak_mb()
     for kind, (made, error) in kinds.items():
-        for case in range(cases):
+        for case in range(cases[kind]):
             read = made(chance)
             faulthandler.dump_traceback_later(60, exit=True)
             result, seconds = _tried(read, error, slow_s)
@@ -327,9 +327,8 @@ def main() -> int:
 
             return made
 
-        figures = fuzzed(
-            {k: (of(k), error) for k, (*_, error) in kinds.items()}, given.cases, random.Random(given.seed)
-        )
+        makers = {kind: (of(kind), error) for kind, (*_, error) in kinds.items()}
+        figures = fuzzed(makers, dict.fromkeys(kinds, given.cases), random.Random(given.seed))
     results.write("fuzz-bundle", vars(given), figures)
     return 1 if figures["failures"] else 0
 

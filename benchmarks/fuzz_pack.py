@@ -139,7 +139,9 @@ def main() -> int:
             mutated(whole, changed, chance)
             return partial(opened, changed)
 
-        figures = fuzz_bundle.fuzzed({"pack": (made, PackError)}, given.cases, random.Random(given.seed), SLOW_S)
+        figures = fuzz_bundle.fuzzed(
+            {"pack": (made, PackError)}, {"pack": given.cases}, random.Random(given.seed), SLOW_S
+        )
     results.write("fuzz-pack", vars(given), figures)
     return 1 if figures["failures"] else 0
 

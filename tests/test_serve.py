@@ -382,6 +382,8 @@ def test_who_has_waited_too_long_to_be_read_is_refused_before_it_is(engine: tl.E
             assert told.status_code == status, (waited, query, told.text)
             if status == 503:
                 assert int(told.headers["retry-after"]) >= 1 and "more is asked than can be read" in told.text
+                more = [client.post("/predict", content=npy(pixels), headers=NPY).status_code for _ in range(15)]
+                assert more.count(503) == 13 and more.count(200) == 2  # where all are behind, some are answered
             if status == 200:
                 assert told.json()["waited_ms"] >= 1000 * waited
 

@@ -328,6 +328,6 @@ def stopped_under_load(victim: Victim) -> None:
         thread.join()
     # The connection of one who comes while the port is closed may be reset; of all others none.
     resets = [each for each in told if each not in (200, 503)]
-    assert len(resets) <= 1 and told.count(200) > 10, (resets, len(told))
+    assert len(resets) <= 1 and told.count(200) >= len(threads) - 1, (resets, told)
     for wire in (*hostile, idle):
         wire.close()

@@ -146,7 +146,7 @@ def test_fewer_may_wait_where_time_has_passed_or_passes_take_longer() -> None:
 
     assert (taken(), taken(0.7), taken(2.0), taken(100.0)) == (24, 24, 12, 8)  # a pass may always wait
     # Five of twenty milliseconds have passed, and as many will until the answer is sent: a half is left.
-    assert taken(lag_ms=5) == 12 and taken(lag_ms=5, due_ms=200) >= 22
+    assert taken(lag_ms=5) == 12 and taken(lag_ms=5, due_ms=200) >= 22 and taken(lag_ms=500) == 8
 
 
 def test_large_inputs_make_the_default_bound_smaller() -> None:

@@ -81,6 +81,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **more)
         self._state, self._since = _NEW, self.loop.time()
         self._stalled = 0.0
+        self._free = time.perf_counter()  # since when the client may ask, having its answer
         self._head = self._length = self._requests = self._pieces = self._received = 0
         self._refused: _TooMuch | None = None
         shared = self.server_state.__dict__
@@ -116,7 +117,7 @@ class Connection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._enter(_HEAD)
-        self.scope[ARRIVED] = self._turns.since()  # type: ignore[literal-required]
+        self.scope[ARRIVED] = max(self._free, self._turns.since())  # type: ignore[literal-required]
         self._length = 0
 
     def on_url(self, url: bytes) -> None:
@@ -162,6 +163,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is written."""
         super().on_response_complete()
+        self._free = time.perf_counter()
         self._strangers.pop(self, None)
         if self._state == _ANSWER and not self.pipeline:
             self._enter(_IDLE)

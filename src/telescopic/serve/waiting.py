@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from telescopic.engine.controller import Controller
 
 _MOST_WAITING, _MOST_BYTES = 1024, 2**26
+_LEAST = 1 / 8  # of what may wait, for those who will be late in any case
 
 
 class Overloaded(Exception):
@@ -156,7 +157,8 @@ class Waiting:
                 a part of the time has passed.
         """
         slowdown, due = self.controller.slowdown, max(self.controller.slo_ms / 1000, job.deadline - job.arrived + lag)
-        most = max(self.max_batch, int(self.max_waiting * (1 - 2 * lag / due) / max(slowdown, 1.0)))
+        share = max(1 - 2 * lag / due, _LEAST) / max(slowdown, 1.0)
+        most = max(self.max_batch, int(self.max_waiting * share))
         if self.examples and self.examples + job.examples > most:
             clear = self.examples / self.max_batch * self._full_pass_ms(self.fastest) * slowdown
             raise Overloaded(f"{self.examples} examples wait already, of at most {most}", math.ceil(clear / 1000))
