@@ -14,6 +14,12 @@ settings.register_profile("many")  # see chance.py
 SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
 
 
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """What slow.txt names is slow: `make check` leaves it out. Files with many of these come first, not last.
 
@@ -21,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """
     without, slow = pytest.mark.skip(reason="torch sees no GPU"), Counter[Path]()
     for item in items:
-        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        if item.get_closest_marker("cuda") and not _gpu():
             item.add_marker(without)
         if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
             item.add_marker("slow")

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,12 @@ def test_training_is_rehearsed_in_two_pieces_and_comes_back(tmp_path: Path, caps
 
 def test_models_that_are_trained_together_go_on_after_a_piece(tmp_path: Path) -> None:
     sizes = gpu.rehearsed(tmp_path / "rehearsal.npz")
-    sizes = gpu.replace(sizes, search_epochs=2)
+    sizes = replace(sizes, search_epochs=2)
     looks = iter([False, True])
     given = gpu.Given(sizes, None, tmp_path, "fp32", torch.device("cpu"), lambda: next(looks))
     with pytest.raises(KeyboardInterrupt, match="stopped after epoch 1"):
         gpu._figure_2("mlp", "fixed-l2", given)
-    gpu._figure_2("mlp", "fixed-l2", gpu.replace(given, late=lambda: False))
+    gpu._figure_2("mlp", "fixed-l2", replace(given, late=lambda: False))
     assert len((tmp_path / "figure2" / "mlp-fixed-l2.csv").read_text().splitlines()) == 3
 
 
