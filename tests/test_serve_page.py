@@ -4,12 +4,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import telescopic as tl
 from telescopic.images import decode
@@ -53,12 +55,33 @@ def page(tmp_path: Path, served: tuple[str, tl.Engine]) -> Iterator[Page]:
         yield page
 
 
-def test_numbers_are_shown_as_numbers(tmp_path: Path) -> None:
+class Read(nn.Module):
+    """Two columns, of which each has a table of its own, and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.numbers = nn.Embedding(1, 8), nn.Embedding(3, 8), nn.Linear(4, 8)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        kinds = self.first(x["kinds"][:, 0]) + self.second(x["kinds"][:, 1])
+        features: Tensor = kinds + self.numbers(x["numbers"]) * x["known"]
+        return features
+
+
+SEVERAL = {
+    "kinds": torch.zeros(2, 2, dtype=torch.int64), "numbers": torch.ones(2, 4), "known": torch.ones(2, 1).bool(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("entries", "example"), [({0: nn.Linear(4, 8)}, torch.ones(2, 4)), ({0: Read()}, SEVERAL)])
+def test_numbers_are_shown_as_numbers(entries: dict[int, nn.Module], example: Any, tmp_path: Path) -> None:
     """Of a network that tells no classes apart, and whose score is an error: the better of its members is above."""
-    net = tl.Nested([nn.Linear(4, 8), nn.Linear(8, 8)], exits={0: nn.Linear(8, 2), 1: nn.Linear(8, 2)}).eval()
+    net = tl.Nested([nn.Linear(8, 8), nn.Linear(8, 8)], entries, {0: nn.Linear(8, 2), 1: nn.Linear(8, 2)}).eval()
     metric = tl.Metric("deviation", better="lower", unit="mm")
-    catalogue = tl.measure(net, input_shape=(4,)).scored(metric, (0.75, 0.5), (0.75, 0.5))
-    engine = tl.Engine(tl.pack(net, tmp_path / "pack", members="all", catalogue=catalogue), cache=False)
+    catalogue = tl.measure(net, input_shape=example).scored(metric, (0.75, 0.5), (0.75, 0.5))
+    engine = tl.Engine(
+        tl.pack(net, tmp_path / "pack", members="all", catalogue=catalogue, samples=example), cache=False
+    )
     with serving(engine) as address, chromium(tmp_path / "profile") as page:
         page.open(address)
         page.until("document.querySelectorAll('#answer .big').length")

@@ -150,6 +150,8 @@ def examples(inputs: Mapping[str, Given], batch: int, *, random: bool) -> Inputs
     for name, one in inputs.items():
         shape = (batch, *one.shape)
         made[name] = np.full(shape, int(random), one.dtype)
+        if one.below is not None:
+            made[name][:, np.broadcast_to(one.below == np.int64(1), one.shape)] = 0  # of one row there is the first
         if random and one.dtype == _FLOAT32:
             made[name] = np.random.default_rng(0).standard_normal(shape, np.float32)
     return made
