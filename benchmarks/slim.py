@@ -2,9 +2,9 @@
 
 A ResNet for CIFAR-10 with dense weights is trained alone; then it is slimmed into four widths and trained on, the
 widest, the narrowest and one other at a step. Twins are the same members with new weights, each trained alone for as
-many epochs as both together. Beside it the family from new weights, for as many epochs; and, where Torch-Pruning is
-installed, the network pruned by it once for each width, to as many channels by the norms of groups, and trained on for
-as many epochs as the family. Runs go on after a kill:
+many epochs as both together. Beside it the family from new weights, for as many epochs, all widths from the beginning
+or the widest alone at first; and, where Torch-Pruning is installed, the network pruned by it once for each width, to as
+many channels by the norms of groups, and trained on for as many epochs as the family. Runs go on after a kill:
 
     python benchmarks/slim.py [--out runs/slim] [--depth 14] [--alone 6] [--together 4] [--seed 0] [--images 50000]
 """
@@ -71,6 +71,7 @@ def main() -> None:
     common: dict[str, Any] = {"preprocess": pre, "augment": tl.Augment(pad=4, flip=True)}
     plain: dict[str, Any] = {"learning_rate": 0.1, "schedule": "one-cycle", "nesterov": True, "weight_decay": 5e-4}
     figures: dict[str, Any] = {}
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
     def trained(name: str, net: tl.Nested, recipe: tl.Recipe) -> tl.Nested:
         start = time.time()
@@ -79,6 +80,7 @@ def main() -> None:
         seconds = round(sum(epoch.seconds for epoch in history))
         figures[name] = {"test %": test, "seconds": seconds, "epochs": len(history)}
         print(name, figures[name], f"{time.time() - start:.0f} s now", flush=True)
+        results.write("slim", config, figures)
         return net
 
     torch.manual_seed(args.seed)
@@ -101,14 +103,16 @@ def main() -> None:
             assert theirs == ours, f"Torch-Pruning's has {theirs} multiply-adds, and ours {ours}"
             recipe = tl.Recipe(epochs=args.together, **{**plain, "learning_rate": 0.05}, **common)
             trained(f"pruned-{share:g}", tl.Nested([narrow]), recipe)
+    # One training in which the family begins as the widest alone: the same epochs, and one fall of the rate.
+    new = tl.slim(tl.Nested([renewed(network, args.seed)]), example, SHARES)
+    first = tl.Phase(name="widest alone", until=args.alone, weights="full", distillation=0.0)
+    trained("slim-delayed", new, tl.recipes.slim(both, learning_rate=0.1, phases=(first,), **common))
     uneven = tl.slim(alone, example, [member.macs / costs[-1].macs for member in costs], of="macs")
     figures["narrowing by macs"] = str(vars(uneven)["narrowing"]).splitlines()
     trained("slim-by-macs", uneven, tl.recipes.slim(args.together, **common))
     new = tl.slim(tl.Nested([renewed(network, args.seed)]), example, SHARES)
     trained("slim-from-new", new, tl.recipes.slim(both, learning_rate=0.1, **common))
     trained("twin-1", tl.Nested([renewed(network, args.seed)]), tl.Recipe(epochs=both, **plain, **common))
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    results.write("slim", config, figures)
 
 
 if __name__ == "__main__":

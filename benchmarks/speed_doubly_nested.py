@@ -16,7 +16,6 @@ from functools import partial
 from statistics import median
 
 import torch
-from speed_cnsn import ratio, timed
 from torch import Tensor, nn
 
 from telescopic.nested import Nested
@@ -27,6 +26,7 @@ from telescopic.train.layout import layout_for
 from telescopic.train.optimizer import groups_for
 
 import results
+from speed_cnsn import ratio, timed
 
 GROUPS = 16
 

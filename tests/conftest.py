@@ -15,10 +15,21 @@ settings.register_profile("many")  # see chance.py
 SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
 
 
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """What slow.txt names is slow: `make check` leaves it out. Files with many of these come first, not last."""
-    slow = Counter[Path]()
+    """What slow.txt names is slow: `make check` leaves it out. Files with many of these come first, not last.
+
+    Tests marked `cuda` need a GPU.
+    """
+    without, slow = pytest.mark.skip(reason="torch sees no GPU"), Counter[Path]()
     for item in items:
+        if item.get_closest_marker("cuda") and not _gpu():
+            item.add_marker(without)
         if SLOW & {item.path.name, f"{item.path.name}::{item.originalname}"}:
             item.add_marker("slow")
             slow[item.path] += 1

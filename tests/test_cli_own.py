@@ -41,6 +41,19 @@ def words():
 def embedded():
     return tl.Nested([nn.Linear(8, 8)], entries={0: nn.Embedding(6, 8)}, exits={0: nn.Linear(8, 6)})
 
+class Read(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.ages = nn.Embedding(6, 8), nn.Linear(1, 8)
+
+    def forward(self, x):
+        return (self.words(x["ids"]) * x["mask"][..., None]).sum(1) + self.ages(x["age"])
+
+def several():
+    blocks = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)]
+    return tl.Nested(blocks, entries={0: Read()}, exits={0: nn.Linear(8, 2), 1: nn.Linear(8, 2)})
+
+tl.register_layer(Read, [])
 number = 3
 """
 
@@ -111,6 +124,44 @@ def test_it_goes_on_and_keeps_its_task(run: Path, folder: Path) -> None:
     options = ("--epochs", 40, "--learning-rate", 0.02, "--batch-size", 32, "--precision", "fp32", "--resume")
     assert invoke(*words, "--task", "regression", *options).exit_code == 0
     assert "labels are 0 or 1" in str(invoke(*words, "--task", "multilabel", *options).exception)
+
+
+def test_several_inputs_go_all_the_way(folder: Path, tmp_path: Path) -> None:
+    """From an .npz with an array for each to a server: the answers are the network's."""
+    draw = np.random.default_rng(2)
+    ids, mask, age = draw.integers(0, 6, (300, 4)), draw.random((300, 4)) < 0.6, draw.standard_normal((300, 1))
+    targets = (((ids == 3) & mask).any(1) ^ (age[:, 0] > 1)).astype(np.int64)
+    data, out, packed = tmp_path / "several.npz", tmp_path / "run", tmp_path / "several.telescope"
+    np.savez(
+        data, **{"inputs.ids": ids, "inputs.mask": mask, "inputs.age": age}, targets=targets, classes=["no", "yes"]
+    )
+    shown = invoke("data", "show", data)
+    assert "ids: int64 [216, 4], from 0 to 5" in shown.output and "mask: bool [216, 4], from 0 to 1" in shown.output
+    name = f"{folder / 'a_family_of_mine.py'}:several"
+    words = ("--epochs", 30, "--learning-rate", 0.05, "--batch-size", 32, "--precision", "fp32", "--out", out)
+    result = invoke("train", name, "--data", data, *words)
+    assert result.exit_code == 0, result.output
+    code = ("--import", folder / "a_family_of_mine.py")
+    source, loaded = Source.open(str(out)), tl.data.load(data)
+    assert source.catalogue().input_shape == {"age": (1,), "ids": ("int64", 4), "mask": ("bool", 4)}
+    answers = source.network()(loaded.test.inputs).softmax(1).detach().numpy()
+    full = source.catalogue()[1]
+    assert full.test_score == (answers.argmax(1) == loaded.test.targets.numpy()).mean() > 0.8
+    assert "latency   p95" in invoke("catalogue", out, "--latency", *code).output
+    done = invoke("extract", out, "--subnet", "exit=1", "--to", tmp_path / "member.onnx", *code)
+    assert done.exit_code == 0 and "on 60 test examples of" in done.output, done.output
+    assert invoke("report", out, "--out", tmp_path, *code).exit_code == 0
+    done = invoke("pack", out, "--members", "all", "--to", packed, *code)
+    assert done.exit_code == 0, done.output
+    assert invoke("bench", packed, "--batch", 1, "--threads", 1, "--seconds", 0.01).exit_code == 0
+    engine = tl.Engine(packed, cache=False)
+    with TestClient(application(engine, slo_ms=60_000), base_url="http://localhost") as client:
+        asked = {name: some[:20].tolist() for name, some in loaded.test.inputs.items()}
+        told = client.post("/predict", json={"inputs": asked, "subnet": "exit=1"}).json()
+        refused = client.post("/predict", json={"inputs": asked | {"ids": [[0, 0, 0, 6]] * 20}})
+    np.testing.assert_allclose(told["probabilities"], answers[:20], atol=1e-5)
+    assert [one["class"] for one in told["predictions"]] == [("no", "yes")[k] for k in answers[:20].argmax(1)]
+    assert refused.status_code == 422 and "the network takes 0 to 5 there" in refused.json()["error"]
 
 
 @pytest.mark.parametrize(("function", "task", "data"), [("fixed", "multilabel", "signs"), ("words", "tokens", "words")])

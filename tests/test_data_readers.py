@@ -189,6 +189,29 @@ def test_npz_of_any_inputs_and_targets(tmp_path: Path) -> None:
     assert got.images.dtype == np.float32 and got.labels.dtype == np.float16
 
 
+def test_npz_of_several_inputs(tmp_path: Path) -> None:
+    x, mask = np.arange(12.0).reshape(6, 2), np.arange(6) > 2
+    both = {"inputs.numbers": x, "inputs.mask": mask, "test_inputs.numbers": x[:2], "test_inputs.mask": mask[:2]}
+    got = read_npz(save(tmp_path, **both, targets=np.arange(6), test_targets=np.arange(2)))
+    assert {name: (one.dtype, one.tolist()) for name, one in got.images.items()} == {
+        "mask": (np.bool_, mask.tolist()), "numbers": (np.float32, x.tolist()),
+    }  # fmt: skip
+    assert got.test_images["numbers"].tolist() == x[:2].tolist() and got.validation_images is None
+    alone = read_npz(save(tmp_path, **{"inputs.some.numbers": x}, targets=np.arange(6)))
+    assert [*alone.images] == ["some.numbers"]
+    for change, message in (
+        ({"inputs": x}, "give inputs, or inputs.numbers, inputs.mask, not both"),
+        ({"inputs.": x}, "inputs. would not be used; arrays are called .*; of several inputs inputs.NAME"),
+        ({"inputs.mask": mask[:5]}, "5 inputs.mask but 6 targets"),
+        ({"inputs.mask": np.array(["a"] * 6)}, "inputs.mask: expected numbers"),
+        ({"test_inputs.numbers": x[:2, :1]}, r"inputs are {'mask': \(\), 'numbers': \(2,\)} but test_inputs {'mask'"),
+        ({"test_inputs.more": x[:2]}, "inputs are .* but test_inputs .*'more'"),
+        ({"images": x}, "not arrays of both kinds"),
+    ):
+        with pytest.raises(DataError, match=rf"own\.npz: .*{message}"):
+            read_npz(save(tmp_path, **(both | change), targets=np.arange(6), test_targets=np.arange(2)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -10,7 +10,8 @@ import torch
 
 import telescopic as tl
 from telescopic.engine import timings as tables
-from telescopic.engine.lanes import Lane, checked
+from telescopic.engine.given import Given
+from telescopic.engine.lanes import Lane
 from telescopic.engine.timings import Timing, Timings
 from telescopic.subnet import Subnet
 
@@ -117,7 +118,7 @@ def test_what_is_no_input_is_refused(engine: tl.Engine, x: np.ndarray) -> None:
         with pytest.raises(ValueError, match=message):
             engine.anytime(value)
     huge = np.full_like(x, 3e38)  # whose sum is not finite, though each of them is
-    assert checked(huge, SHAPE, None) is huge
+    assert Given(SHAPE, huge.dtype).checked(huge) is huge
     with pytest.raises(ValueError, match="one wish at a time, not max_latency_ms and quality"):
         engine.run(x, max_latency_ms=1, quality=1)
 

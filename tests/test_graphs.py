@@ -143,6 +143,59 @@ def crossed(model: onnx.ModelProto) -> None:
         model.graph.node.insert(2, node)
 
 
+def of_the_batch(model: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
+    """Nodes that compute `size` from the batch, which is one example here, and as many numbers of nothing."""
+    for name, value in {"first": 0, "one": 1, "two": 2, "seven": 7, "far": 2**16 + 1, "huge": 2**20}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 1, 2**40]), "table"))
+    shape = helper.make_node("Shape", ["in0"], ["shape"]), helper.make_node("Gather", ["shape", "first"], ["batch"])
+    front(model, *shape, *nodes, helper.make_node("ConstantOfShape", ["size"], ["zeros"]))
+
+
+def of_more_than_one(model: onnx.ModelProto) -> None:
+    """One number for one example, a million for two."""
+    less = helper.make_node("Sub", ["batch", "one"], ["less"])
+    many = helper.make_node("Mul", ["less", "huge"], ["many"])
+    of_the_batch(model, less, many, helper.make_node("Add", ["many", "one"], ["size"]))
+
+
+def of_other_batches(model: onnx.ModelProto) -> None:
+    """One number for each of the batches that are looked at, and many for any other."""
+    nodes = [helper.make_node("Sub", ["batch", of], [f"less{of}"]) for of in ("one", "two", "far")]
+    nodes.append(helper.make_node("Mul", ["lessone", "lesstwo"], ["part"]))
+    nodes.append(helper.make_node("Mul", ["part", "lessfar"], ["whole"]))
+    of_the_batch(model, *nodes, helper.make_node("Add", ["whole", "one"], ["size"]))
+
+
+def of_sevenths(model: onnx.ModelProto) -> None:
+    """Nothing is left of less than seven."""
+    parts = helper.make_node("Div", ["batch", "seven"], ["part"]), helper.make_node("Mul", ["part", "huge"], ["many"])
+    of_the_batch(model, *parts, helper.make_node("Add", ["many", "one"], ["size"]))
+
+
+def of_a_table(model: onnx.ModelProto) -> None:
+    of_the_batch(model, helper.make_node("Gather", ["table", "batch"], ["size"]))
+
+
+def of_a_place(model: onnx.ModelProto) -> None:
+    """Which numbers are taken depends on the batch."""
+    of_the_batch(model, helper.make_node("Slice", ["table", "batch", "two"], ["size"]))
+
+
+def squared(model: onnx.ModelProto) -> None:
+    """As many numbers as there are pairs of examples, and a few million."""
+    wide = helper.make_node("ConstantOfShape", ["size"], ["row"]), helper.make_node("Transpose", ["row"], ["column"])
+    square = helper.make_node("MatMul", ["column", "row"], ["square"])
+    of_the_batch(model, helper.make_node("Concat", ["one", "batch"], ["size"], axis=0), *wide, square)
+
+
+def behind_the_first(model: onnx.ModelProto) -> None:
+    """Examples behind the 100 000th; none of few."""
+    for name, value in {"many": 100_000, "end": 2**62, "zero": 0}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    front(model, helper.make_node("Slice", ["in0", "many", "end", "zero"], ["rest"]))
+
+
 def elsewhere(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer.add(name="stolen", data_type=TensorProto.FLOAT, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
@@ -190,7 +243,14 @@ GRAPHS: dict[Callable[[onnx.ModelProto], None], str] = {
     of_data: "size of 'zeros' does not follow",
     tiled: "'t' is of shape",
     counted: "'zeros' is of shape|size of 'zeros' does not follow",
-    crossed: "all of at most|does not follow",
+    crossed: "do not follow within 500 computations",
+    of_more_than_one: r"of shape \[1\] for one example, and \[1048577\] for two",
+    of_other_batches: "the size of 'zeros'",
+    of_sevenths: "the size of 'zeros'",
+    of_a_table: "the size of 'zeros'",
+    of_a_place: "the size of 'zeros'",
+    squared: r"'square' is of shape \[1, 1\] for one example, and \[2, 2\] for two",
+    behind_the_first: r"'rest' is of shape \[0, 1, 6, 5\] for one example",
     elsewhere: "lie in 'card.bin', not in weights.bin",
     behind: "end behind the end of weights.bin",
     without_inputs: r"its inputs are \[\], and the manifest says 1",

@@ -69,7 +69,7 @@ def test_live_view() -> None:
     seen = history()
     view = Live(seen, epochs=10, num_batches=4)
     text = picture(view)
-    assert "epoch 4 of 10" in text and "loss 0.5000" in text and "1,234 images/s" in text and "best: epoch 2" in text
+    assert "epoch 4 of 10" in text and "loss 0.5000" in text and "1,234 examples/s" in text and "best: epoch 2" in text
     assert "0:14 left" in text, "7 epochs of 2 seconds"
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip().startswith("entry=")}
     assert rows == {
@@ -105,7 +105,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         plain.epoch()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["1/4", "3/4", "4/4"], "epoch 2 came 5 s after a line"
-    assert lines[0] == "epoch 1/4  loss 1.5000  test: entry=1 60.00 %  entry=0 90.00 %  1,234 images/s  0:06 left"
+    assert lines[0] == "epoch 1/4  loss 1.5000  test: entry=1 60.00 %  entry=0 90.00 %  1,234 examples/s  0:06 left"
 
 
 def test_time_left_in_hours(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +117,7 @@ def test_plain_lines_of_many_members_say_how_many_more(capsys: pytest.CaptureFix
     many = (0.5,) * 11
     Plain(History([f"m{i}" for i in range(11)], 0, [Epoch(1, 1.0, 1.0, 0.1, 1.0, many, many, many)]), 1).epoch()
     err = capsys.readouterr().err
-    assert "m7 50.00 %  and 3 more  1 images/s" in err and "m8" not in err
+    assert "m7 50.00 %  and 3 more  1 examples/s" in err and "m8" not in err
     Plain(History([f"m{i}" for i in range(11)], 10, [Epoch(1, 1.0, 1.0, 0.1, 1.0, many, many, many)]), 1).epoch()
     err = capsys.readouterr().err
     assert "m6 50.00 %  m10 50.00 %  and 3 more" in err and "m7" not in err, "the full one is among them"

@@ -17,7 +17,7 @@ from PIL import Image
 import telescopic as tl
 from telescopic.data import Preprocess
 from telescopic.data.photos import read_folder
-from telescopic.engine.lanes import checked
+from telescopic.engine.given import Given
 from telescopic.images import ImageError, TooManyPixels, decode, shape
 from telescopic.limits import Limits
 from telescopic.serve.bodies import Takes
@@ -93,10 +93,10 @@ def test_what_is_learned_is_what_is_served(tmp_path: Path, files: dict[str, byte
     learned = read_folder(tmp_path / "own", (6, 5)).images[: len(files)]
     assert learned.shape[1:] == (channels, 6, 5)
     engine = tl.Engine(small_pack(tmp_path / "small.telescope", (channels, 6, 5)), cache=False)
-    decoders, takes = Decoders(Limits()), Takes(engine.input_shape, True, 1)
+    decoders, takes = Decoders(Limits()), Takes.of(engine.input_shape, True, 1)
     for name, pixels in zip(sorted(files), learned, strict=True):
         served, _ = decoders.submit(files[name], TYPES[name.rpartition(".")[2]], takes).result(30)
-        assert np.array_equal(served, pixels), name
+        assert np.array_equal(served["input"], pixels), name
     decoders.close()
     if channels == 3:  # what is grey in the file is grey in colours
         grey = [pixels for name, pixels in zip(sorted(files), learned, strict=True) if name in PLAIN]
@@ -107,7 +107,7 @@ def test_what_is_learned_is_what_an_engine_prepares() -> None:
     # The two programs that make numbers of pixels, one in torch and one without it.
     pixels = RNG.permutation(np.arange(768) % 256).astype(np.uint8).reshape(1, 3, 16, 16)
     for mean, std in (((0.0,), (1.0,)), ((0.1307,), (0.3081,)), ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 1 / 3))):
-        theirs = checked(pixels, (3, 16, 16), {"mean": mean, "std": std})
+        theirs = Given((3, 16, 16), np.dtype(np.float32), {"mean": mean, "std": std}).checked(pixels)
         assert np.array_equal(Preprocess(mean, std)(torch.from_numpy(pixels)).numpy(), theirs)
 
 

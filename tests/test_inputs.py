@@ -1,5 +1,6 @@
 """Networks that take whole numbers, or several inputs by name; and features that pass between stages as several."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
 from telescopic import data, layers, tasks
@@ -27,9 +29,11 @@ from telescopic.nested import Nested
 from telescopic.packing import pack
 from telescopic.serve import application
 from telescopic.shapes import checked_shape
+from telescopic.shrink import add_filters_to_family, fold_family
+from telescopic.slim import slim
 from telescopic.subnet import Subnet
 from telescopic.testing import check_nested
-from telescopic.train import Recipe, evaluate, fit
+from telescopic.train import Recipe, Shrink, evaluate, fit
 
 WORDS, LENGTH = 12, 7
 SHAPE = {"ids": ("int64", LENGTH), "mask": ("bool", LENGTH)}
@@ -280,9 +284,7 @@ def test_a_family_of_sentences_is_packed_and_run(tmp_path: Path, statistics: Any
     ):
         with pytest.raises(ValueError, match=reason):
             engine.run(wrong)
-    assert "Input: ids int64 `[batch, 7]`, mask bool `[batch, 7]`." in (folder / "README.md").read_text()
-    with pytest.raises(ValueError, match="a server takes images or one input of numbers"):
-        application(engine, slo_ms=100)
+    assert "Input: ids int64 `[batch, 7]` from 0 to 11, mask bool `[batch, 7]`." in (folder / "README.md").read_text()
     with pytest.raises(PackError, match="int8 is for networks of one input"):
         pack(net, tmp_path / "int8", input_shape=SHAPE, samples=x, int8=torch.zeros(2, 3))
 
@@ -293,6 +295,18 @@ def test_words_are_packed(tmp_path: Path) -> None:
     engine = Engine(pack(net, tmp_path / "pack", input_shape=("int64", LENGTH), samples=ids), cache=False)
     assert engine.input_shape == ("int64", LENGTH) and engine.task == "tokens"
     np.testing.assert_allclose(engine.run(ids.numpy()).logits, net(ids).detach().numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"at \[0, 2\] is -1, and the network takes 0 to 11"):
+        engine.run(np.array([[1, 1, -1, 1, 1, 1, 1]]))
+    with TestClient(application(engine, slo_ms=60_000), base_url="http://localhost") as client:
+        file = io.BytesIO()
+        np.save(file, ids[:4].numpy())
+        told = client.post("/predict", content=file.getvalue(), headers={"content-type": "application/x-npy"}).json()
+        by_name = client.post("/predict", json={"inputs": {"input": ids[:4].tolist()}}).json()
+        np.testing.assert_allclose(told["outputs"], net(ids[:4]).detach().numpy(), rtol=1e-4, atol=1e-5)
+        assert told["outputs"] == by_name["outputs"]
+        for wrong, reason in (([[-1] * LENGTH], r"is -1, and the network takes 0 to 11"), ([[0.5] * LENGTH], "whole")):
+            refused = client.post("/predict", json={"inputs": wrong})
+            assert refused.status_code == 422 and reason in refused.json()["error"]
     with pytest.raises(ValueError, match="samples are float32 of shape"):
         pack(net, tmp_path / "other", input_shape=("int64", LENGTH), samples=ids.float())
 
@@ -445,3 +459,98 @@ def test_words_that_an_embedding_has_not() -> None:
         net(torch.tensor([[0, 12]]))
     with pytest.raises(ValueError, match="its first layer, an Embedding, takes whole numbers"):
         net.all(torch.rand(2, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------- widths
+
+
+class Sum(nn.Module):
+    """Words that count, and a number, in one tensor of features."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(WORDS, channels), nn.Linear(LENGTH, channels)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        hidden = (self.table(x["ids"]) * x["mask"][..., None]).sum(1)
+        features: Tensor = hidden + self.linear(x["mask"].to(hidden.dtype))
+        return features
+
+
+def summed() -> Nested:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(2)]
+    return Nested(blocks, {0: Sum()}, {0: nn.Linear(32, 2), 1: nn.Linear(32, 2)}).eval()
+
+
+def test_slim_takes_several_inputs_and_tensors_between_stages() -> None:
+    register_layer(Sum, [])
+    x, _ = sentences(6)
+    whole = summed()
+    made = slim(whole, x, widths=(0.5, 1.0))
+    assert made.groups == 2 and torch.allclose(made(x), whole(x), atol=1e-6)
+    narrow = extract(made, Subnet(width=1))
+    sizes = {name: tuple(p.shape) for name, p in narrow.named_parameters()}
+    assert any(32 in shape and 16 in shape for shape in sizes.values()) and sizes != dict.fromkeys(sizes, (32, 32))
+    check_nested(made, x)
+    torch.manual_seed(0)
+    tuples = Nested([Mix(32), Mix(32)], {0: Both(32)}, {1: Pool(32)}).eval()  # a tuple is one value, here too
+    given = (x["ids"], x["mask"])
+    made = slim(tuples, given, widths=(0.5, 1.0))
+    assert made.groups == 2 and torch.allclose(made(given), tuples(given), atol=1e-6)
+    check_nested(made, given, rebuild=False)
+
+
+class Both(Read):
+    """The same of a tuple."""
+
+    def forward(self, x: Any) -> tuple[Tensor, Tensor]:
+        return self.table(x[0]), x[1]
+
+
+def test_widths_are_learned_with_several_inputs(tmp_path: Path) -> None:
+    inputs, targets = sentences(120)
+    given = data.of(inputs, targets)
+    recipe = Recipe(epochs=2, batch_size=20, learning_rate=0.05, shrink=Shrink(penalty=0.1, method="proximal"))
+    how: dict[str, Any] = {"out": tmp_path, "cpu": True, "progress": False, "keep": "last"}
+    history = fit(add_filters_to_family(summed(), inputs), given, recipe, **how)
+    assert history.filters and sum(history[-1].widths) < 32 * len(history.filters)
+    again = fit(add_filters_to_family(summed(), inputs), given, replace(recipe, epochs=3), resume=True, **how)
+    assert again[:2] == history[:2] and sum(again[-1].widths) <= sum(history[-1].widths)
+    small = load(tmp_path / "model.safetensors")
+    assert isinstance(small, Nested) and small.all(inputs).isfinite().all()
+    pair = (inputs["ids"], inputs["mask"])
+    filtered = add_filters_to_family(Nested([nn.Linear(32, 32)], {0: Two()}, {0: nn.Linear(32, 2)}).eval(), pair)
+    folded = fold_family(filtered, pair)
+    assert torch.allclose(folded(pair), filtered(pair), atol=1e-6)
+
+
+class Two(Sum):
+    """The same of a tuple."""
+
+    def forward(self, x: Any) -> Tensor:
+        return super().forward({"ids": x[0], "mask": x[1]})
+
+
+def test_causal_widths_of_several_inputs() -> None:
+    """An adapter that ends in a layer with channels may read anything; what passes between stages is one tensor."""
+    register_layer(Sum, [])
+    torch.manual_seed(0)
+    stage = nn.Sequential(layers.CausalLinear(32, 32, width_groups=2), nn.ReLU())
+    head, x = layers.SharedHead(32, 2, width_groups=2), sentences(6)[0]
+    check_nested(Nested([stage], {0: nn.Sequential(Sum(), nn.Linear(32, 32))}, {0: head}, groups=2).eval(), x)
+    with pytest.raises(ValueError, match=r"entries.0 knows nothing of the 2 channel groups .* ends in a convolution"):
+        Nested([stage], {0: Sum()}, {0: head}, groups=2)
+
+
+@pytest.mark.parametrize(
+    ("example", "reason"),
+    [
+        ({"ids": np.ones((2, LENGTH))}, r"not a ndarray for ids: give torch.from_numpy\(x\)"),
+        ({"ids": torch.ones(2, LENGTH, dtype=torch.int64)}, "does not run on two inputs of the example"),
+        ({"ids": torch.ones(0, LENGTH), "mask": torch.ones(0, LENGTH)}, "one input or more, not a tensor"),
+    ],
+)
+def test_examples_of_several_that_are_none(example: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        slim(summed(), example)

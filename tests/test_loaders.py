@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -115,8 +116,12 @@ def test_an_interrupted_run_ends_bit_for_bit_alike(tmp_path: Path, capfd: Any, w
     assert same(state(resumed), state(whole))
     assert [e.loss for e in history] == [e.loss for e in told] and len(history) == 3
     assert "in epoch 2 behind batch 4 of 7: the loader reads those once more" in capfd.readouterr().err
-    with pytest.raises(CheckpointError, match="images = 7 batches from a loader, not 4 batches from a loader"):
-        fit(network(), data.Loaders(train=[numbers(16)] * 4), RECIPE, out=tmp_path, resume=True, **OPTIONS)
+    for train, reason in (
+        ([numbers(16)] * 4, "images = 7 batches from a loader, the first crc32 .*, not 4 batches from a loader, "),
+        ([numbers(16)] * 7, "images = 7 batches from a loader, the first crc32 .*, not 7 batches from a loader, "),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            fit(network(), data.Loaders(train=train), RECIPE, out=tmp_path, resume=True, **OPTIONS)
 
 
 def test_a_run_from_loaders_is_measured_and_kept(tmp_path: Path) -> None:
@@ -135,7 +140,7 @@ def test_a_run_from_loaders_is_measured_and_kept(tmp_path: Path) -> None:
     assert [row.score for row in catalogue] == pytest.approx(right)
     bundle = Bundle.open(tmp_path / "run" / "model.safetensors")
     assert bundle.catalogue is not None and [r.score for r in bundle.catalogue] == [r.score for r in catalogue]
-    assert bundle.provenance["images"] == "7 batches from a loader" and bundle.classes == ("below", "above")
+    assert bundle.provenance["images"] == given.fingerprint and bundle.classes == ("below", "above")
     made = recalibrate(net, given.train, batch_size=16, num_images=10**6)
     norm = made.stages[0][1]
     means = [nn.functional.linear(numbers()[0][i : i + 16], made.stages[0][0].weight, made.stages[0][0].bias).mean(0)
@@ -284,6 +289,51 @@ def test_what_does_not_fit_is_refused_before_the_first_step() -> None:
     assert same(state(net), before)
 
 
+class Drawn:
+    """Batches of numpy's numbers, which nothing that torch is told makes anew."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Any]:
+        rng = np.random.default_rng()
+        for _ in range(3):
+            yield torch.from_numpy(rng.standard_normal((16, 5), np.float32)), torch.arange(16) % 2
+
+
+def test_loaders_are_told_apart_by_their_first_batch_if_it_is_always_the_same() -> None:
+    one, other = ([numbers(num)] * 3 for num in (16, 17))
+    prints = [data.Loaders(train=train).fingerprint for train in (one, other, one, shuffled().train.loader, Drawn())]
+    assert (
+        prints[0] == prints[2]
+        and prints[0] != prints[1]
+        and all("3 batches from a loader, the first" in p for p in prints[:3])
+    )
+    assert prints[3] == data.Loaders(train=shuffled().train.loader).fingerprint and "the first crc32" in prints[3]
+    assert prints[4] == "3 batches from a loader"
+    told: list[int] = []
+    told_of = DataLoader(Told(told), 4)
+    made = data.Loaders(train=told_of)
+    told_of.dataset.set_epoch(5)  # type: ignore[attr-defined]
+    assert data.Loaders(train=told_of).fingerprint == made.fingerprint and "crc32" in made.fingerprint
+
+
+class Told(TorchDataset[Any]):
+    """Examples that depend on the epoch."""
+
+    def __init__(self, told: list[int]) -> None:
+        self.told, self.epoch = told, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, place: int) -> Any:
+        return torch.full((5,), float(self.epoch + place)), place % 2
+
+
 # ---------------------------------------------------------------------------------------------------- several processes
 
 
@@ -304,6 +354,12 @@ def each_process(folder: Path) -> None:
         fit(network(), data.Loaders(train=[(x + rank, y)]), RECIPE, **OPTIONS)
     except ValueError as error:
         (folder / f"refused-{rank}").write_text(str(error))
+    first = DataLoader(examples, 8, sampler=DistributedSampler(examples, 2, 0))
+    for name, loader in (("same", first), ("half", first if rank == 0 else DataLoader(examples, 16))):
+        try:
+            fit(network(), data.Loaders(train=loader), RECIPE, **OPTIONS)
+        except ValueError as error:
+            (folder / f"{name}-{rank}").write_text(str(error))
 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
@@ -337,6 +393,9 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
                 right = (sampled.all(x).argmax(2) == y).double().mean(1)
                 torch.testing.assert_close(score.double(), right, rtol=0, atol=1e-6)
         assert "the loader gives each process other batches" in (tmp_path / f"refused-{rank}").read_text()
+        assert "DistributedSamplers have the ranks 0, 0: leave rank out" in (tmp_path / f"same-{rank}").read_text()
+    assert "have the ranks 0, none" in (tmp_path / "half-0").read_text()
+    assert "gives each process other batches" in (tmp_path / "half-1").read_text()
 
 
 class Sampled:

@@ -26,6 +26,7 @@ from torch import nn
 import telescopic as tl
 from telescopic.engine.timings import Timing, Timings
 from telescopic.serve import application, listening, run_on
+from telescopic.serve.connections import ARRIVED
 from telescopic.serve.worker import Closed, Worker
 from telescopic.subnet import Subnet
 
@@ -367,6 +368,22 @@ def test_a_full_queue_is_503_and_says_when_to_come_again(engine: tl.Engine, monk
         assert client.get("/load").json()["seconds"][-1]["refused"] == 1
         gate.open.set()
         assert [each.result(30).status_code for each in taken] == [200, 200]
+
+
+def test_who_has_waited_too_long_to_be_read_is_refused_before_it_is(engine: tl.Engine, pixels: np.ndarray) -> None:
+    app, waited = application(engine, slo_ms=60_000, max_batch=8), 0.0
+
+    async def late(scope: dict, receive: object, send: object) -> None:
+        await app(scope | {ARRIVED: time.perf_counter() - waited}, receive, send)  # type: ignore[arg-type]
+
+    with TestClient(late, base_url=HERE) as client:
+        for waited, query, status in ((25, "", 200), (35, "", 503), (35, "?deadline_ms=80000", 200), (35, "?x=1", 422)):
+            told = client.post(f"/predict{query}", content=npy(pixels), headers=NPY)
+            assert told.status_code == status, (waited, query, told.text)
+            if status == 503:
+                assert int(told.headers["retry-after"]) >= 1 and "more is asked than can be read" in told.text
+            if status == 200:
+                assert told.json()["waited_ms"] >= 1000 * waited
 
 
 def test_an_answer_that_is_no_number_is_no_answer(

@@ -135,6 +135,20 @@ def test_the_queue_is_bounded() -> None:
             queue(**bounds)
 
 
+def test_fewer_may_wait_where_time_has_passed_or_passes_take_longer() -> None:
+    def taken(slowdown: float = 1.0, lag_ms: float = 0.0, due_ms: float = SLO) -> int:
+        waiting = queue()  # 24 within 20 ms
+        waiting.controller.slowdown = slowdown
+        with pytest.raises(Overloaded, match=r"examples wait already, of at most"):
+            for _ in range(100):
+                waiting.put(job(due_ms=due_ms - lag_ms), lag=lag_ms / 1000)
+        return waiting.examples
+
+    assert (taken(), taken(0.7), taken(2.0), taken(100.0)) == (24, 24, 12, 8)  # a pass may always wait
+    # Five of twenty milliseconds have passed, and as many will until the answer is sent: a half is left.
+    assert taken(lag_ms=5) == 12 and taken(lag_ms=5, due_ms=200) >= 22
+
+
 def test_large_inputs_make_the_default_bound_smaller() -> None:
     machine = Machine()
     machine.input_shape = (3, 512, 512)  # 3 MiB: 21 of them in 64 MiB

@@ -21,7 +21,8 @@ from .metric import Metric as Metric
 
 # Training every member together
 from . import recipes as recipes
-from .train import Recipe as Recipe, Shrink as Shrink, fit as fit, pairwise as pairwise, Objective as Objective
+from .train import Recipe as Recipe, Phase as Phase, Shrink as Shrink, fit as fit, pairwise as pairwise
+from .train import Objective as Objective
 from .evaluate import evaluate as evaluate
 from .statistics import recalibrate as recalibrate
 from .train import History as History, TrainingError as TrainingError, CheckpointError as CheckpointError

@@ -9,9 +9,11 @@ It reads requests from standard input and answers on standard output, until ther
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import struct
 import sys
+from collections.abc import Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from telescopic.documents import examples
 from telescopic.images import ImageError, TooManyPixels, decode
+from telescopic.shapes import Shape
 
 JSON = "json"
 _REQUEST, _ANSWER = struct.Struct("<II"), struct.Struct("<II")  # bytes of what is said about what follows, and of that
@@ -42,8 +45,8 @@ def command() -> list[str]:
 
 
 def ask(
-    to: IO[bytes], source: IO[bytes], body: bytes, kind: str, shape: tuple[int, ...], *, most: int, seconds: float
-) -> tuple[NDArray[Any], dict[str, Any]]:
+    to: IO[bytes], source: IO[bytes], body: bytes, kind: str, inputs: Mapping[str, Shape], *, most: int, seconds: float
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Have something read.
 
     Args:
@@ -51,18 +54,18 @@ def ask(
         source: its output.
         body: an image file, or JSON.
         kind: Pillow's name of the image's format, or `JSON`.
-        shape: of one example.
+        inputs: of the network, by name: the shape of each in one example. Who sends an image has one.
         most: pixels of the image, or examples in the JSON.
         seconds: that it may take.
 
     Returns:
-        Pixels of the image's middle, resized to the shape, or what `documents.examples` returns.
+        What `documents.examples` does; of an image, pixels of its middle, resized to the shape.
 
     Raises:
         DecodeError: if it cannot be taken.
         OSError: if the process has ended, as it does where something takes too long.
     """
-    about = json.dumps({"kind": kind, "shape": shape, "most": most, "seconds": seconds}).encode()
+    about = json.dumps({"kind": kind, "inputs": inputs, "most": most, "seconds": seconds}).encode()
     to.write(_REQUEST.pack(len(about), len(body)) + about)
     to.write(body)
     to.flush()
@@ -73,7 +76,11 @@ def ask(
     about, data = json.loads(source.read(sizes[0])), source.read(sizes[1])
     if "error" in about:
         raise DecodeError(about["error"], about["large"])
-    return np.frombuffer(data, about["dtype"]).reshape(about["shape"]), about["more"]
+    made, start = {}, 0
+    for name, (dtype, shape) in about["arrays"].items():
+        made[name] = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        start += made[name].nbytes
+    return made, about["more"]
 
 
 def _answer(source: IO[bytes], to: IO[bytes]) -> None:
@@ -92,21 +99,25 @@ def _answer(source: IO[bytes], to: IO[bytes]) -> None:
             to.flush()
 
 
-def _read(body: bytes, kind: str, shape: list[int], most: int, seconds: float) -> tuple[dict[str, Any], bytes]:
+def _read(
+    body: bytes, kind: str, inputs: dict[str, list[Any]], most: int, seconds: float
+) -> tuple[dict[str, Any], bytes]:
     more: dict[str, Any] = {}
     try:
         if kind == JSON:
-            array, more = examples(body, shape, most)
+            arrays, more = examples(body, inputs, most)
         else:
-            channels, *size = shape
-            array = decode(body, channels=channels, size=(size[0], size[1]), most_pixels=most, formats=(kind,))
+            ((name, (channels, *size)),) = inputs.items()
+            pixels = decode(body, channels=channels, size=(size[0], size[1]), most_pixels=most, formats=(kind,))
+            arrays = {name: pixels}
     except TooManyPixels as error:
         return {"error": str(error), "large": True}, b""
     except MemoryError:
         return {"error": "does not fit into the memory that there is for it", "large": True}, b""
     except (ImageError, ValueError) as error:
         return {"error": str(error), "large": False}, b""
-    return {"dtype": array.dtype.str, "shape": array.shape, "more": more}, array.tobytes()
+    about = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    return {"arrays": about, "more": more}, b"".join(array.tobytes() for array in arrays.values())
 
 
 def _bounded() -> None:

@@ -2,10 +2,12 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from telescopic.shapes import Shape, parted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,27 +68,30 @@ def parse(text: bytes, *, most_values: int = MAX_VALUES, finite: bool = True) ->
     raise ValueError(f"it is nested too deeply, in more than {MAX_LEVELS} levels")
 
 
-def examples(text: bytes, shape: Sequence[int], most: int) -> tuple["NDArray[Any]", dict[str, Any]]:
+def examples(text: bytes, inputs: Mapping[str, Shape], most: int) -> tuple[dict[str, "NDArray[Any]"], dict[str, Any]]:
     """Examples from a JSON object: numbers as `inputs`, or numbers from 0 to 255 as `pixels`; one example, or several.
+
+    Both are objects that have the inputs by their names, each in one of them; of a single input, itself will do.
 
     Args:
         text: in UTF-8.
-        shape: of one example.
+        inputs: of the network, by name: the shape of each in one example.
         most: examples that there may be. What could hold more values than they have is not parsed.
 
     Returns:
-        float32, or uint8 for pixels, as nested as they were given; and what else the object holds.
+        Each input in its type, or as uint8 of pixels, as nested as it was given; and what else the object holds.
 
     Raises:
         ValueError: if it is anything else.
     """
-    import numpy as np
     import pydantic_core  # several times as fast as Python's own
 
-    lists = sum(math.prod(shape[:level]) for level in range(len(shape)))
-    if text.count(b",") + text.count(b"[") + text.count(b"{") > most * (math.prod(shape) + lists) + _BESIDE:
-        raise ValueError(f"there are more values than {most} examples of shape {list(shape)} have")
-    if text.count(b'"') > _BESIDE:
+    shapes = [parted(shape)[1] for shape in inputs.values()]
+    held = sum(math.prod(sizes[:level]) for sizes in shapes for level in range(len(sizes) + 1))  # values, and lists
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > most * held + len(inputs) + _BESIDE:
+        told = " and ".join(str([*sizes]) for sizes in shapes)
+        raise ValueError(f"there are more values than {most} examples of shape {told:.200} have")
+    if text.count(b'"') > 2 * len(inputs) + _BESIDE:
         raise ValueError("there are more texts than a request has, and inputs are numbers")
     try:
         data = pydantic_core.from_json(text, allow_inf_nan=False)
@@ -94,33 +99,64 @@ def examples(text: bytes, shape: Sequence[int], most: int) -> tuple["NDArray[Any
         raise ValueError(f"it is no JSON: {error!s:.100}") from error
     if not isinstance(data, dict):
         raise ValueError("the request: it is no object")
-    given = {name: values for name in ("inputs", "pixels") if (values := data.pop(name, None)) is not None}
-    if len(given) != 1:
+    said = {word: values for word in ("inputs", "pixels") if (values := data.pop(word, None)) is not None}
+    if len(inputs) == 1 and len(said) != 1:
         raise ValueError("a request has either inputs or pixels")
-    ((name, flat),) = given.items()
-    if type(flat) is not list:
-        raise ValueError(f"{name}: it is no list")
-    found = [len(flat)]
-    while flat and type(flat[0]) is list and len(found) < len(shape) + 2:
+    given = []
+    for word, values in said.items():
+        if not isinstance(values, dict):
+            if len(inputs) > 1:
+                raise ValueError(f"{word}: this network takes {', '.join(inputs)}, by name in an object, not a list")
+            values = dict.fromkeys(inputs, values)
+        given += [(name, word, one) for name, one in values.items()]
+    require_named([name for name, _, _ in given], inputs)
+    made = {}
+    for name, word, one in given:
+        try:
+            made[name] = _array(one, word, *parted(inputs[name]))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if len(inputs) > 1 else str(error)) from error
+    return made, data
+
+
+def require_named(given: Sequence[str], inputs: Collection[str]) -> None:
+    """Refuse what is not each of a network's inputs once.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if sorted(given) != sorted(inputs):
+        raise ValueError(f"this network takes {', '.join(inputs)}, each once, not {', '.join(given) or 'nothing':.200}")
+
+
+def _array(values: Any, word: str, kind: str | None, sizes: Sequence[int]) -> "NDArray[Any]":
+    """Lists of numbers as an array of their type: None is float32."""
+    import numpy as np
+
+    if type(values) is not list:
+        raise ValueError(f"{word}: it is no list")
+    flat, found = values, [len(values)]
+    while flat and type(flat[0]) is list and len(found) < len(sizes) + 2:
         if set(map(type, flat)) != {list} or len(set(map(len, flat))) > 1:
             raise ValueError("all examples, and all rows of an example, are of one length")
         found.append(len(flat[0]))
         flat = list(chain.from_iterable(flat))
     kinds = set(map(type, flat))  # of which there is no subclass, nor is a truth value a number
-    if name == "pixels":
+    if word == "pixels":
         try:
             if not kinds <= {int}:
                 raise ValueError(kinds)
-            return np.frombuffer(bytes(flat), np.uint8).reshape(found), data
+            return np.frombuffer(bytes(flat), np.uint8).reshape(found)
         except ValueError as error:
             raise ValueError("pixels are whole numbers from 0 to 255") from error
-    if not kinds <= {int, float}:
-        raise ValueError("inputs are numbers, in lists as nested as an example")
+    if not kinds <= ({int, float} if kind is None else {bool} if kind == "bool" else {int}):
+        what = {None: "numbers", "bool": "true or false"}.get(kind, f"whole numbers ({kind})")
+        raise ValueError(f"inputs are {what}, in lists as nested as an example")
     try:
         with np.errstate(over="ignore"):
-            return np.array(flat, np.float64).astype(np.float32).reshape(found), data
+            return np.array(flat, kind or np.float64).astype(kind or np.float32).reshape(found)
     except OverflowError as error:
-        raise ValueError("inputs are numbers that float32 holds") from error
+        raise ValueError(f"inputs are numbers that {kind or 'float32'} holds") from error
 
 
 def printable(text: str) -> str:

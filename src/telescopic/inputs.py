@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
-from telescopic.shapes import TYPES, Shape, checked_shape
+from telescopic.shapes import TYPES, Shape, checked_shape, parted
 
 Tensors = Any
 """A tensor `[batch, ...]`, or a dict or tuple of such."""
@@ -94,7 +94,7 @@ def examples(batch: int, shape: Shape, dtype: torch.dtype, device: torch.device 
             return {name: made(each) for name, each in shape.items()}
         if shape and isinstance(shape[0], tuple | dict):
             return tuple(map(made, shape))
-        kind, sizes = (shape[0], shape[1:]) if shape and shape[0] in TYPES else (None, shape)
+        kind, sizes = parted(shape)
         if device == "meta" or kind is not None:
             return torch.ones((batch, *sizes), dtype=dtype if kind is None else getattr(torch, kind), device=device)
         return torch.randn((batch, *sizes), generator=generator).to(device, dtype)

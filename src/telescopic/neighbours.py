@@ -29,7 +29,7 @@ def require_alone(
     """
     first = _features(run, parts, x)
     again = _features(run, parts, x)
-    beside = _features(run, parts, each(lambda x: torch.cat([x[:1], _others(x[1:])]), x))
+    beside = _features(run, parts, each(lambda x: torch.cat([x[:1], _others(x)]), x))
     number = len(leaves(x)[0])
     for (name, one), (_, same), (_, other) in zip(first, again, beside, strict=False):
         if _apart(one, same) > tolerance:
@@ -69,11 +69,14 @@ def _features(
 
 
 def _others(x: Tensor) -> Tensor:
-    """Inputs of the same type that are something else: random numbers, or the same ones in another order."""
-    generator = torch.Generator().manual_seed(1)
+    """Neighbours of the first of some inputs that are something else: random numbers; or of whole numbers its own.
+
+    A column may have numbers that no other one may have, such as those of classes of its own.
+    """
     if x.is_floating_point():
-        return 3 * torch.randn(x.shape, generator=generator).to(x) + x.flip(0)
-    return x.flatten()[torch.randperm(x.numel(), generator=generator)].view(x.shape)
+        generator = torch.Generator().manual_seed(1)
+        return 3 * torch.randn(x[1:].shape, generator=generator).to(x) + x[1:].flip(0)
+    return x[:1].expand_as(x)[1:]
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -155,7 +155,6 @@ class Source:
         """
         from telescopic import data as datasets
         from telescopic.data import DataError
-        from telescopic.train.keeper import fingerprint
 
         known = self.bundle.provenance
         learned = known.get("data")
@@ -168,7 +167,7 @@ class Source:
             # The seed of a program of the user's own need not be that of its validation images.
             for one in dict.fromkeys((seed if type(seed) is int else 0, 0)):
                 loaded = datasets.load(wanted, data_dir=data_dir, validation=number, size=self._size(wanted), seed=one)
-                same = name is not None or known.get("images") in (None, fingerprint(loaded))
+                same = name is not None or known.get("images") in (None, loaded.fingerprint)
                 if same:
                     break
             if not same:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
+from telescopic.inputs import Tensors
 from telescopic.layers.filter import Filter
 from telescopic.layers.slim import Slim, described
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import watched
-from telescopic.shrink.example import Inputs, examples
+from telescopic.shrink.example import Inputs, as_one, examples
 from telescopic.shrink.family import Every
 from telescopic.shrink.ordering import reorder_, sources
 from telescopic.shrink.sets import ChannelSet, Cuts, Trial, importances, layers_of, place_of, sets_of, working
@@ -51,7 +52,7 @@ class Narrowing:
 @plain()
 def slim(
     net: nn.Module,
-    example: Tensor | Inputs,
+    example: Tensors | Inputs,
     widths: int | Sequence[Width] = 4,
     *,
     of: Literal["channels", "macs"] = "channels",
@@ -70,8 +71,8 @@ def slim(
 
     Args:
         net: a module from inputs to logits, whose code is left alone; or a `Nested` with one width. It is not changed.
-        example: a batch of inputs `[batch, ...]`; or a function that calls the network with several, such as
-            `lambda net: net(inputs)`. See `shrink.add_filters`.
+        example: a batch of inputs `[batch, ...]`; a dict of several; a tuple of what the network is called with; or a
+            function that calls it. See `shrink.add_filters`.
         widths: rising shares, the last one 1; or a number of equal steps up to it. Instead of a share, a mapping from
             paths of layers, as `family.narrowing` has them, or patterns such as `stages.0.*`, to shares or numbers of
             channels (1.0 is all of them, and 1 is one); what it does not name stays whole.
@@ -99,7 +100,7 @@ def slim(
     elements = _elements(net, order) if isinstance(order, Mapping) else None
     base = _base(net)
     whole = Every(base)
-    inputs = examples(whole, example)
+    inputs = examples(whole, as_one(example) if isinstance(net, Nested) else example)
     try:
         channels = watched(whole, inputs)
     except Unfollowed as error:

@@ -45,6 +45,7 @@ def show(
 ) -> None:
     """Read data as training would, and say what is in them: examples, types and shapes, range, classes."""
     from telescopic import data
+    from telescopic.data.streams import both
     from telescopic.tasks import facts
 
     found = data.load(name, data_dir=data_dir, size=size)
@@ -55,8 +56,7 @@ def show(
             for what, split in zip(("training", "validation", "test"), found.splits, strict=True)
         )
     )
-    for what in ("inputs", "targets"):
-        numbers = getattr(found.train, what)
+    for what, numbers in both(found.train.inputs, found.train.targets).items():
         tell(f"{what}: {facts(numbers)}, from {numbers.min():.6g} to {numbers.max():.6g}")
     if found.classes:
         tell(f"classes: {', '.join(found.classes)}")

@@ -42,6 +42,7 @@ def pack(
     from rich.console import Console
 
     from telescopic.engine import Engine
+    from telescopic.inputs import each
     from telescopic.packing import pack as write
     from telescopic.run import Source
     from telescopic.subnet import Subnet
@@ -61,7 +62,7 @@ def pack(
             to,
             members=wanted,  # type: ignore[arg-type]
             catalogue=found.catalogue(),
-            samples=found.preprocess()(images[:8]),
+            samples=found.preprocess()(each(lambda x: x[:8], images)),
             fold_bn=fold_bn,
             int8=found.data(data, data_dir) if int8 else None,
             max_loss=max_loss,

@@ -8,9 +8,10 @@ import typer
 from telescopic.cli.shown import DataDir, Import, one_of, show_table, tell
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from telescopic.catalogue import Catalogue
+    from telescopic.inputs import Tensors
     from telescopic.run import Source
 
 Where = Annotated[str, typer.Argument(help="A run's folder, a bundle's file, or a shipped family such as nsn-mnist.")]
@@ -98,6 +99,7 @@ def extract(
     from dataclasses import asdict
 
     from telescopic.export import export
+    from telescopic.inputs import first
     from telescopic.run import Source
     from telescopic.subnet import Subnet
 
@@ -130,7 +132,7 @@ def extract(
         classes=found.bundle.classes,
         card=card,
     )
-    tell(f"{path}: {path.stat().st_size:,} bytes, {same} on {len(images)} {what}")
+    tell(f"{path}: {path.stat().st_size:,} bytes, {same} on {len(first(images))} {what}")
 
 
 def report(
@@ -165,17 +167,19 @@ def _choice(found: "Source", macs: str | None, params: str | None, size: str | N
     return table.choose(**budgets, max_latency_ms=latency_ms, **scores)
 
 
-def _folded(member: "nn.Module", inputs: "Tensor") -> "tuple[nn.Module, float]":
+def _folded(member: "nn.Module", inputs: "Tensors") -> "tuple[nn.Module, float]":
     """A member whose convolutions have taken over their BatchNorms, and how far its logits are from the member's."""
     import torch
     from torch import nn
 
     from telescopic.folding import fold_bn
+    from telescopic.inputs import each
 
     folded = fold_bn(member)
     if isinstance(folded, nn.Sequential):  # what stood in a BatchNorm's place is not needed
         folded = nn.Sequential(*(layer for layer in folded if type(layer) is not nn.Identity)).eval()
-    inputs = inputs.to(next(member.parameters()).dtype)
+    dtype = next(member.parameters()).dtype
+    inputs = each(lambda x: x.to(dtype) if x.is_floating_point() else x, inputs)
     with torch.no_grad():
         return folded, (folded(inputs) - member(inputs)).abs().max().item()
 

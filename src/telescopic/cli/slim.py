@@ -97,11 +97,12 @@ def slim(
 
             important = taylor(net, _some(images.train, preprocess), loss)
         options: dict[str, Any] = {"of": of, "multiple_of": multiple_of, "order": important}
-        family = make(net, preprocess(images.train.images[:8]), shares, **options)
+        family = make(net, preprocess(images.train[:8].inputs), shares, **options)
         speaks = int(os.environ.get("RANK", "0")) == 0  # under torchrun, one process speaks for all
         if speaks:
             tell(f"channels of each width:\n{vars(family)['narrowing']}\n", file=sys.stderr)
-        image = len(images.input_shape) == 3 and images.input_shape[-1] >= 32
+        shape = images.input_shape
+        image = isinstance(shape, tuple) and len(shape) == 3 and isinstance(shape[0], int) and shape[-1] >= 32
         how: dict[str, Any] = {"preprocess": preprocess, "augment": Augment(pad=4, flip=True) if image else Augment()}
         recipe = recipes.slim(epochs, learning_rate=learning_rate, batch_size=batch_size, **how)
         folder = out or Path("runs") / f"slim-{name}"
@@ -117,7 +118,8 @@ def slim(
 def _some(train: "Split", preprocess: "Preprocess") -> "Iterator[tuple[Tensor, Tensor]]":
     """The first thousand training examples, in batches."""
     for first in range(0, min(1000, len(train)), 100):
-        yield preprocess(train.inputs[first : first + 100]), train.targets[first : first + 100]
+        some = train[first : first + 100]
+        yield preprocess(some.inputs), some.targets
 
 
 def _opened(

@@ -138,13 +138,14 @@ def _made(name: str, function: Callable[..., Any], images: "Dataset") -> "Nested
 
 
 def usual(images: "Dataset") -> "Preprocess":
-    """Numbers of mean 0 and deviation 1 in each channel; whole numbers, such as those of words, as they are."""
+    """Numbers of mean 0 and deviation 1 in each channel; whole numbers, such as of words, and several inputs as is."""
     import torch
 
     from telescopic.data import Preprocess
 
     inputs = images.train.inputs
-    known = inputs.ndim > 1 and (inputs.is_floating_point() or inputs.dtype == torch.uint8)
+    one = isinstance(inputs, torch.Tensor) and inputs.ndim > 1
+    known = one and (inputs.is_floating_point() or inputs.dtype == torch.uint8)
     return Preprocess.fit(images.train) if known else Preprocess()
 
 

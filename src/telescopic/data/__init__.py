@@ -61,7 +61,8 @@ def load(
 ) -> Dataset:
     """A data set by its name, or the user's own from an `.npz` file or a folder of images by class.
 
-    An `.npz` holds images and labels, or inputs and targets of any type and shape, which are examples like images.
+    An `.npz` holds images and labels, or inputs and targets of any type and shape, which are examples like images. Of
+    several inputs each is an array `inputs.NAME`.
 
     The test images are the official ones. Where there are none (digits, the user's own without a test part) they are
     a fifth of the images, rounded up, always the same. The validation images are taken from the training images unless
@@ -97,7 +98,8 @@ def load(
         arrays, source = readers.read_npz(path), f"the file {path}"
     everything = np.arange(len(arrays.labels))
     images, labels = arrays.images, arrays.labels
-    what = "images" if images.ndim == 4 and images.dtype == np.uint8 else "examples"
+    pictures = isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8
+    what = "images" if pictures else "examples"
     if arrays.test_images is None or arrays.test_labels is None:
         everything, held = divide(labels, everything, -(-len(labels) // 5), seed=0)
         test = taken(images, labels, held)

@@ -1,5 +1,6 @@
 """Examples on their way into a network: a split, its batches, augmentation, normalisation; on the examples' device."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,12 @@ class Split:
         """Some of the examples, of a loader's first batch."""
         return Split(each(lambda x: x[part], self.inputs), self.targets[part])
 
+    def checksum(self, number: int = 0) -> int:
+        """CRC-32 of all numbers, or of a loader's first batch; behind those that have led to a number."""
+        for tensor in (*leaves(self.inputs), self.targets):
+            number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
+        return number
+
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
         return Split(each(lambda x: x.to(device), self.inputs), self.targets.to(device), self.loader)
@@ -132,8 +139,16 @@ class Preprocess:
             channels = "channels" if len(self.mean) == 1 else len(self.mean)
             raise ValueError(f"this Preprocess takes numbers [batch, {channels}, ...], not {facts(inputs)}")
         shape = (-1, *[1] * (x.ndim - 2))
-        mean, std = (torch.tensor(value, device=x.device).view(shape) for value in (self.mean, self.std))
+        mean, std = (sent(torch.tensor(value), x.device).view(shape) for value in (self.mean, self.std))
         return (x - mean) / std
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; CUDA is not waited for, which has read memory that is not pinned at once.
+
+    To wait for a copy is to wait for all that the device still has to do, and no step may be recorded that does.
+    """
+    return x.to(device, non_blocking=device.type == "cuda")
 
 
 def prepared(inputs: Tensors, preprocess: Preprocess, like: Tensor) -> Tensors:
@@ -179,7 +194,7 @@ class Augment:
 
     @staticmethod
     def _draw(high: int, size: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-        return torch.randint(high, size, generator=generator, device=generator.device).to(device)
+        return sent(torch.randint(high, size, generator=generator, device=generator.device), device)
 
 
 def batches(

@@ -141,5 +141,4 @@ def _several(given: Any, where: str = "inputs", alone: bool = True) -> Any:
 
 def _array(given: Given, where: str, *, byte: bool, truth: bool = False) -> NDArray[Any]:
     array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-    made = numbers(array, where, byte=byte, double=isinstance(given, Tensor))
-    return made.astype(bool) if truth and array.dtype == bool else made
+    return numbers(array, where, byte=byte, double=isinstance(given, Tensor), mask=truth)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telescopic.extras import needs
+from telescopic.inputs import named
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -38,14 +39,17 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """What a reader returns. Without images to validate or to test with, they are taken from those to train with."""
+    """What a reader returns. Without images to validate or to test with, they are taken from those to train with.
 
-    images: NDArray[Any]
+    Inputs of networks that take several are a dict of arrays.
+    """
+
+    images: Any
     labels: NDArray[Any]
     classes: tuple[str, ...]
-    validation_images: NDArray[Any] | None = None
+    validation_images: Any = None
     validation_labels: NDArray[Any] | None = None
-    test_images: NDArray[Any] | None = None
+    test_images: Any = None
     test_labels: NDArray[Any] | None = None
 
 
@@ -157,7 +161,8 @@ def read_npz(path: Path) -> Arrays:
 
     There may also be `validation_images` with `validation_labels`, and `test_images` with `test_labels`; likewise of
     inputs and targets. Images are uint8 `[n, channels, height, width]` or `[n, height, width]`, labels integers from 0,
-    whose names are made up if they are missing. Inputs and targets are numbers `[n, ...]` (see `numbers`).
+    whose names are made up if they are missing. Inputs and targets are numbers `[n, ...]` (see `numbers`). Several
+    inputs are called `inputs.NAME`, and `test_inputs.NAME` and so on.
 
     Raises:
         DataError: an array is missing, has another type or shape, or a name that would be overlooked.
@@ -166,26 +171,35 @@ def read_npz(path: Path) -> Arrays:
         words: [(f"{part}{words[0]}", f"{part}{words[1]}") for part in ("", "validation_", "test_")]
         for words in (("images", "labels"), ("inputs", "targets"))
     }
+    several = tuple(f"{inputs}." for inputs, _ in kinds["inputs", "targets"])
     known = {"classes", *(name for pairs in kinds.values() for pair in pairs for name in pair)}
     try:
         # Opened here, since numpy may leave a damaged file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            names = set(archive.files)
-            for name in known & names:
+            every = [*archive.files]
+            used = [name for name in every if name in known or (name.startswith(several) and name not in several)]
+            for name in used:
                 _check_member(archive.zip, name, f"{path}: {name}")
-            arrays = {name: archive[name] for name in known & names}
+            arrays: dict[str, Any] = {name: archive[name] for name in used}
     except DataError:
         raise
     except Exception as e:  # a damaged file makes numpy and zipfile raise a dozen types
         raise DataError(
             f"{path}: cannot be read as an .npz file of plain arrays ({e}); write it with numpy.savez"
         ) from e
+    for inputs in several:
+        if of := [name for name in arrays if name.startswith(inputs)]:
+            if inputs[:-1] in arrays:
+                raise DataError(f"{path}: give {inputs[:-1]}, or {', '.join(of)}, not both")
+            arrays[inputs[:-1]] = {name.removeprefix(inputs): arrays.pop(name) for name in sorted(of)}
+    names = {*arrays}
     some = [words for words, pairs in kinds.items() if names & {name for pair in pairs for name in pair}]
     if len(some) > 1:
         raise DataError(f"{path}: give images and labels, or inputs and targets, not arrays of both kinds")
     words = some[0] if some else ("images", "labels")
-    if astray := sorted(n for n in names - known if any(word[:-1] in n.lower() for word in words)):
-        raise DataError(f"{path}: {', '.join(astray)} would not be used; arrays are called {', '.join(sorted(known))}")
+    if astray := sorted(n for n in {*every} - {*used} if any(word[:-1] in n.lower() for word in words)):
+        told = ", ".join(sorted(known)) + ("; of several inputs inputs.NAME" if words[0] == "inputs" else "")
+        raise DataError(f"{path}: {', '.join(astray)} would not be used; arrays are called {told}")
     pairs = [pair for pair in kinds[words] if pair == words or names & set(pair)]
     if missing := sorted({name for pair in pairs for name in pair} - names):
         raise DataError(
@@ -205,21 +219,27 @@ def read_npz(path: Path) -> Arrays:
     found: dict[str, Any] = {}
     for images, labels in pairs:
         if words == ("inputs", "targets"):
-            x, y = (numbers(arrays[name], f"{path}: {name}", byte=name == images) for name in (images, labels))
+            x, y = (
+                _inputs(arrays[images], f"{path}: {images}"),
+                numbers(arrays[labels], f"{path}: {labels}", byte=False),
+            )
         else:
             x = _own_images(arrays[images], f"{path}: {images}")
             y = _labels(arrays[labels], len(classes), f"{path}: {labels}")
-        if len(x) != len(y) or not len(x):
-            raise DataError(f"{path}: {len(x)} {images} but {len(y)} {labels}")
+        for name, one in named(x, images).items():
+            if len(one) != len(y) or not len(one):
+                called = name if one is x else f"{images}.{name}"
+                raise DataError(f"{path}: {len(one)} {called} but {len(y)} {labels}")
         part = images.removesuffix(words[0])
         found |= {f"{part}images": x, f"{part}labels": y}
-        first, shape = found["images"].shape[1:], x.shape[1:]
+        first, shape = ({name: one.shape[1:] for name, one in named(some).items()} for some in (found["images"], x))
         if first != shape:
-            raise DataError(f"{path}: {words[0]} are {first} but {images} {shape}; give both one size")
+            forms = [each.get("input", each) for each in (first, shape)]
+            raise DataError(f"{path}: {words[0]} are {forms[0]} but {images} {forms[1]}; give both one size")
     return Arrays(classes=classes, **found)
 
 
-def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False) -> NDArray[Any]:
+def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False, mask: bool = False) -> NDArray[Any]:
     """An array of numbers `[n, ...]` in a type that networks and losses take: float16, float32, int64, or uint8.
 
     Args:
@@ -227,6 +247,7 @@ def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False
         where: what messages call it.
         byte: whether bytes stay as they are, and truth values become float32; else both become int64.
         double: whether float64 stays; else it becomes float32, as networks are.
+        mask: whether truth values stay, too.
 
     Raises:
         DataError: if it holds no numbers, no example has one, or one does not fit into the type.
@@ -234,7 +255,9 @@ def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False
     kind = array.dtype.kind
     if kind not in "fiub" or not array.ndim or 0 in array.shape[1:]:
         raise DataError(f"{where}: expected numbers [n, ...], found {array.dtype} {list(array.shape)}")
-    if kind == "f" or (kind == "b" and byte):
+    if kind == "b" and mask:
+        made = array.dtype
+    elif kind == "f" or (kind == "b" and byte):
         wide = array.dtype.itemsize >= 8 and not (double and array.dtype.itemsize == 8)
         made = np.dtype(np.float32) if wide or kind == "b" else array.dtype.newbyteorder("=")
     else:
@@ -243,6 +266,13 @@ def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False
         raise DataError(f"{where}: {array.max()} is too large for int64")
     with np.errstate(over="ignore"):  # what becomes infinite is refused where all that is infinite is
         return np.ascontiguousarray(array, made)
+
+
+def _inputs(given: Any, where: str) -> Any:
+    """An array, or several by name, of which truth values are masks."""
+    if not isinstance(given, dict):
+        return numbers(given, where, byte=True)
+    return {name: numbers(array, f"{where}.{name}", byte=True, mask=True) for name, array in given.items()}
 
 
 def _check_member(archive: zipfile.ZipFile, name: str, where: str) -> None:

@@ -33,11 +33,7 @@ def streamed(
     Raises:
         DataError: naming the batch that is anything else, is too small, or has a number that is not finite.
     """
-    for part in _parts(loader):
-        if callable(tell := getattr(part, "set_epoch", None)):
-            tell(epoch)
-    with _seeded(seed, epoch, 0):
-        iterator = iter(loader)
+    iterator = _begun(loader, seed, epoch)
     number, length, share = 0, length_of(loader), slice(rank, None, world)
     if sampler_of(loader) is not None:  # what it gives is a share already
         share, least = slice(None), -(-least // world)
@@ -121,8 +117,7 @@ def first_of(loader: Any, what: str) -> tuple[Tensors, Tensor]:
         DataError: if there is none, or the loader cannot be read again.
     """
     try:
-        with _seeded(0, 0, 0):
-            iterator = iter(loader)
+        iterator = _begun(loader, 0, 0)
     except TypeError as error:
         raise DataError(f"the {what} loader is a {type(loader).__name__}, which gives no batches: {error}") from error
     if iterator is loader:
@@ -140,6 +135,15 @@ def first_of(loader: Any, what: str) -> tuple[Tensors, Tensor]:
 def sampler_of(loader: Any) -> "DistributedSampler[Any] | None":
     """The sampler by which a loader gives each process examples of its own, if it does."""
     return next((part for part in _parts(loader) if isinstance(part, DistributedSampler)), None)
+
+
+def _begun(loader: Any, seed: int, epoch: int) -> Iterator[Any]:
+    """A loader's batches of an epoch, which is told to all of it that asks for it."""
+    for part in _parts(loader):
+        if callable(tell := getattr(part, "set_epoch", None)):
+            tell(epoch)
+    with _seeded(seed, epoch, 0):
+        return iter(loader)
 
 
 def _parts(loader: Any) -> list[Any]:

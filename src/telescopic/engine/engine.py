@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from telescopic.catalogue.choosing import front, within
 from telescopic.engine.backends import Backend, named
-from telescopic.engine.lanes import Inputs, examples, size_of, taken
+from telescopic.engine.given import Inputs, examples, size_of, taken, wanted
 from telescopic.engine.manifest import Floats, Packed, read, read_constants
 from telescopic.engine.prepared import prepared
 from telescopic.engine.runner import Runner, time_members, time_steps
@@ -62,6 +62,7 @@ class Engine:
         members: smallest first.
         classes: names of the classes in the order of the logits; empty if unknown.
         input_shape: shape of one input, without the batch, as `telescopic.cost` takes it.
+        inputs: what is to be given of each, by its name; one that is alone is called `input`.
         takes_pixels: whether the pack knows how to prepare uint8 pixels.
         task: what its network has learned to do, such as `classification`.
         left_out: members that were not packed although a number of them or all were asked for → why.
@@ -90,7 +91,7 @@ class Engine:
         self._manifest, digest = read(self.path, verify=verify)
         self.members, self.classes = self._manifest.members, self._manifest.classes
         self.input_shape, self.left_out = self._manifest.input_shape, self._manifest.left_out
-        self.takes_pixels = self._manifest.preprocess is not None
+        self.inputs, self.takes_pixels = wanted(self._manifest), self._manifest.preprocess is not None
         self.precision, self.task = self._manifest.precision, task_of(self._manifest.provenance, self.members[0].metric)
         if any(len(self._manifest.tensors[member.logits]) > 1 for member in self.members):
             self.task = {"classification": "tokens", "multilabel": "one's own"}.get(self.task, self.task)
@@ -121,7 +122,8 @@ class Engine:
 
         Args:
             x: inputs float32 `[batch, ...]`; or pixels uint8 `[batch, channels, height, width]`, if the pack knows how
-                to prepare them. Of a network of another type, that; of one that takes several, a dict of them by name.
+                to prepare them. Of a network of another type, that; of one that takes several, a dict of them by name,
+                or a tuple in the order of the names. What `prepared` gave is taken as it is.
             subnet: which member; parts left open take the largest packed value.
             max_latency_ms: the most accurate member is taken whose latency for as many examples, in 95 % of runs, is at
                 most this. If none is fast enough the fastest answers, and `fits` is False. What was not measured on
@@ -187,12 +189,12 @@ class Engine:
         return self._refined(inputs, members, costs, deadline, clock, began)
 
     def prepared(self, x: ArrayLike | Mapping[str, ArrayLike]) -> Any:
-        """Inputs as the network sees them, checked as `run` does: float32 `[batch, ...]`, or a dict of several.
+        """Inputs as the network sees them, checked as `run` does: `[batch, ...]`, or a dict of several by name.
 
         Raises:
             ValueError: as `run` does.
         """
-        return taken(x, self._manifest)
+        return taken(x, self.inputs)
 
     def member(self, subnet: Subnet | None = None) -> Packed:
         """A packed member; parts left open take the largest value that is packed with the others.
@@ -334,7 +336,7 @@ class Engine:
         return True
 
     def _example(self, batch: int) -> Inputs:
-        return examples(self._manifest, batch, random=True)
+        return examples(self.inputs, batch, random=True)
 
     def _path(self, path: Sequence[Subnet] | None) -> Way:
         key = None if path is None else tuple(path)

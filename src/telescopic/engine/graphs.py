@@ -2,10 +2,11 @@
 
 A graph may loop without end, call itself by functions, name files of this machine as its weights, or make of nothing a
 tensor larger than memory. None of that is in a pack. So a graph has operators of a list, weights in the pack's own
-file, and tensors whose sizes follow from its text, and are bounded.
+file, and tensors whose sizes follow from its text and grow with the batch as it does, and are bounded.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,16 @@ _NAMES = """
     Xor
 """
 _KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int16": 5, "int32": 6, "int64": 7, "bool": 9}  # as ONNX numbers them
+_WHOLE = frozenset(_KINDS.values()) - {_KINDS["float32"]}
 OPERATORS = frozenset(_NAMES.split())
-_COMPUTED = "Add Cast Concat Div Gather Mul Range Reshape Slice Squeeze Sub Unsqueeze"
-_OF_SIZES = frozenset(_COMPUTED.split())
+# Operators that compute sizes → how many of their inputs, from the first, may depend on the batch.
+_OF_SIZES = dict.fromkeys(("Add", "Concat", "Mul", "Sub"), _NODES) | {"Range": 0}
+_OF_SIZES |= dict.fromkeys(("Cast", "Div", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"), 1)
+# Examples for which sizes are found. Each length is the same in all three, or in proportion to them: so it is for
+# others, for what computes a length from the batch's is a line by `_computed`, and what operators make of one another's
+# lengths are products and quotients. The last is more than anyone asks for, so that nothing is divided until it is 1.
+_BATCHES = (1, 2, 2**16 + 1)
+_FAR = 2**42  # in a number that depends on the batch, so that none overflows
 
 
 def check_graphs(folder: Path, manifest: Manifest) -> None:
@@ -59,8 +67,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
             model = _read(folder / file)
             _check(model, manifest.files[WEIGHTS]["bytes"])
             for inputs, outputs in ends.get(segment, ()):
-                given, made = (_types(names, manifest) for names in (inputs, outputs))
-                _check_sizes(model, given, made)
+                _check_sizes(model, inputs, outputs, manifest)
         except (ValueError, OSError) as error:
             told = printable(" ".join(str(error).split()))
             raise PackError(f"{folder}: {file} is no graph of a pack: {told:.300}") from error
@@ -115,18 +122,58 @@ def _check_tensor(tensor: Any, weights: int) -> None:
             raise ValueError(f"weights {tensor.name!r:.50} end behind the end of {WEIGHTS}")
 
 
-def _types(names: tuple[str, ...], manifest: Manifest) -> list[tuple[int, tuple[int, ...]]]:
-    """Of tensors: ONNX's number of the type, and shape for one example."""
+def _types(names: tuple[str, ...], manifest: Manifest, batch: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Of tensors: ONNX's number of the type, and shape."""
     found = []
     for name in names:
         constant = manifest.constants.get(name)
-        shape = (1, *manifest.tensors[name]) if constant is None else constant.shape
+        shape = (batch, *manifest.tensors[name]) if constant is None else constant.shape
         found.append((_KINDS[manifest.dtype(name)], shape))
     return found
 
 
-def _check_sizes(model: Any, given: list[tuple[int, tuple[int, ...]]], made: list[tuple[int, tuple[int, ...]]]) -> None:
-    """Every tensor's size follows from the text, and the ends are what the manifest says."""
+def _check_sizes(model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], manifest: Manifest) -> None:
+    """Every tensor's size follows from the text and from the batch, and the ends are what the manifest says."""
+    graphs = [_begun(model, _types(inputs, manifest, batch), len(outputs)) for batch in _BATCHES]
+    told: list[dict[str, Any]] = [{} for _ in graphs]
+    for _ in range(_ROUNDS):
+        if not _compute(graphs, told) and told[0]:
+            break
+        told = [_inferred(graph) for graph in graphs]
+        if all(_is_known(value) for values in told for value in values.values()):
+            break
+    makers = {name: node.op_type for node in graphs[0].graph.node for name in node.output if name}
+    if missing := makers.keys() - told[0].keys():
+        raise ValueError(f"its tensors are not bounded: the size of {min(missing)!r:.50}")
+    sizes = {name: [_lengths(name, values.get(name)) for values in told] for name in told[0]}
+    for name, lengths in sizes.items():
+        _check_growth(name, lengths, may_be_empty=makers.get(name) == "Constant")
+    if sum(math.prod(lengths[0]) for lengths in sizes.values()) > _ALL:
+        raise ValueError(f"its tensors are not bounded: all of at most {_ALL:,} numbers")
+    for batch, graph, values in zip(_BATCHES, graphs, told, strict=True):
+        for value, (kind, shape) in zip(graph.graph.output, _types(outputs, manifest, batch), strict=True):
+            tensor = values[value.name].type.tensor_type
+            if tensor.elem_type != kind or tuple(dim.dim_value for dim in tensor.shape.dim) != shape:
+                raise ValueError(f"{value.name} is not of the type and shape that the manifest says, {list(shape)}")
+
+
+def _check_growth(name: str, lengths: list[list[int]], *, may_be_empty: bool) -> None:
+    """A tensor is small for one example, and no more than so many times as large for so many."""
+    one, two, _ = lengths
+    if math.prod(one) > _LARGEST:
+        raise ValueError(f"{name!r:.50} is of shape {one!s:.100}, larger than any network's")
+    straight = all(
+        of_each in ((of_each[0],) * 3, tuple(of_each[0] * batch for batch in _BATCHES))
+        for of_each in zip(*lengths, strict=True)
+    )
+    growing = sum(ours != others for ours, others in zip(one, two, strict=True))
+    # What is empty for one, two and many may be anything for a number between.
+    if not straight or growing > 1 or (0 in one and not may_be_empty):
+        raise ValueError(f"{name!r:.50} is of shape {one!s:.100} for one example, and {two!s:.100} for two")
+
+
+def _begun(model: Any, given: list[tuple[int, tuple[int, ...]]], outputs: int) -> Any:
+    """The model with inputs of one batch, and nothing else that it says of sizes."""
     import onnx
 
     plain = onnx.ModelProto()
@@ -148,60 +195,95 @@ def _check_sizes(model: Any, given: list[tuple[int, tuple[int, ...]]], made: lis
             raise ValueError(f"in{number} is not of the type and shape that the manifest says, {list(shape)}")
         for dim, length in zip(tensor.shape.dim, shape, strict=True):
             dim.dim_value = length
-    if [value.name for value in graph.output] != [f"out{number}" for number in range(len(made))]:
-        raise ValueError(f"the manifest says that it has {len(made)} outputs, out0 and so on")
+    if [value.name for value in graph.output] != [f"out{number}" for number in range(outputs)]:
+        raise ValueError(f"the manifest says that it has {outputs} outputs, out0 and so on")
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
-    for _ in range(_ROUNDS):
-        try:
-            inferred = onnx.shape_inference.infer_shapes(plain, check_type=True, strict_mode=True, data_prop=True).graph
-        except Exception as error:  # of many kinds
-            raise ValueError(f"its sizes do not follow from its text ({error!s:.200})") from error
-        values = {value.name: value for value in (*inferred.value_info, *inferred.output)}
-        if all(map(_is_known, values.values())) or not _compute(graph, {**whole, **values}):
-            break
-    sizes = {name: _size(value) for name, value in values.items()}
-    missing = [name for node in graph.node for name in node.output if name and name not in sizes]
-    if missing or sum(sizes.values()) > _ALL:
-        what = f"the size of {missing[0]!r:.50}" if missing else f"all of at most {_ALL:,} numbers"
-        raise ValueError(f"its tensors are not bounded: {what}")
-    for value, (kind, shape) in zip(inferred.output, made, strict=True):
-        tensor = value.type.tensor_type
-        if tensor.elem_type != kind or tuple(dim.dim_value for dim in tensor.shape.dim) != shape:
-            raise ValueError(f"{value.name} is not of the type and shape that the manifest says, {list(shape)}")
+    return plain
 
 
-def _compute(graph: Any, values: dict[str, Any]) -> bool:
+def _inferred(model: Any) -> dict[str, Any]:
+    """What onnx knows of every tensor that a node makes. What is computed of sizes it leaves to us."""
+    import onnx
+
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=False).graph
+    except Exception as error:  # of many kinds
+        raise ValueError(f"its sizes do not follow from its text ({error!s:.200})") from error
+    return {value.name: value for value in (*graph.value_info, *graph.output)}
+
+
+def _compute(models: Sequence[Any], told: Sequence[dict[str, Any]]) -> bool:
     """Put numbers in the place of nodes that compute sizes from sizes; whether there are any."""
     import onnx
 
-    kinds = {number for name, number in _KINDS.items() if name != "float32"}
-    ours = (tensor for tensor in graph.initializer if tensor.data_type in kinds and not tensor.data_location)
-    small = (tensor for tensor in ours if math.prod(tensor.dims) <= _SMALL)
-    known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small}
-    left, found, number, ends = [], False, 0, {value.name for value in graph.output}
-    for node in graph.node:
-        made: Any = None
-        if node.op_type == "Shape" and _is_known(values.get(node.input[0])):
-            ends_at = {attribute.name: attribute.i for attribute in node.attribute}
-            dims = [dim.dim_value for dim in values[node.input[0]].type.tensor_type.shape.dim]
-            made = np.array(dims[ends_at.get("start") : ends_at.get("end")], np.int64)
+    graphs = [model.graph for model in models]
+    whole = [{value.name: value for value in graph.input} | values for graph, values in zip(graphs, told, strict=True)]
+    known = {
+        tensors[0].name: [onnx.numpy_helper.to_array(tensor) for tensor in tensors]
+        for tensors in zip(*(graph.initializer for graph in graphs), strict=True)
+        if _is_small(tensors[0])
+    }
+    left, found, number, ends = [], False, 0, {value.name for value in graphs[0].output}
+    for node in [*graphs[0].node]:
+        made: list[Any] | None = None
+        if node.op_type == "Shape" and all(_is_known(values.get(node.input[0])) for values in whole):
+            at = {attribute.name: attribute.i for attribute in node.attribute}
+            lengths = [_lengths("", values[node.input[0]])[at.get("start") : at.get("end")] for values in whole]
+            made = [np.array(each, np.int64) for each in lengths]
+        elif node.op_type == "Constant" and all(each.ints or _is_small(each.t) for each in node.attribute):
+            made = _computed(node, [])
         elif node.op_type in _OF_SIZES and all(name in known for name in node.input):
-            made = _computed(node, [known[name] for name in node.input])
             number += 1
             if number > _COMPUTATIONS:
-                return False
+                raise ValueError(f"its sizes do not follow within {_COMPUTATIONS} computations")
+            made = _computed(node, [known[name] for name in node.input])
         if made is None or node.output[0] in ends:
             left.append(node)
             continue
         known[node.output[0]], found = made, True
-        graph.initializer.append(onnx.numpy_helper.from_array(made, node.output[0]))
-    del graph.node[:]
-    graph.node.extend(left)
+        for graph, value in zip(graphs, made, strict=True):
+            graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+    for graph in graphs:
+        del graph.node[:]
+        graph.node.extend(left)
     return found
 
 
-def _computed(node: Any, given: list[Any]) -> Any:
+def _is_small(tensor: Any) -> bool:
+    """Whether it is whole numbers, of which sizes may be computed."""
+    return tensor.data_type in _WHOLE and not tensor.data_location and math.prod(tensor.dims) <= _SMALL
+
+
+def _computed(node: Any, given: list[list[Any]]) -> list[Any] | None:
+    """What a node makes of whole numbers, for each batch; None if that is too much, or cannot be.
+
+    What is the same for all batches may come to anything. What is not must stay a line, a + b · batch: then it is one
+    for every batch, and whether it is shows in three.
+    """
+    vary = [any(not np.array_equal(one[0], other) for other in one[1:]) for one in given]
+    if not any(vary):
+        once = _evaluated(node, [one[0] for one in given])
+        return None if once is None else [once] * len(_BATCHES)
+    if any(vary[_OF_SIZES[node.op_type] :]) or any(one.dtype != np.int64 for each in given for one in each):
+        return None
+    rows = [*zip(*given, strict=True)]
+    for row in rows:
+        largest = [max((abs(int(number)) for number in one.flat), default=0) for one in row]
+        far = max(most for most, varies in zip(largest, vary, strict=True) if varies)
+        if max(far, math.prod(largest) if node.op_type == "Mul" else 0) > _FAR:
+            return None
+        if node.op_type == "Div" and (not row[1].all() or (row[0] % row[1]).any()):
+            return None
+    made = [_evaluated(node, row) for row in rows]
+    first, second, last = made
+    if first is None or second is None or last is None or not first.shape == second.shape == last.shape:
+        return None
+    straight = (second - first) * (_BATCHES[2] - _BATCHES[0]) == (last - first) * (_BATCHES[1] - _BATCHES[0])
+    return made if straight.all() and first.dtype == np.int64 else None
+
+
+def _evaluated(node: Any, given: Sequence[Any]) -> Any:
     """What a node makes of whole numbers; None if that is too much, or cannot be."""
     from onnx.reference import ReferenceEvaluator
 
@@ -226,12 +308,7 @@ def _is_known(value: Any) -> bool:
     return all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in value.type.tensor_type.shape.dim)
 
 
-def _size(value: Any) -> int:
-    tensor = value.type.tensor_type
-    lengths = [dim.dim_value for dim in tensor.shape.dim]
+def _lengths(name: str, value: Any) -> list[int]:
     if not _is_known(value):
-        raise ValueError(f"the size of {value.name!r:.50} does not follow from its text")
-    size: int = math.prod(lengths)
-    if size > _LARGEST:
-        raise ValueError(f"{value.name!r:.50} is of shape {lengths!s:.100}, larger than any network's")
-    return size
+        raise ValueError(f"the size of {name!r:.50} does not follow from its text")
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -1,114 +1,14 @@
-"""Where a batch runs through segments: what is taken, tensors of one batch size, and bindings to them. No torch."""
+"""Where a batch runs through segments: tensors of one batch size, and bindings to them. No torch."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from telescopic.engine.backends import Sessions
-from telescopic.engine.manifest import INPUT, Array, Floats, Manifest, Packed, Step
-
-_FLOAT32 = np.dtype(np.float32)
-Inputs = Floats | Mapping[str, Array]
-"""A batch of the one input, or of each of several by the name of its tensor, as the network sees them."""
-
-
-def taken(x: Any, manifest: Manifest) -> Inputs:
-    """What was given as the network of a pack sees it.
-
-    Args:
-        x: as `Engine.run` takes it.
-        manifest: the pack's.
-
-    Raises:
-        ValueError: if an input is missing or unknown, has another shape or type, or holds what is no finite number.
-    """
-    names = manifest.inputs
-    if [*names] == [INPUT] and INPUT not in manifest.types:
-        return checked(x, manifest.tensors[INPUT], manifest.preprocess)
-    given = x if isinstance(x, Mapping) else dict(zip(names, x if isinstance(x, tuple) else (x,), strict=False))
-    if given.keys() != names.keys() or (isinstance(x, tuple) and len(x) != len(names)):
-        found = f"a dict of {', '.join(map(str, given))}" if isinstance(x, Mapping) else f"a {type(x).__name__}"
-        raise ValueError(f"this network takes {', '.join(names)}, in a dict or in this order in a tuple, not {found}")
-    made: dict[str, Array] = {}
-    for name, tensor in names.items():
-        kind, shape = np.dtype(manifest.dtype(tensor)), manifest.tensors[tensor]
-        try:
-            floats, one = kind == _FLOAT32, given[name]
-            made[tensor] = checked(one, shape, manifest.preprocess) if floats else whole(one, shape, kind)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    if len({*(sizes := {name: len(made[tensor]) for name, tensor in names.items()}).values()}) > 1:
-        raise ValueError(f"inputs have as many examples each, and these {sizes}")
-    return made
-
-
-def size_of(x: Inputs) -> int:
-    """Number of examples."""
-    return len(next(iter(x.values())) if isinstance(x, Mapping) else x)
-
-
-def examples(manifest: Manifest, batch: int, *, random: bool) -> Inputs:
-    """Inputs to try a network on: random numbers, and ones of other types; or zeros."""
-    made: dict[str, Array] = {}
-    for tensor in manifest.inputs.values():
-        shape, kind = (batch, *manifest.tensors[tensor]), np.dtype(manifest.dtype(tensor))
-        made[tensor] = np.full(shape, int(random), kind)
-        if random and kind == _FLOAT32:
-            made[tensor] = np.random.default_rng(0).standard_normal(shape, np.float32)
-    return made
-
-
-def whole(x: ArrayLike, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
-    """Whole numbers or truth values in the type that a network takes.
-
-    Raises:
-        ValueError: if it has another shape or kind, or a number that does not fit.
-    """
-    array = np.asarray(x)
-    _require_shape(array, shape)
-    if kind == np.bool_ or array.dtype.kind not in "iu":
-        if array.dtype != kind:
-            raise ValueError(f"it is {kind}, not {array.dtype}: convert it")
-    elif not np.can_cast(array.dtype, kind):
-        ends, least, most = np.iinfo(kind), int(array.min()), int(array.max())
-        if not ends.min <= least <= most <= ends.max:
-            raise ValueError(f"it is {kind}, and {least} to {most} does not fit")
-    return np.ascontiguousarray(array, kind)
-
-
-def checked(x: ArrayLike, shape: tuple[int, ...], preprocess: Mapping[str, Sequence[float]] | None) -> Floats:
-    """What was given as float32 `[batch, ...]`.
-
-    Args:
-        x: inputs float32, or uint8 pixels, if it is known how to prepare them.
-        shape: of one input.
-        preprocess: mean and standard deviation of each channel, or one for all, of pixels from 0 to 1.
-
-    Raises:
-        ValueError: if it has another shape or type, or holds what is no finite number.
-    """
-    array = np.asarray(x)
-    _require_shape(array, shape)
-    if array.dtype == _FLOAT32:
-        if not np.logical_and.reduce(np.isfinite(array), axis=None):  # several µs faster than all()
-            raise ValueError("inputs are finite numbers, and there is NaN or infinity among these")
-        return array
-    if array.dtype == np.uint8 and preprocess is not None:
-        mean, std = (np.asarray(preprocess[name], np.float32) for name in ("mean", "std"))
-        across = (-1,) + (1,) * (array.ndim - 2)
-        pixels: Floats = (array.astype(np.float32) / np.float32(255) - mean.reshape(across)) / std.reshape(across)
-        return pixels
-    pixels_too = " or uint8 pixels" if preprocess is not None else ""
-    raise ValueError(f"inputs are float32{pixels_too}, not {array.dtype}: convert them")
-
-
-def _require_shape(array: Array, shape: tuple[int, ...]) -> None:
-    if array.shape[1:] != shape or not array.ndim or not len(array):
-        wanted = ", ".join(map(str, shape))
-        raise ValueError(f"inputs have shape [batch, {wanted}] with 1 example or more, not {list(array.shape)}")
+from telescopic.engine.given import Inputs
+from telescopic.engine.manifest import Array, Floats, Manifest, Packed, Step
+from telescopic.shapes import INPUT
 
 
 class Lane:
@@ -133,7 +33,7 @@ class Lane:
         self._bound: dict[Step, tuple[int, Callable[[], object]]] = {}
         self._chains: dict[Packed, tuple[list[tuple[int, Callable[[], object]]], Array]] = {}
         self._done: set[int] = set()
-        self._inputs = {name: self._array(name) for name in manifest.inputs.values()}
+        self._inputs = {name: self._array(tensor) for name, tensor in manifest.inputs.items()}
 
     def start(self, x: Inputs) -> None:
         """Begin with a new batch `[batch, ...]`."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from telescopic import documents
 from telescopic.metric import ACCURACY, Metric
-from telescopic.shapes import TYPES, Shape
+from telescopic.shapes import INPUT, TYPES, Shape
 from telescopic.subnet import Coordinates
 
 Floats = NDArray[np.float32]
@@ -21,7 +21,6 @@ Array = NDArray[Any]
 
 FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "manifest.json", "weights.bin", "README.md"
-INPUT = "input"
 _MOST = 100_000  # of anything in a manifest
 _LONGEST = 2**23  # bytes of a manifest, which Python makes 30 times as many in memory
 _LARGEST, _ALL = 2**25, 2**26  # numbers of one example in a tensor, and in all tensors
@@ -122,6 +121,8 @@ class Manifest:
         precision: of the weights: float32 or int8.
         uint8: tensors between segments that are uint8; their scales are in the segments.
         types: tensor → its type, of those that are neither float32 nor such.
+        below: input → below which number its whole numbers lie, from 0, as the network has a table for them; or for
+            each number of an example, where 0 stands for any.
     """
 
     members: tuple[Packed, ...]
@@ -136,6 +137,7 @@ class Manifest:
     precision: str = "float32"
     uint8: frozenset[str] = frozenset()
     types: Mapping[str, str] = field(default_factory=dict)
+    below: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -254,7 +256,11 @@ def _manifest(data: dict[str, Any]) -> Manifest:
     }
     classes, uint8 = _texts(data.pop("classes")), frozenset(_texts(data.pop("uint8", [])))
     types = {_text(name): _text(kind) for name, kind in _some(data.pop("types", {}), dict).items()}
-    facts: dict[str, Any] = {"constants": constants, "classes": classes, "uint8": uint8, "types": types}
+    below = {
+        _text(name): tuple(map(_count, some)) if isinstance(some, list) else _count(some)
+        for name, some in _some(data.pop("below", {}), dict).items()
+    }
+    facts: dict[str, Any] = {"constants": constants, "classes": classes, "uint8": uint8, "types": types, "below": below}
     return Manifest(tuple(members), tensors=tensors, **facts, **data)
 
 
@@ -287,6 +293,11 @@ def _check(made: Manifest) -> None:
     for name, kind in made.types.items():
         if kind not in TYPES or name in floats or name not in made.tensors or name in made.uint8:
             raise ValueError(f"{name!r:.50} cannot be {kind!r:.50}")
+    for name, some in made.below.items():
+        if name not in inputs or made.types.get(name, "bool") == "bool" or some == 0:
+            raise ValueError(f"{name!r:.50} is no input of whole numbers that have a bound")
+        if isinstance(some, tuple) and len(some) != math.prod(made.tensors[name]):
+            raise ValueError(f"{name!r:.50} has {math.prod(made.tensors[name])} numbers, and bounds of {len(some)}")
     if INPUT in inputs and len(inputs) > 1:
         raise ValueError("it has one input and several")
     if not made.members or not inputs or len({m.subnet for m in made.members}) < len(made.members):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from telescopic.engine.backends import Backend, Graphs, Preparing, Sessions
+from telescopic.engine.given import Inputs, examples, size_of, wanted
 from telescopic.engine.joined import join
-from telescopic.engine.lanes import Inputs, Lane, Lanes, examples, size_of
+from telescopic.engine.lanes import Lane, Lanes
 from telescopic.engine.manifest import Floats, Manifest, PackError
 from telescopic.engine.timings import Timing
 from telescopic.engine.ways import Way
@@ -54,7 +55,7 @@ class Runner:
         lane = self.lanes.take(1)
         for member in self.members.values():
             try:
-                lane.start(examples(manifest, 1, random=False))
+                lane.start(examples(wanted(manifest), 1, random=False))
                 lane.run(member)
             except PackError:
                 raise

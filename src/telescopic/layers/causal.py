@@ -7,7 +7,7 @@ for a channel's mean and variance depend on no other channel.
 Of C channels in G groups, the first w groups are the first C·w // G channels, so C need not be a multiple of G.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,8 @@ class CausalConv2d(nn.Conv2d):
         ValueError: if there are more groups than channels, or depthwise channels differ in number.
     """
 
+    group_gradient = 1.0
+
     def __init__(
         self,
         in_channels: int,
@@ -106,6 +108,12 @@ class CausalConv2d(nn.Conv2d):
         given = input.shape[-3] if input.ndim > 2 else self.in_channels  # torch takes an image without a batch too
         weight, bias = self.of_width(width_of(given, self.in_channels, self.width_groups))
         groups = given if self.depthwise else 1
+        if self.group_gradient < 1 and not self.depthwise and input.requires_grad:
+            # What torch calls same may be one more behind than in front.
+            padded = isinstance(self.padding, str)
+            input = functional.pad(input, self._reversed_padding_repeated_twice) if padded else input
+            how = (self.stride, (0, 0) if padded else self.padding, self.dilation)
+            return _graded(self, input, weight, bias, how)
         return functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
 
     def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
@@ -137,6 +145,8 @@ class CausalLinear(nn.Linear):
         ValueError: if there are more groups than features.
     """
 
+    group_gradient = 1.0
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, width_groups: int) -> None:
         require_groups(width_groups, in_features, out_features)
         super().__init__(in_features, out_features, bias)
@@ -147,6 +157,8 @@ class CausalLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """The first groups of features `[..., features]` to as many groups."""
         weight, bias = self.of_width(width_of(input.shape[-1], self.in_features, self.width_groups))
+        if self.group_gradient < 1 and input.requires_grad:
+            return _graded(self, input, weight, bias)
         return functional.linear(input, weight, bias)
 
     def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
@@ -258,6 +270,64 @@ def _of_width(
         mask = causal_mask(outputs, inputs, groups, weight.device)[:rows, :columns]
         weight = torch.where(mask.view(*mask.shape, *[1] * (weight.ndim - 2)), weight, 0)
     return weight, bias
+
+
+def _graded(
+    layer: CausalConv2d | CausalLinear, input: Tensor, weight: Tensor, bias: Tensor | None, how: Any = ()
+) -> Tensor:
+    """What a layer gives; of its gradient a group gives only a share on to the groups before it.
+
+    Args:
+        layer: which; its `group_gradient` is that share.
+        input: what it is given.
+        weight: of the width that it is given.
+        bias: likewise.
+        how: stride, padding and dilation of a convolution.
+    """
+    if how and input.ndim == 3:  # an image without a batch
+        return _graded(layer, input[None], weight, bias, how)[0]
+    rows, columns = (group_of(channels, layer.width_groups, weight.device) for channels in _channels(layer))
+    outside = rows[: len(weight), None] > columns[: weight.shape[1]]
+    back = weight.detach() * torch.where(outside, layer.group_gradient, 1.0).to(weight.dtype).view(
+        *outside.shape, *[1] * (weight.ndim - 2)
+    )
+    given, device = (input, weight, back, bias), input.device.type
+    if torch.is_autocast_enabled(device):  # which no function of one's own is told of
+        given = tuple(one if one is None else one.to(torch.get_autocast_dtype(device)) for one in given)  # type: ignore[assignment]
+    result: Tensor = _Graded.apply(*given, how)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Graded(torch.autograd.Function):
+    """A linear layer, or a convolution, that sends gradients back to its input by other weights than its own."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, back: Tensor, bias: Tensor | None, how: Any) -> Tensor:
+        ctx.save_for_backward(input, back)
+        ctx.how = how
+        return functional.conv2d(input, weight, bias, *how) if how else functional.linear(input, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (input, back), wanted, of_bias = ctx.saved_tensors, ctx.needs_input_grad, None
+        if ctx.how:
+            # The weight's own gradient does not depend on it.
+            told = (grad, input, back, None, *ctx.how, False, (0, 0), 1, (wanted[0], wanted[1], False))
+            of_input, of_weight, _ = torch.ops.aten.convolution_backward(*told)
+        else:
+            of_input = grad @ back
+            rows, read = (one.reshape(-1, one.shape[-1]) for one in (grad, input))
+            of_weight = rows.T @ read if wanted[1] else None
+        if wanted[3]:
+            of_bias = grad.sum((0, 2, 3)) if ctx.how else rows.sum(0)
+        return of_input, of_weight, None, of_bias, None
+
+
+def _channels(layer: CausalConv2d | CausalLinear) -> tuple[int, int]:
+    if isinstance(layer, CausalLinear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels
 
 
 def _used(

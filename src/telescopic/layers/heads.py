@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from telescopic.layers.causal import causal_mask, filled, first, prefix, require_groups, width_of
+from telescopic.layers.causal import (
+    CausalConv2d,
+    CausalLinear,
+    causal_mask,
+    filled,
+    first,
+    group_of,
+    prefix,
+    require_groups,
+    width_of,
+)
 
 Head = Callable[[Sequence[int], int], nn.Module]
 """Makes a head from the features' shape, without the batch, and the number of classes."""
@@ -115,6 +125,11 @@ class GradientScale(nn.Module):
         return nn.Identity()
 
 
+def _with_gradient(value: Tensor, path: Tensor) -> Tensor:
+    """A value, exactly, that sends back the gradient of another one."""
+    return value.detach() + (path - path.detach())
+
+
 class SharedHead(nn.Linear):
     """One linear layer that serves every width (Doubly Nested Network, section 3): each group adds to the logits.
 
@@ -140,6 +155,7 @@ class SharedHead(nn.Linear):
 
     scale: nn.Parameter | None
     shift: nn.Parameter | None
+    group_gradient = 1.0
 
     def __init__(
         self, in_features: int, classes: int, *, width_groups: int, average: bool = False, conditioned: bool = False
@@ -153,6 +169,8 @@ class SharedHead(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The first groups of features `[batch, features]` to logits `[batch, classes]`."""
+        if self.group_gradient < 1 and torch.is_grad_enabled():
+            return self.every_width(input)[-1]
         weight, bias = self.of_width(width_of(input.shape[1], self.in_features, self.width_groups))
         return functional.linear(input, weight, bias)
 
@@ -178,18 +196,32 @@ class SharedHead(nn.Linear):
             pairs = zip(torch.split(input, sizes, 1), torch.split(weight, sizes, 1), strict=True)
             each = torch.stack([functional.linear(features, rows) for features, rows in pairs])
         total = each.cumsum(0)
+        if (share := self.group_gradient) < 1:
+            total = _with_gradient(total, (1 - share) * each + share * total)
         if self.average:
             total = total / torch.arange(1, widths + 1, device=total.device).view(-1, 1, 1)
         return total + self.bias
 
     def _every_conditioned(self, input: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         widths, features = len(scale), input.shape[1]
-        weight = self.weight[:, :features] * (1 + scale[:, None, :features])  # [widths, classes, features]
-        if self.average:
-            weight = weight / torch.arange(1, widths + 1, device=weight.device).view(-1, 1, 1)
-        reads = causal_mask(self.width_groups, self.in_features, self.width_groups, weight.device)
-        weight = torch.where(reads[:widths, None, :features], weight, 0)
-        each = functional.linear(input, weight.flatten(0, 1)).view(len(input), widths, self.classes)
+        reads = causal_mask(self.width_groups, self.in_features, self.width_groups, input.device)
+
+        def of_all(weight: Tensor, scale: Tensor) -> Tensor:
+            weight = weight[:, :features] * (1 + scale[:, None, :features])  # [widths, classes, features]
+            if self.average:
+                weight = weight / torch.arange(1, widths + 1, device=weight.device).view(-1, 1, 1)
+            return torch.where(reads[:widths, None, :features], weight, 0)
+
+        each = functional.linear(input, of_all(self.weight, scale).flatten(0, 1))
+        if self.group_gradient < 1:
+            # What a width has of its own learns from all of it; what it shares with those before, from a part.
+            own = group_of(self.in_features, self.width_groups, input.device)[:features]
+            before = torch.arange(widths, device=input.device)[:, None, None] > own
+            shared = of_all(self.weight, scale.detach()) * torch.where(before, self.group_gradient, 1.0)
+            path = functional.linear(input, shared.flatten(0, 1))
+            path = path + functional.linear(input.detach(), of_all(self.weight.detach(), scale).flatten(0, 1))
+            each = _with_gradient(each, path)
+        each = each.view(len(input), widths, self.classes)
         return each.transpose(0, 1) + (self.bias + shift)[:, None]
 
     def of_width(self, width: int) -> tuple[Tensor, Tensor]:
@@ -211,3 +243,28 @@ class SharedHead(nn.Linear):
         """The first groups' part as an ordinary linear layer with a copy of its weights."""
         weight, bias = self.of_width(width)
         return filled(nn.Linear(weight.shape[1], self.classes, device="meta"), self, weight, bias)
+
+
+def pass_between_groups_(net: nn.Module, share: float) -> None:
+    """Say how much of its gradient a group of channels gives on to the groups before it; outputs do not change.
+
+    Args:
+        net: with channel-causal layers, and heads that end in a `SharedHead`.
+        share: 1 is all of it; with 0 no width learns from wider ones.
+
+    Raises:
+        ValueError: if the network has several widths and not such heads, or none, and the share is below 1.
+    """
+    layers = [part for part in net.modules() if isinstance(part, CausalConv2d | CausalLinear | SharedHead)]
+    heads = list(getattr(net, "exits", nn.ModuleDict()).values())
+    others = [head for head in heads if not any(isinstance(part, SharedHead) for part in head.modules())]
+    if share < 1 and (others or not layers):
+        why = (
+            f"{type(others[0]).__name__} is a head without a SharedHead" if layers else "it has no channel-causal layer"
+        )
+        raise ValueError(
+            f"the gradient between groups of channels cannot be scaled by {share:g} in this network: {why}"
+        )
+    for layer in layers:
+        if layer.group_gradient != share:
+            layer.group_gradient = share

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_structure
 
 from telescopic.anytime.rows import Kept, Part
-from telescopic.engine.manifest import INPUT
 from telescopic.inputs import Tensors, named
 from telescopic.layers.causal import prefix
 from telescopic.layers.narrowing import flat, narrow, narrow_outputs
 from telescopic.nested import Nested
+from telescopic.shapes import INPUT
 from telescopic.subnet import Coordinates
 from telescopic.wrappers import copied
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from telescopic.engine.manifest import INPUT, Manifest
+from telescopic.engine.manifest import Manifest
 from telescopic.packing.judging import Verdict
 from telescopic.quantities import human
+from telescopic.shapes import INPUT
 
 
 def card(manifest: Manifest, name: str, notes: Sequence[str], verdicts: Sequence[Verdict]) -> str:
@@ -20,7 +21,8 @@ def card(manifest: Manifest, name: str, notes: Sequence[str], verdicts: Sequence
     for name, tensor in manifest.inputs.items():
         kind, sizes = manifest.dtype(tensor), ", ".join(map(str, ["batch", *manifest.tensors[tensor]]))
         pixels = " or uint8 (pixels)" if manifest.preprocess and kind == "float32" else ""
-        inputs.append(f"{'' if name == INPUT else f'{name} '}{kind}{pixels} `[{sizes}]`")
+        ends = f" from 0 to {below - 1}" if isinstance(below := manifest.below.get(tensor), int) else ""
+        inputs.append(f"{'' if name == INPUT else f'{name} '}{kind}{pixels} `[{sizes}]`{ends}")
     packed_by = manifest.provenance["packed_by"]
     return "\n".join(
         [

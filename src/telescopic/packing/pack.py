@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from telescopic.inputs import Tensors, each, examples, first_line, leaves, named
 from telescopic.layers.causal import CausalConv2d, prefix
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
+from telescopic.packing.bounds import Bounds, bounds
 from telescopic.packing.card import card
 from telescopic.packing.graphs import Weights, checked_batches, exported, write_graph
 from telescopic.packing.images import Images
@@ -157,8 +158,9 @@ def pack(
         with replacing_folder(to, replace=replace) as folder, tempfile.TemporaryDirectory() as aside:
             plain = folder if images is None else Path(aside)
             manifest = _written(plain, made, chosen, report)
+            below = bounds(network, subnets, x)
             facts = asdict(preprocess) if preprocess else None
-            manifest = finish(plain, _dated(manifest, facts, tuple(classes), left_out, provenance))
+            manifest = finish(plain, _dated(manifest, facts, tuple(classes), left_out, provenance, below))
             notes = _notes(manifest, made, _compared(plain, network, x))
             verdicts: list[Verdict] = []
             if images is not None:
@@ -261,9 +263,12 @@ def _dated(
     classes: tuple[str, ...],
     left_out: dict[str, str],
     provenance: dict[str, object],
+    below: Bounds,
 ) -> Manifest:
     facts = {**provenance, "packed_by": versions("onnx", "onnxruntime")}
-    return replace(manifest, preprocess=preprocess, classes=classes, left_out=left_out, provenance=facts)
+    ends = {manifest.inputs[name]: bound for name, bound in below.items()}
+    about: dict[str, Any] = {"preprocess": preprocess, "classes": classes, "left_out": left_out}
+    return replace(manifest, **about, provenance=facts, below=ends)
 
 
 @torch.no_grad()

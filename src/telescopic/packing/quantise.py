@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from telescopic.engine.ends import Joint, joints
-from telescopic.engine.manifest import INPUT, WEIGHTS, Constant, Floats, Manifest, Step
+from telescopic.engine.manifest import WEIGHTS, Constant, Floats, Manifest, Step
 from telescopic.engine.ort.sessions import open_session
 from telescopic.packing.graphs import Weights, move_out
+from telescopic.shapes import INPUT
 
 Range = tuple[np.float32, np.float32]
 """The smallest and the largest value of a tensor."""

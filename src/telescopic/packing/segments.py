@@ -14,10 +14,11 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_unflatten
 
 from telescopic.anytime.rows import Kept
-from telescopic.engine.manifest import INPUT, Step
+from telescopic.engine.manifest import Step
 from telescopic.inputs import Tensors, leaves
 from telescopic.nested import Nested
 from telescopic.packing.atoms import Atom, Parts, PartsBySpan, named_blocks
+from telescopic.shapes import INPUT
 from telescopic.subnet import Coordinates
 
 

@@ -1,7 +1,7 @@
 """CNSN's experiments, repeated: Table 1 with ours beside it, and what else they tell."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +40,9 @@ class Experiments:
     scale: Annotated[float, Option("Share of the paper's channels, e.g. 0.25.", least=0.01, most=4)] = 1.0
     recipe: Annotated[str, Option("The paper's (300 epochs), or short (20, one cycle).")] = "paper"
     epochs: Annotated[int | None, Option("Passes over the images. (default: the recipe's)", least=1)] = None
+    batch: Annotated[
+        int | None, Option("Images in a batch; the learning rate grows with it. (default: the recipe's)", least=1)
+    ] = None
 
     def __post_init__(self) -> None:
         one_of("recipe", self.recipe, cnsn.RECIPES)
@@ -55,7 +58,8 @@ class Experiments:
     def settings(self) -> dict[str, Any]:
         """What a summary says of them."""
         epochs = self.epochs or cnsn.RECIPES[self.recipe]().epochs
-        return {"scale": self.scale, "recipe_name": self.recipe, "epochs": epochs}
+        name = self.recipe if self.batch is None else f"{self.recipe} (batch {self.batch})"
+        return {"scale": self.scale, "recipe_name": name, "epochs": epochs}
 
     def build(self, name: str, images: Dataset, finished: Callable[[str], Path]) -> tuple[Nested, Recipe]:
         """Network and recipe of one; networks of several members keep the shared statistics, too."""
@@ -70,6 +74,9 @@ class Experiments:
         )
         if len(net.grid) > 1:
             keep_shared(net)
+        if self.batch is not None:
+            rate = how.learning_rate * self.batch / how.batch_size
+            how = replace(how, batch_size=self.batch, learning_rate=rate)
         return net, how
 
     def facts(self, trained: Trained) -> dict[str, Any]:

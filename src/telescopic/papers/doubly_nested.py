@@ -10,19 +10,23 @@ Trained so, hundreds of weak members outvote the few that matter most: `WAYS` ar
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from telescopic.cost.nominal import nominal_macs
 from telescopic.data import Augment, Dataset, Preprocess
 from telescopic.extract import extract
 from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GradientScale, Residual
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet
+from telescopic.papers.doubly_nested_ways import BEST_WAY as BEST_WAY
+from telescopic.papers.doubly_nested_ways import LAMBDAS as LAMBDAS
+from telescopic.papers.doubly_nested_ways import WAYS as WAYS
+from telescopic.papers.doubly_nested_ways import Way as Way
+from telescopic.papers.doubly_nested_ways import told as told
+from telescopic.papers.doubly_nested_ways import weights as weights
 from telescopic.papers.paper import Build, Option
 from telescopic.quantities import one_of
 from telescopic.train import Recipe
@@ -103,57 +107,6 @@ def network(
     return net
 
 
-LAMBDAS: Mapping[str, Mapping[str, float]] = {
-    "uniform": {},
-    "depth-width": {"depth": 1, "width": 2},
-    "macs": {"macs": 1},
-    "half-macs": {"macs": 1, "full": 0.5},
-    "edges": {"full": 0.4, "edges": 0.6},
-    "edges-macs": {"macs": 1, "full": 0.4, "edges": 0.4},
-    "depth-only": {"width": inf},
-    "full-only": {"depth": inf, "width": inf},
-}
-"""Ways to weigh the members' losses: arguments of `weights`."""
-
-
-def weights(
-    net: Nested,
-    *,
-    depth: float = 0.0,
-    width: float = 0.0,
-    macs: float = 0.0,
-    full: float = 0.0,
-    edges: float = 0.0,
-    input_shape: Sequence[int] = (3, 32, 32),
-) -> tuple[float, ...]:
-    """λ(l, c) of the joint loss (Eq. 2) for each member, adding up to 1: proportional to depth^d · width^w · MACs^m.
-
-    With all exponents 0 it is uniform, which is likely the paper's own choice, for it names none. With an infinite one
-    only members that are largest in this respect have a weight.
-
-    Args:
-        net: the network.
-        depth: exponent of the number of stages that a member runs, its adapter counted.
-        width: exponent of its number of groups.
-        macs: exponent of its nominal multiply-adds.
-        full: share that the full member gets beforehand.
-        edges: share that the largest others get beforehand, in equal parts: of the deepest members those of a quarter,
-            half and three quarters of the widths, and of the widest the deeper half. All members share the rest.
-        input_shape: shape of one input, for the multiply-adds.
-    """
-    prices = nominal_macs(net, input_shape) if macs else [1] * len(net.grid)
-    sizes = [(m.exit - m.entry + 2, m.width, price) for m, price in zip(net.grid, prices, strict=True)]
-    most = [max(column) for column in zip(*sizes, strict=True)]
-    raw = [(d / most[0]) ** depth * (w / most[1]) ** width * (m / most[2]) ** macs for d, w, m in sizes]
-    quarters = {-(-net.groups * part // 4) for part in (1, 2, 3)}
-    on_edges = [(d == most[0] and w in quarters) or (w == most[1] and 2 * d > most[0]) for d, w, _ in sizes]
-    on_edges[net.grid.index(net.grid.full)] = False
-    of_edge = edges / sum(on_edges) if edges else 0.0
-    shares = [(1 - full - edges) * r / sum(raw) + of_edge * on for r, on in zip(raw, on_edges, strict=True)]
-    shares[net.grid.index(net.grid.full)] += full
-    return tuple(shares)
-
-
 def recipe(*, epochs: int = 30, preprocess: Preprocess | None = None) -> Recipe:
     """A recipe for CIFAR-10; the paper says nothing of its own.
 
@@ -173,53 +126,6 @@ def recipe(*, epochs: int = 30, preprocess: Preprocess | None = None) -> Recipe:
         augment=Augment(pad=4, flip=True),
     )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """A way to train all members together. What is not said is as in the paper.
-
-    Attributes:
-        weights: λ of the joint loss, a name in `LAMBDAS`.
-        drawn: see `Recipe`.
-        balanced: see `Recipe`.
-        distillation: see `Recipe`.
-        early_gradient: see `network`.
-        early_transform: see `network`.
-        conditioned: see `network`.
-    """
-
-    weights: str = "uniform"
-    drawn: int | None = None
-    balanced: bool = False
-    distillation: float = 0.0
-    early_gradient: float = 1.0
-    early_transform: bool = False
-    conditioned: bool = False
-
-
-WAYS: Mapping[str, Way] = {
-    "uniform": Way(),
-    "depth-only": Way(weights="depth-only"),
-    "depth-width": Way(weights="depth-width"),
-    "macs": Way(weights="macs"),
-    "drawn-macs": Way(weights="macs", drawn=4),
-    "half-macs": Way(weights="half-macs"),
-    "balanced": Way(balanced=True),
-    "balanced-macs": Way(weights="macs", balanced=True),
-    "balanced-half-macs": Way(weights="half-macs", balanced=True),
-    "balanced-conditioned": Way(weights="macs", balanced=True, conditioned=True),
-    "balanced-half-distilled": Way(weights="half-macs", balanced=True, distillation=0.5),
-    "balanced-edges": Way(weights="edges", balanced=True),
-    "balanced-edges-macs": Way(weights="edges-macs", balanced=True),
-    "balanced-edges-conditioned": Way(weights="edges", balanced=True, conditioned=True),
-    "balanced-own": Way(weights="macs", balanced=True, early_transform=True),
-    "balanced-half-quiet": Way(weights="half-macs", balanced=True, early_gradient=0.3),
-}
-"""Experiments that train all members. `uniform` is the paper's; `depth-only` is the conventional anytime network that
-Figure 5 compares with: it learns to be cut along its depth alone."""
-
-BEST_WAY = "balanced-macs"
-"""The best on average over all members, of those that were tried: see docs/papers/doubly-nested.md."""
 
 _SINGLE = re.compile(r"(alone|dense)(?:-x(\d+))?(?:-w(\d+))?")
 
@@ -305,19 +211,6 @@ def single_network(name: str) -> tuple[str, int | None, int | None] | None:
         return None
     exit_, width = (None if number is None else int(number) for number in found.groups()[1:])
     return found[1], exit_, width
-
-
-def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32, 32)) -> Recipe:
-    """A recipe that trains a network in one of our ways.
-
-    Raises:
-        ValueError: if there are no weights of this name.
-    """
-    if way.weights not in LAMBDAS:
-        raise ValueError(f"weights are one of {', '.join(LAMBDAS)}, not {way.weights!r}")
-    exponents = LAMBDAS[way.weights]
-    shares = weights(net, **exponents, input_shape=input_shape) if exponents else None
-    return replace(how, weights=shares, drawn=way.drawn, balanced=way.balanced, distillation=way.distillation)
 
 
 def dense(net: Nested) -> Nested:

@@ -90,7 +90,7 @@ class Experiments:
         net, recipe, shape = trained.net, trained.recipe, trained.images.input_shape
         facts = {
             "epochs": self.epochs,  # of a sliced network, those of the dense one; its own are the recipe's
-            "recipe": {key: value for key, value in recipe.to_dict().items() if key != "weights"},  # hundreds
+            "recipe": without_weights(recipe.to_dict()),
             "exits": net.grid.exits,
             "widths": net.grid.widths,
             "macs": nominal_macs(net, shape),
@@ -105,6 +105,13 @@ class Experiments:
             test = evaluate(untouched.eval(), [trained.images.test], recipe.preprocess)[0].tolist()
             facts["brute_force"] = _rounded(test)
         return facts
+
+
+def without_weights(told: Any) -> Any:
+    """What is told of a recipe, without the weights of hundreds of members."""
+    if isinstance(told, Mapping):
+        return {name: without_weights(value) for name, value in told.items() if name != "weights"}
+    return [without_weights(value) for value in told] if isinstance(told, list | tuple) else told
 
 
 def _whole(name: str) -> str:

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from numpy.typing import NDArray
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from telescopic import decoder
 from telescopic.engine.engine import Engine
+from telescopic.engine.given import Inputs, size_of
 from telescopic.limits import Limits
-from telescopic.serve.bodies import IMAGES, JSON, NPY, Body, BodyError, Takes, Wishes, kind_of, read, wishes
+from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
+from telescopic.serve.connections import ARRIVED
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
 from telescopic.serve.records import Records
@@ -65,10 +67,8 @@ def application(
         progress: called with the number of cases measured, and of all.
 
     Raises:
-        ValueError: if a bound is below 1, fewer may wait than run in a pass, or the network takes something else than
-            one input of floating-point numbers.
+        ValueError: if a bound is below 1, or fewer may wait than run in a pass.
     """
-    Takes.require(engine.input_shape)
     limits = limits or Limits()
     worker = Worker(
         engine,
@@ -95,7 +95,7 @@ def application(
     app.add_middleware(Door, hosts=allow_hosts, origins=allow_origins, token=token)
     app.router.routes.append(Route("/predict", predict, methods=["POST"]))
     described = app.openapi
-    app.openapi = lambda: _with_predict(described())  # type: ignore[method-assign]
+    app.openapi = lambda: with_predict(described(), predict.takes)  # type: ignore[method-assign]
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -117,7 +117,7 @@ def application(
         present, seconds = records.seconds()
         return _json({"second": present, "seconds": seconds, **worker.state})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counts for Prometheus."""
         return Response(records.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -149,14 +149,14 @@ class _Predict:
         self._engine, self._worker, self._records, self._decoders = engine, worker, records, decoders
         self._limits, self._max_body, self._bodies = limits, max_body, 0
         self._turning = False
-        self._takes = Takes(engine.input_shape, engine.takes_pixels, worker.max_batch)
+        self.takes = Takes.of(engine.input_shape, engine.takes_pixels, worker.max_batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Wishes may be in the query, or in a JSON body beside the inputs."""
-        began = time.perf_counter()
+        began = scope.get(ARRIVED, time.perf_counter())
         headers: list[tuple[bytes, bytes]] = []
         try:
-            status, answer = 200, await self._predicted(scope, receive)
+            status, answer = 200, await self._predicted(scope, receive, began)
         except BodyError as error:
             status, answer = error.status, {"error": str(error)}
             if status == 503:
@@ -172,11 +172,15 @@ class _Predict:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-    async def _predicted(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _predicted(self, scope: Scope, receive: Receive, arrived: float) -> dict[str, Any]:
         engine, worker = self._engine, self._worker
         found = dict(scope["headers"])
-        kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self._takes)
+        kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self.takes)
         asked = wishes(scope["query_string"])
+        # Who waited for half of the time before anything of it was read would be late: reading it makes others late.
+        lag = time.perf_counter() - arrived
+        if 2000 * lag > max(asked.deadline_ms or 0.0, worker.slo_ms):
+            raise Overloaded(f"more is asked than can be read: this waited {1000 * lag:.0f} ms for it", 1)
         with self._room() as take:
             body = await self._body(found, receive, take)
             x, more = await self._read(body, kind)
@@ -186,11 +190,13 @@ class _Predict:
                 if asked.subnet is not None:
                     member = engine.member(Subnet.parse(asked.subnet))
                 elif asked.quality is not None:
-                    member = engine.of_quality(asked.quality, len(x))
+                    member = engine.of_quality(asked.quality, size_of(x))
                 elif asked.max_latency_ms is not None:
-                    member = engine.within(asked.max_latency_ms, len(x))
+                    member = engine.within(asked.max_latency_ms, size_of(x))
                 longest = asked.max_latency_ms
-                job = worker.submit(x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True)
+                job = worker.submit(
+                    x, deadline_ms=asked.deadline_ms, member=member, longest_ms=longest, turns=True, lag=lag
+                )
             except ValueError as error:
                 raise BodyError(422, str(error)) from error
             del body
@@ -224,25 +230,20 @@ class _Predict:
         if self._turning:
             loop.call_soon(self._turn, loop)
 
-    async def _read(self, body: bytes, kind: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    async def _read(self, body: bytes, kind: str) -> tuple[Inputs, dict[str, Any]]:
         """The inputs as the network sees them, and what is in the body beside them."""
-        more: dict[str, Any] = {}
-        array: NDArray[Any]
         if kind in IMAGES or (kind == JSON and len(body) > _SMALL):
-            future = self._decoders.submit(body, IMAGES.get(kind, decoder.JSON), self._takes)
-            array, more = await asyncio.wrap_future(future)
+            future = self._decoders.submit(body, IMAGES.get(kind, decoder.JSON), self.takes)
+            arrays, more = await asyncio.wrap_future(future)
+        elif len(body) <= _SMALL:
+            arrays, more = read(body, kind, self.takes)
         else:
-            array, more = read(body, kind, self._takes)
-        if array.shape == self._takes.shape:
-            array = array[None]
-        if array.shape[1:] == self._takes.shape and len(array) > self._takes.examples:
-            raise BodyError(
-                422, f"a request has at most {self._takes.examples} examples, not {len(array)}: send several"
-            )
+            arrays, more = await run_in_threadpool(read, body, kind, self.takes)
+        given = self.takes.batch(arrays)
         try:
-            if array.nbytes <= _SMALL:
-                return self._engine.prepared(array), more
-            return await run_in_threadpool(self._engine.prepared, array), more
+            if sum(array.nbytes for array in given.values()) <= _SMALL:
+                return self._engine.prepared(given), more
+            return await run_in_threadpool(self._engine.prepared, given), more
         except ValueError as error:
             raise BodyError(422, str(error)) from error
 
@@ -365,34 +366,13 @@ def _about(worker: Worker) -> dict[str, Any]:
     return {
         "members": rows,
         "input_shape": engine.input_shape,
+        "inputs": {name: one.facts() for name, one in engine.inputs.items()},
         "classes": engine.classes,
         "task": engine.task,
         "metric": asdict(engine.members[0].metric),
         "takes_pixels": engine.takes_pixels,
         "slo_ms": worker.slo_ms,
     }
-
-
-def _with_predict(description: dict[str, Any]) -> dict[str, Any]:
-    """A description in OpenAPI with what `_Predict` reads."""
-    if "/predict" not in description["paths"]:
-        binary = {"schema": {"type": "string", "format": "binary"}}
-        kinds: dict[str, Any] = {JSON: {"schema": Body.model_json_schema()}} | dict.fromkeys((*NPY, *IMAGES), binary)
-        query = [
-            {"name": name, "in": "query", "required": False, "schema": about}
-            for name, about in Wishes.model_json_schema()["properties"].items()
-        ]
-        codes = {"200": "the answer", "408": "too slow", "413": "too large", "415": "of an unknown type"}
-        codes |= {"422": "not what the network takes", "503": "too much waits"}
-        description["paths"]["/predict"] = {
-            "post": {
-                "summary": "Answer",
-                "parameters": query,
-                "requestBody": {"required": True, "content": kinds},
-                "responses": {code: {"description": about} for code, about in codes.items()},
-            }
-        }
-    return description
 
 
 def _json(data: Any, status: int = 200, headers: Any = None) -> Response:

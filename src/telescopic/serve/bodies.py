@@ -1,7 +1,11 @@
 """What a request may hold: wishes and inputs. Nothing that comes over the wire is believed."""
 
+import io
 import math
 import re
+import struct
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -10,16 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from telescopic.documents import examples
-from telescopic.shapes import Shape
+from telescopic.documents import examples, require_named
+from telescopic.shapes import Shape, parted, several
 
 IMAGES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
-NPY = ("application/x-npy", "application/octet-stream")
+NUMPY = ("application/x-npy", "application/x-npz", "application/octet-stream")
 JSON = "application/json"
 # What numpy.save writes of numbers. The header is a Python expression; nothing of a stranger's is evaluated.
 _NPY = re.compile(
     rb"\{'descr': ?'([<>|=][biuf]\d{1,2})', ?'fortran_order': ?(True|False), ?'shape': ?\(([\d, ]{0,200})\),? ?\} *\n?"
 )
+# Zip's list of files stands before this, the end of the archive: how long it is, and where.
+_LISTED = struct.Struct("<4s8x2I2x")
+_ZIP64 = 20  # bytes of what stands before that in an archive of gigabytes
 
 _Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
@@ -77,10 +84,17 @@ NONE = Wishes()
 class Body(Wishes):
     """A request in JSON: wishes, and either inputs or pixels. It describes what `read` takes."""
 
-    inputs: list[Any] | None = Field(
-        default=None, description="Numbers as the network sees them: one example, or several."
+    inputs: list[Any] | dict[str, list[Any]] | None = Field(
+        default=None,
+        description="Numbers as the network sees them: one example, or several. Of several inputs by name.",
     )
-    pixels: list[Any] | None = Field(default=None, description="Pixels from 0 to 255: one image, or several.")
+    pixels: list[Any] | dict[str, list[Any]] | None = Field(
+        default=None, description="Pixels from 0 to 255: one image, or several. Of several inputs by name."
+    )
+
+
+Arrays = dict[str, NDArray[Any]]
+"""What a request holds, by the names of the network's inputs."""
 
 
 @dataclass(frozen=True)
@@ -88,31 +102,48 @@ class Takes:
     """What a network takes.
 
     Attributes:
-        shape: of one example.
+        inputs: the shape of each in one example, by name.
         pixels: whether it is known how to prepare pixels.
         examples: most in a request.
     """
 
-    shape: tuple[int, ...]
+    inputs: Mapping[str, Shape]
     pixels: bool
     examples: int
 
-    @staticmethod
-    def require(shape: Shape) -> None:
-        """Refuse networks for which there is no door.
-
-        Raises:
-            ValueError: if it takes several inputs, or one of another type than float32.
-        """
-        if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
-            raise ValueError(
-                f"a server takes images or one input of numbers, and this network takes {shape}: ask telescopic.Engine"
-            )
+    @classmethod
+    def of(cls, shape: Shape, pixels: bool, examples: int) -> "Takes":
+        """Of an engine's input shape."""
+        return cls(several(shape), pixels, examples)
 
     @property
     def images(self) -> bool:
         """Whether an image file can be made an example."""
-        return self.pixels and len(self.shape) == 3 and self.shape[0] in (1, 3)
+        shapes = [*self.inputs.values()]
+        return self.pixels and len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][0] in (1, 3)
+
+    def __str__(self) -> str:
+        """For people: `ids int64 [batch, 6], mask bool [batch, 6]`."""
+        parts = [(name, *parted(shape)) for name, shape in self.inputs.items()]
+        return ", ".join(f"{name} {kind or 'float32'} {['batch', *sizes]}" for name, kind, sizes in parts).replace(
+            "'", ""
+        )
+
+    def batch(self, given: Arrays) -> Arrays:
+        """With the batch in front, also of one example that came without it.
+
+        Raises:
+            BodyError: if there are more examples than a request may have.
+        """
+        made = {}
+        for name, array in given.items():
+            _, sizes = parted(self.inputs[name])
+            made[name] = array = array[None] if array.shape == sizes else array
+            if array.shape[1:] == sizes and len(array) > self.examples:
+                raise BodyError(
+                    422, f"a request has at most {self.examples} examples, not {len(array)}: send several requests"
+                )
+        return made
 
 
 def wishes(given: bytes | dict[str, Any]) -> Wishes:
@@ -144,27 +175,76 @@ def kind_of(content_type: str, takes: Takes) -> str:
     Raises:
         BodyError: if none is said, or one that this network does not take.
     """
-    kind, known = content_type.partition(";")[0].strip().lower(), (JSON, *NPY, *IMAGES)
+    kind, known = content_type.partition(";")[0].strip().lower(), (JSON, *NUMPY, *IMAGES)
     if kind not in known:
         found = repr(kind[:50]) if kind else "without a content type"
         raise BodyError(415, f"a request is {', '.join(known)}, not {found}")
     if kind in IMAGES and not takes.images:
-        raise BodyError(415, "this network takes no image files: send inputs as JSON or in the format of numpy.save")
+        raise BodyError(415, "this network takes no image files: send inputs as JSON, or in the formats of numpy")
     return kind
 
 
-def read(body: bytes, kind: str, takes: Takes) -> tuple[NDArray[Any], dict[str, Any]]:
+def read(body: bytes, kind: str, takes: Takes) -> tuple[Arrays, dict[str, Any]]:
     """The inputs of a request that is no image, and what else is in its body.
 
     Raises:
         BodyError: if it cannot be read.
     """
-    if kind != JSON:
-        return _npy(body), {}
     try:
-        return examples(body, takes.shape, takes.examples)
+        if kind == JSON:
+            return examples(body, takes.inputs, takes.examples)
+        if body[:2] == b"PK":
+            return _npz(body, takes), {}
+        if len(takes.inputs) > 1:
+            raise BodyError(422, f"this network takes {', '.join(takes.inputs)}: send what numpy.savez writes, or JSON")
+        return dict.fromkeys(takes.inputs, _npy(body)), {}
     except ValueError as error:
-        raise BodyError(422, str(error)) from error
+        raise error if isinstance(error, BodyError) else BodyError(422, str(error)) from error
+
+
+def _npz(body: bytes, takes: Takes) -> Arrays:
+    """Arrays by name: an archive that `numpy.savez` wrote, in which nothing is compressed."""
+    signature, size, _ = _LISTED.unpack(body[-_LISTED.size :].rjust(_LISTED.size))
+    before = body[-_LISTED.size - _ZIP64 :][:4]
+    # Python would read all of a list, however long, before anything could be asked.
+    if signature != b"PK\5\6" or before == b"PK\6\7" or size > 4096 * len(takes.inputs):
+        raise BodyError(422, f"the body is no archive of numpy.savez with {', '.join(takes.inputs)} in it")
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            files = archive.infolist()
+            if any(file.compress_type for file in files) or sum(file.file_size for file in files) > len(body):
+                raise BodyError(422, "the body is compressed: send what numpy.savez writes")
+            require_named([file.filename.removesuffix(".npy") for file in files], takes.inputs)
+            return {file.filename.removesuffix(".npy"): _npy(archive.read(file)) for file in files}
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged archive raises a dozen types
+        raise BodyError(422, f"the body is no archive of numpy.savez: {error!s:.100}") from error
+
+
+def with_predict(description: dict[str, Any], takes: Takes) -> dict[str, Any]:
+    """A description in OpenAPI with what a request for a prediction may hold."""
+    if "/predict" not in description["paths"]:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        kinds: dict[str, Any] = {JSON: {"schema": Body.model_json_schema()}}
+        kinds |= dict.fromkeys((*NUMPY, *(IMAGES if takes.images else ())), binary)
+        query = [
+            {"name": name, "in": "query", "required": False, "schema": about}
+            for name, about in Wishes.model_json_schema()["properties"].items()
+        ]
+        codes = {"200": "the answer", "401": "without the token", "403": "from another site", "421": "by another name"}
+        codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type"}
+        codes |= {"422": "not what the network takes", "503": "too much waits"}
+        description["paths"]["/predict"] = {
+            "post": {
+                "summary": "Answer",
+                "description": f"The network takes {takes}.",
+                "parameters": query,
+                "requestBody": {"required": True, "content": kinds},
+                "responses": {code: {"description": about} for code, about in codes.items()},
+            }
+        }
+    return description
 
 
 def _npy(body: bytes) -> NDArray[Any]:

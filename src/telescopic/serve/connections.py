@@ -5,7 +5,10 @@ hold all connections and ask nothing. What follows counts and times, and leaves 
 """
 
 import asyncio
+import contextlib
 import socket
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -16,8 +19,12 @@ from telescopic.limits import Limits
 
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
+ARRIVED = "telescopic.arrived"
+"""In a request's scope: since when, by `time.perf_counter`, it may have been waiting to be read."""
+_SHORT = 0.001  # seconds of a turn of the loop in which nothing was read and after which no more is to be expected
 _SPARE = 100  # connections beyond all others, for those
-_LAST = 0.3  # seconds at the end in which requests that are on their way are read
+_LAST = 1.0  # seconds at the end in which who is connected may ask once more, and is answered that it was the last time
+_LINGER = 0.5  # seconds after which a connection that was closed on our side is closed on the other's
 _PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
 _NEW, _HEAD, _BODY, _ANSWER, _IDLE = range(5)
 
@@ -28,6 +35,41 @@ class _TooMuch(Exception):
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status = status
+
+
+class Turns:
+    """The turns of an event loop in which requests are read, and since when they may have been there.
+
+    What is read in a turn was not there when the turn before looked. While a loop is busy, that is the only sign of how
+    much waits outside, where nobody counts it.
+
+    Args:
+        call_soon: has the loop call something in its next turn, before what it reads in that.
+        clock: what time it is, in seconds.
+    """
+
+    def __init__(
+        self, call_soon: Callable[[Callable[[], None]], object], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._call_soon, self._clock = call_soon, clock
+        self._began = self._before = 0.0  # of this turn and of the one before
+        self._watching = self._read = False
+
+    def since(self) -> float:
+        """Since when something that is read now may have been there."""
+        self._read = True
+        if not self._watching:  # the loop has waited for it
+            self._watching, self._began = True, self._clock()
+            self._before = self._began
+            self._call_soon(self._turn)
+        return self._before
+
+    def _turn(self) -> None:
+        now = self._clock()
+        self._watching = self._read or now - self._began > _SHORT
+        self._before, self._began, self._read = self._began, now, False
+        if self._watching:
+            self._call_soon(self._turn)
 
 
 class Connection(HttpToolsProtocol):
@@ -41,7 +83,9 @@ class Connection(HttpToolsProtocol):
         self._stalled = 0.0
         self._head = self._length = self._requests = self._pieces = self._received = 0
         self._refused: _TooMuch | None = None
-        self._strangers: dict[Connection, None] = self.server_state.__dict__.setdefault("strangers", {})
+        shared = self.server_state.__dict__
+        self._strangers: dict[Connection, None] = shared.setdefault("strangers", {})
+        self._turns: Turns = shared.get("turns") or shared.setdefault("turns", Turns(self.loop.call_soon))
 
     def connection_made(self, transport: Any) -> None:
         """Make room for it: who has asked nothing for longest goes."""
@@ -72,6 +116,7 @@ class Connection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._enter(_HEAD)
+        self.scope[ARRIVED] = self._turns.since()  # type: ignore[literal-required]
         self._length = 0
 
     def on_url(self, url: bytes) -> None:
@@ -95,7 +140,7 @@ class Connection(HttpToolsProtocol):
         crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
         self.app = service_unavailable if crowded else self.config.loaded_app
         super().on_headers_complete()
-        if self._requests >= self.limits.requests:
+        if self._requests >= self.limits.requests or self.server_state.__dict__.get("leaving"):
             self.cycle.keep_alive = False
         self._enter(_BODY)
 
@@ -159,6 +204,14 @@ class Connection(HttpToolsProtocol):
         ):
             self._end()
 
+    def shutdown(self) -> None:
+        """The server ends: what is under way is answered, and who has asked nothing is told by an end."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        elif self._state in (_NEW, _IDLE) and self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER, self.transport.close)
+
     def give_up(self) -> None:
         """End it, unless there is nothing left but to answer."""
         if self._state != _ANSWER or self._stalled or self.transport.is_closing():
@@ -191,25 +244,50 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if counter % 10 == 0 and self.server_state.connections:
-            connections = list(self.server_state.connections)
-            now = next(iter(connections)).loop.time()
-            for connection in connections:
-                if isinstance(connection, Connection):
-                    connection.check(now)
+        if counter % 10 == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in self._connections():
+                connection.check(now)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what has come. What has not, and who does not read, is waited for until little time is left."""
-        seconds = (self.config.timeout_graceful_shutdown or 0) * 3 / 4
-        waiting = asyncio.get_running_loop().call_later(seconds, self._give_up)
+        """Answer what has come. What has not, and who does not read, is waited for until little time is left.
+
+        Connections that the system has taken in are ours, too. Each answer says that it is the connection's last, so
+        that no client asks while we close; for who is between two questions there is some time to ask the last.
+        """
+        loop, seconds = asyncio.get_running_loop(), (self.config.timeout_graceful_shutdown or 0) * 3 / 4
+        waiting = loop.call_later(seconds, self._give_up)
+        self.server_state.__dict__["leaving"] = True
+        for connection in self._connections():
+            if connection.cycle is not None:
+                connection.cycle.keep_alive = False
+        left = [wire for listening in sockets or () for wire in _taken(listening)]
         for server in self.servers:
             server.close()
-        await asyncio.sleep(_LAST)
+        for wire in left:
+            await loop.connect_accepted_socket(self._connection, wire)
+        end = loop.time() + min(_LAST, seconds)
+        while self.server_state.connections and loop.time() < end:
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
         waiting.cancel()
 
+    def _connection(self) -> Connection:
+        made: Any = self.config.http_protocol_class
+        connection: Connection = made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return connection
+
+    def _connections(self) -> list[Connection]:
+        return [each for each in self.server_state.connections if isinstance(each, Connection)]
+
     def _give_up(self) -> None:
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection):
-                connection.give_up()
+        for connection in self._connections():
+            connection.give_up()
+
+
+def _taken(listening: socket.socket) -> Iterator[socket.socket]:
+    """Connections of a socket that nobody has accepted yet, and which closing it would reset."""
+    with contextlib.suppress(OSError):  # there are no more
+        while True:
+            yield listening.accept()[0]

@@ -10,13 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from telescopic import decoder
 from telescopic.limits import Limits
-from telescopic.serve.bodies import BodyError, Takes
+from telescopic.serve.bodies import Arrays, BodyError, Takes
 
-Read = tuple[NDArray[Any], dict[str, Any]]
+Read = tuple[Arrays, dict[str, Any]]
 
 _SOURCE = str(Path(__file__).parents[2])
 
@@ -77,7 +75,7 @@ class Decoders:
         assert process.stdin is not None and process.stdout is not None
         to, source = process.stdin, process.stdout
         try:
-            return decoder.ask(to, source, body, kind, takes.shape, most=most, seconds=seconds)
+            return decoder.ask(to, source, body, kind, takes.inputs, most=most, seconds=seconds)
         except decoder.DecodeError as error:
             what = "" if kind == decoder.JSON else "the image "
             raise BodyError(413 if error.large else 422, f"{what}{error}") from error

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from telescopic.engine.given import Inputs, size_of
 from telescopic.engine.manifest import Floats, Packed
+from telescopic.shapes import parted, several
 
 if TYPE_CHECKING:
     from telescopic.engine.controller import Controller
@@ -26,14 +28,14 @@ _MOST_WAITING, _MOST_BYTES = 1024, 2**26
 
 
 class Overloaded(Exception):
-    """The queue is full.
+    """More waits than can be answered in time.
 
     Attributes:
         retry_after: whole seconds after which there should be room.
     """
 
-    def __init__(self, waiting: int, most: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} examples wait already, of at most {most}: try again in {retry_after} s")
+    def __init__(self, why: str, retry_after: int) -> None:
+        super().__init__(f"{why}: try again in {retry_after} s")
         self.retry_after = retry_after
 
 
@@ -66,7 +68,7 @@ class Job:
     """A request that waits.
 
     Attributes:
-        x: inputs float32 `[batch, ...]`, checked.
+        x: inputs `[batch, ...]`, one or several, as `Engine.prepared` gives them.
         arrived: when it came, in seconds.
         deadline: when it is due, in seconds.
         member: who shall answer; None to leave it to the controller.
@@ -74,12 +76,17 @@ class Job:
         answer: what the one who asked waits for.
     """
 
-    x: Floats
+    x: Inputs
     arrived: float
     deadline: float
     member: Packed | None = None
     longest: float = math.inf
     answer: "Future[Served]" = field(default_factory=Future)
+
+    @property
+    def examples(self) -> int:
+        """Examples in it."""
+        return size_of(self.x)
 
     def late(self, began: float, ended: float) -> bool:
         """Whether a pass from one time to another answers it too late."""
@@ -101,7 +108,7 @@ class Pass:
     @property
     def examples(self) -> int:
         """Examples in it."""
-        return sum(len(job.x) for job in self.jobs)
+        return sum(job.examples for job in self.jobs)
 
 
 class Waiting:
@@ -127,7 +134,8 @@ class Waiting:
         self.fastest = min(controller.engine.members, key=self._full_pass_ms)
         if max_waiting is None:
             in_time = int(controller.slo_ms / self._full_pass_ms(self.fastest)) * max_batch
-            size = 4 * math.prod(controller.engine.input_shape)
+            parts = map(parted, several(controller.engine.input_shape).values())
+            size = sum(np.dtype(kind or np.float32).itemsize * math.prod(sizes) for kind, sizes in parts)
             max_waiting = max(max_batch, min(in_time, _MOST_WAITING, _MOST_BYTES // size))
         self.max_waiting = max_waiting
         self._jobs: list[Job] = []
@@ -136,20 +144,27 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Job, *, lag: float = 0.0) -> None:
         """Take a request in.
 
+        Args:
+            job: the request.
+            lag: seconds that it waited before it was read; so will its answer, before it is sent.
+
         Raises:
-            Overloaded: if as many examples wait as may.
+            Overloaded: if as many examples wait as may: fewer when passes take longer than was measured, and for whom
+                a part of the time has passed.
         """
-        if self.examples and self.examples + len(job.x) > self.max_waiting:
-            clear = self.examples / self.max_batch * self._full_pass_ms(self.fastest) * self.controller.slowdown
-            raise Overloaded(self.examples, self.max_waiting, math.ceil(clear / 1000))
+        slowdown, due = self.controller.slowdown, max(self.controller.slo_ms / 1000, job.deadline - job.arrived + lag)
+        most = max(self.max_batch, int(self.max_waiting * (1 - 2 * lag / due) / max(slowdown, 1.0)))
+        if self.examples and self.examples + job.examples > most:
+            clear = self.examples / self.max_batch * self._full_pass_ms(self.fastest) * slowdown
+            raise Overloaded(f"{self.examples} examples wait already, of at most {most}", math.ceil(clear / 1000))
         place = len(self._jobs)
         while place and self._jobs[place - 1].deadline > job.deadline:
             place -= 1
         self._jobs.insert(place, job)
-        self.examples += len(job.x)
+        self.examples += job.examples
 
     def take(self, now: float) -> Pass | None:
         """The next pass, out of the queue; None if nothing waits.
@@ -160,7 +175,7 @@ class Waiting:
         while self._jobs:
             first = self._jobs[0]
             able = [job for job in self._jobs if job.member is first.member and job.longest >= first.longest]
-            sizes = list(accumulate(len(job.x) for job in able))
+            sizes = list(accumulate(job.examples for job in able))
             left = 1000 * min(first.deadline - now, first.longest)
             most = max(self._in_time(first.member or self.fastest, left), sizes[0])
             chosen = [job for job, size in zip(able, sizes, strict=True) if size <= most]
@@ -174,7 +189,7 @@ class Waiting:
     def _remove(self, jobs: Sequence[Job]) -> None:
         gone = set(map(id, jobs))
         self._jobs = [job for job in self._jobs if id(job) not in gone]
-        self.examples -= sum(len(job.x) for job in jobs)
+        self.examples -= sum(job.examples for job in jobs)
 
     def _chosen(self, jobs: Sequence[Job], now: float) -> Packed:
         """The controller's member for a pass, with the most urgent of each full pass behind it."""
@@ -182,9 +197,9 @@ class Waiting:
         for job in self._jobs:
             if examples >= self.max_batch * (len(behind) - 1):
                 behind.append(job.deadline)
-            examples += len(job.x)
+            examples += job.examples
         slacks = [1000 * (deadline - now) for deadline in behind]
-        return self.controller.choose(sum(len(job.x) for job in jobs), slacks_ms=slacks).member
+        return self.controller.choose(sum(job.examples for job in jobs), slacks_ms=slacks).member
 
     def _in_time(self, member: Packed, slack_ms: float) -> int:
         """How many examples a member answers within a time, by halves; a full pass if it is too late for any."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from telescopic.engine.controller import Controller
 from telescopic.engine.engine import Engine
+from telescopic.engine.given import Inputs, size_of, together
 from telescopic.engine.manifest import Floats, Packed
 from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
@@ -99,21 +100,23 @@ class Worker:
 
     def submit(
         self,
-        x: Floats,
+        x: Inputs,
         *,
         deadline_ms: float | None = None,
         member: Packed | None = None,
         longest_ms: float | None = None,
         turns: bool = False,
+        lag: float = 0.0,
     ) -> Job:
         """Take a request in; the first one starts the thread, if nothing did.
 
         Args:
-            x: inputs float32 `[batch, ...]` as `Engine.prepared` gives them, no more of them than a pass takes.
-            deadline_ms: milliseconds from now within which the answer is due; by default the objective.
+            x: inputs `[batch, ...]` as `Engine.prepared` gives them, no more of them than a pass takes.
+            deadline_ms: milliseconds from its arrival within which the answer is due; by default the objective.
             member: who shall answer; by default the controller picks.
             longest_ms: milliseconds that its pass may take, or the answer is late; by default any.
             turns: whether the caller will call `turn` before long.
+            lag: seconds since its arrival. As long, it is thought, an answer waits before it is sent.
 
         Returns:
             The request, whose `answer` is there later.
@@ -123,17 +126,18 @@ class Worker:
             Overloaded: if the queue is full.
             Closed: if the server is shutting down.
         """
-        if len(x) > self._waiting.max_batch:
-            raise ValueError(f"a request has at most {self._waiting.max_batch} examples, not {len(x)}: send several")
+        if (number := size_of(x)) > self._waiting.max_batch:
+            raise ValueError(f"a request has at most {self._waiting.max_batch} examples, not {number}: send several")
         now = self.clock()
         longest = math.inf if longest_ms is None else longest_ms / 1000
-        job = Job(x, now, now + (self.slo_ms if deadline_ms is None else deadline_ms) / 1000, member, longest)
+        due = (self.slo_ms if deadline_ms is None else deadline_ms) / 1000
+        job = Job(x, now - lag, now + due - 2 * lag, member, longest)
         with self._change:
             if self._thread is None:
                 self.start()
             if not self._open:
                 raise Closed("the server is shutting down")
-            self._waiting.put(job)
+            self._waiting.put(job, lag=lag)
             if not turns:
                 self._change.notify()
         return job
@@ -190,11 +194,14 @@ class Worker:
     def _run(self, run: Pass) -> None:
         began = self.clock()
         try:
-            inputs = run.jobs[0].x if len(run.jobs) == 1 else np.concatenate([job.x for job in run.jobs])
+            inputs = together([job.x for job in run.jobs])
             answer = self.engine.run(inputs, subnet=run.member.subnet)
         except Exception as error:  # whoever waits must hear of it, and the others be served
-            for job in run.jobs:
-                job.answer.set_exception(error)
+            if len(run.jobs) == 1:
+                run.jobs[0].answer.set_exception(error)
+            else:  # one of them may be to blame, and is alone then
+                for job in run.jobs:
+                    self._run(Pass(run.member, (job,)))
             return
         ended = self.clock()
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
@@ -203,6 +210,6 @@ class Worker:
             shares = _SHARES.get(self.engine.task, _as_they_are)(answer.logits)
         place = 0
         for job in run.jobs:
-            own = slice(place, place := place + len(job.x))
+            own = slice(place, place := place + job.examples)
             waited, ran, late = began - job.arrived, ended - began, job.late(began, ended)
             job.answer.set_result(Served(answer.logits[own], shares[own], run.member, run.examples, waited, ran, late))

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from telescopic.ambient import plain
+from telescopic.inputs import Tensors, each
 from telescopic.layers.filter import Filter, TokenFilter, attach_
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import UNREACHED, price_, remove_, watched
@@ -26,7 +27,7 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 @plain()
 def add_filters(
     model: Module,
-    example: Tensor | Inputs,
+    example: Tensors | Inputs,
     *,
     where: Callable[[str], bool] | None = None,
 ) -> Module:
@@ -73,7 +74,7 @@ def add_filters(
         if isinstance(encoder, nn.TransformerEncoder) and any(isinstance(part, Filter) for part in encoder.modules()):
             # In eval mode it would pack padded tokens, which torch refuses to do around layers with hooks.
             encoder.use_nested_tensor = False
-    made.shrink_example = inputs if callable(inputs) else tuple(x.cpu() for x in inputs)  # type: ignore[assignment]
+    made.shrink_example = inputs if callable(inputs) else tuple(each(Tensor.cpu, x) for x in inputs)  # type: ignore[assignment]
     _try(made, paths, inputs)
     price_(made)
     return made

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from telescopic.ambient import plain
+from telescopic.inputs import Tensors
 from telescopic.layers.cuts import Cut, named_tensors, put_, resize_
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Channels
@@ -37,7 +38,7 @@ _HELD: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 def compact_(
     model: nn.Module,
     *optimizers: Optimizer,
-    example: Tensor | Inputs | None = None,
+    example: Tensors | Inputs | None = None,
     multiple_of: int = 1,
 ) -> Log:
     """Remove dead channels everywhere: from what makes them, what follows, what reads them, and optimizers' states.
@@ -188,7 +189,7 @@ def change_(
 
 
 @plain()
-def price_(model: nn.Module, example: Tensor | Inputs | None = None) -> None:
+def price_(model: nn.Module, example: Tensors | Inputs | None = None) -> None:
     """Tell each filter what its channels cost: `params` and `macs`. `add_filters` and `compact_` do it too.
 
     A channel costs what goes with it alone: the weights that make it, those that read it, and the norms between, at

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telescopic.inputs import first_line
+from telescopic.inputs import Tensors, each, first_line, leaves, named
 from telescopic.shrink.failing import where
 
-Inputs = Sequence[Tensor] | Callable[[nn.Module], Any]
-"""What a network is run on: one batch or several, or a function of the network, which calls what matters of it."""
+Inputs = Sequence[Tensors] | Callable[[nn.Module], Any]
+"""What a network is called with, each argument a batch or a dict or tuple of such; or a function that calls it."""
 
 
 class Run(nn.Module):
@@ -26,8 +26,16 @@ class Run(nn.Module):
         """What the network or the function gives."""
         if callable(self.inputs):
             return self.inputs(self.model)
-        dtypes = [self.dtype if self.dtype and x.is_floating_point() else x.dtype for x in self.inputs]
-        return self.model(*(x.to(dtype, copy=True) for x, dtype in zip(self.inputs, dtypes, strict=True)))
+
+        def copied(x: Tensor) -> Tensor:
+            return x.to(self.dtype if self.dtype and x.is_floating_point() else x.dtype, copy=True)
+
+        return self.model(*(each(copied, x) for x in self.inputs))
+
+
+def as_one(example: Any) -> Any:
+    """An example of a network that is called with one value, which a tuple is too."""
+    return (example,) if isinstance(example, tuple) and len(example) > 1 else example
 
 
 def examples(model: nn.Module, example: Any) -> Inputs:
@@ -59,21 +67,24 @@ def examples(model: nn.Module, example: Any) -> Inputs:
         return given  # type: ignore[no-any-return]
     batches = list(given) if isinstance(given, list | tuple) else [given]
     for x in batches:
-        _require_batch(x)
-    two = [(x if len(x) > 1 else torch.cat((x, x)))[:2].detach().to(like.device) for x in batches]
-    made = [x.to(like.dtype, copy=True) if x.is_floating_point() else x.clone() for x in two]
+        for name, one in named(x).items():
+            _require_batch(one, "" if one is x else f" for {name}")
+
+    def two(x: Tensor) -> Tensor:
+        pair = (x if len(x) > 1 else torch.cat((x, x)))[:2].detach().to(like.device)
+        return pair.to(like.dtype, copy=True) if x.is_floating_point() else pair.clone()
+
+    made = [each(two, x) for x in batches]
     _require_running(model, made, batches)
     return made
 
 
-def _require_batch(x: Any) -> None:
+def _require_batch(x: Any, where: str) -> None:
     if not isinstance(x, Tensor):
-        remedy = {
-            "ndarray": ": give torch.from_numpy(x)",
-            "dict": ": give a function that calls the network with it, such as lambda net: net(x)",
-        }.get(type(x).__name__, "")
+        remedy = ": give torch.from_numpy(x)" if type(x).__name__ == "ndarray" else ""
         raise ValueError(
-            f"an example is a tensor [batch, ...], or several in a tuple, not a {type(x).__name__}{remedy}"
+            f"an example is a tensor [batch, ...], or several in a dict or tuple, "
+            f"not a {type(x).__name__}{where}{remedy}"
         )
     if not x.ndim or not len(x):
         raise ValueError(f"an example is a batch [batch, ...] of one input or more, not a tensor {list(x.shape)}")
@@ -81,22 +92,22 @@ def _require_batch(x: Any) -> None:
         raise ValueError(f"the example {list(x.shape)} is on the meta device, where it holds no values")
 
 
-def _require_running(model: nn.Module, two: Sequence[Tensor], batches: Sequence[Tensor]) -> None:
+def _require_running(model: nn.Module, two: Sequence[Tensors], batches: Sequence[Tensors]) -> None:
     error = _failure(model, two)
     if error is None:
         return
-    like = two[0].device, two[0].dtype
-    as_given = [x.detach().to(like[0], dtype=y.dtype) for x, y in zip(batches, two, strict=True)]
-    shapes = " and ".join(str(list(x.shape)) for x in batches)
+    as_given = [each(lambda x, y: x.detach().to(y), x, y) for x, y in zip(batches, two, strict=True)]
+    shapes = " and ".join(str(list(x.shape)) for x in leaves([*batches]))
     said = f"{where(model, error) or 'it'} says: {first_line(error)}"
-    if (
-        _failure(model, [x[None] for x in as_given]) is None
-        and _failure(model, [x[None].repeat_interleave(2, 0) for x in as_given]) is None
-    ):
+
+    def runs(change: Callable[[Tensor], Tensor]) -> bool:
+        return _failure(model, [each(change, x) for x in as_given]) is None
+
+    if runs(lambda x: x[None]) and runs(lambda x: x[None].repeat_interleave(2, 0)):
         raise ValueError(
             f"the example {shapes} is one input without a batch, for with one the network runs: give example[None]"
         ) from error
-    if len(batches[0]) == 1 and _failure(model, as_given) is None:
+    if len(leaves(batches[0])[0]) == 1 and runs(lambda x: x):
         raise ValueError(
             f"the network runs on the one input {shapes}, but not on two of it, which must stay apart, as flatten(1) "
             f"keeps them and flatten() does not; {said}"

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
+from telescopic.inputs import Tensors
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.adding import add_filters
+from telescopic.shrink.example import as_one
 from telescopic.shrink.folding import fold
 from telescopic.wrappers import copied, unwrapped
 
@@ -34,7 +36,7 @@ class Every(nn.Module):
 
 
 @plain()
-def add_filters_to_family(net: Nested, example: Tensor, *, where: Callable[[str], bool] | None = None) -> Nested:
+def add_filters_to_family(net: Nested, example: Tensors, *, where: Callable[[str], bool] | None = None) -> Nested:
     """A copy of a nested network with filters in every part: see `add_filters`.
 
     An adapter's layers get filters of their own. A channel that an adapter and the stage before both give is removed
@@ -42,7 +44,7 @@ def add_filters_to_family(net: Nested, example: Tensor, *, where: Callable[[str]
 
     Args:
         net: the network.
-        example: a batch of inputs `[batch, ...]`.
+        example: a batch of inputs `[batch, ...]`, or a dict or tuple of several.
         where: which layers get filters, by their path in the network; all by default.
 
     Raises:
@@ -51,22 +53,22 @@ def add_filters_to_family(net: Nested, example: Tensor, *, where: Callable[[str]
     net = unwrapped(net)
     shared = Every(rebuilt(copied(net), statistics="shared").train(net.training))
     chosen = None if where is None else (lambda path: where(path.removeprefix("net.")))
-    made = add_filters(shared, example, where=chosen).net
+    made = add_filters(shared, as_one(example), where=chosen).net
     return made if net.statistics == "shared" else rebuilt(made, statistics=net.statistics).train(net.training)
 
 
 @plain()
-def fold_family(net: Nested, example: Tensor) -> Nested:
+def fold_family(net: Nested, example: Tensors) -> Nested:
     """A copy of a nested network without filters, each member of which gives the same logits: see `fold`.
 
     Args:
         net: the network.
-        example: a batch of inputs `[batch, ...]`.
+        example: a batch of inputs `[batch, ...]`, or a dict or tuple of several.
 
     Raises:
         ValueError: see `fold`.
     """
-    made = fold(Every(unwrapped(net)), example).net
+    made = fold(Every(unwrapped(net)), as_one(example)).net
     for key, twin in made.twins.items():  # each was scaled by itself, and is to share the parameters again
         kind = key.partition("-")[2]
         part = made.exits[kind.removeprefix("exit")] if kind.startswith("exit") else made.stages[int(kind)]

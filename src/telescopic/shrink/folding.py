@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from telescopic.ambient import plain
+from telescopic.inputs import Tensors
 from telescopic.layers.filter import Filter, attached, detach_
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import answers, prove
@@ -20,7 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @plain()
-def fold(model: Module, example: Tensor | Inputs | None = None) -> Module:
+def fold(model: Module, example: Tensors | Inputs | None = None) -> Module:
     """A copy of a network without filters, which gives the same outputs.
 
     Each filter's max(0, θ) is multiplied into the weights and bias of the convolution, linear layer, BatchNorm or

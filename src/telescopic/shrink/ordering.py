@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from telescopic.ambient import plain
+from telescopic.inputs import Tensors
 from telescopic.layers.cuts import Cut
 from telescopic.layers.filter import Filter
 from telescopic.shrink.channels import Channels
@@ -20,7 +21,7 @@ from telescopic.wrappers import unwrapped
 
 
 @plain()
-def order_(model: nn.Module, *optimizers: Optimizer, example: Tensor | Inputs | None = None) -> Log:
+def order_(model: nn.Module, *optimizers: Optimizer, example: Tensors | Inputs | None = None) -> Log:
     """Put the channels of each filter in the order of falling θ, everywhere: what makes and what reads them too.
 
     Nothing else changes: the network gives the same outputs, and training goes on as it would have. But "the first w

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from telescopic.inputs import Tensors, each
 from telescopic.layers.cuts import named_tensors, put_, resize_
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
@@ -15,7 +16,7 @@ from telescopic.wrappers import copied, unwrapped
 
 
 @torch.no_grad()
-def reshape_(model: nn.Module, shapes: Mapping[str, Sequence[int]], example: Tensor) -> None:
+def reshape_(model: nn.Module, shapes: Mapping[str, Sequence[int]], example: Tensors) -> None:
     """Give parameters and buffers other sizes, and layers the sizes they say; what the tensors hold is lost.
 
     Whatever the shapes come from, say a file that somebody else wrote, the network is tried in them on a copy without
@@ -24,7 +25,7 @@ def reshape_(model: nn.Module, shapes: Mapping[str, Sequence[int]], example: Ten
     Args:
         model: a network with filters, of any widths.
         shapes: of each parameter and buffer, by name.
-        example: a batch of inputs `[batch, ...]`.
+        example: a batch of inputs `[batch, ...]`, or a dict or tuple of several.
 
     Raises:
         ValueError: if these are no shapes of this network; it is as it was then.
@@ -66,10 +67,14 @@ def _without_memory(model: nn.Module) -> nn.Module:
     return copied(model, made)
 
 
-def _run(model: nn.Module, example: Tensor) -> torch.Size:
+def _run(model: nn.Module, example: Tensors) -> torch.Size:
     every = Every(model) if isinstance(model, Nested) else model
     first = next(model.parameters())
-    shape: torch.Size = every(torch.empty(example.shape, dtype=first.dtype, device="meta")).shape
+
+    def empty(x: Tensor) -> Tensor:
+        return torch.empty(x.shape, dtype=first.dtype if x.is_floating_point() else x.dtype, device="meta")
+
+    shape: torch.Size = every(each(empty, example)).shape
     return shape
 
 

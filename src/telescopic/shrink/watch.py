@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from telescopic.ambient import on_cpu
-from telescopic.inputs import first_line
+from telescopic.inputs import each, first_line, leaves
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.channels import INPUT, OUTPUT, Channels
@@ -244,10 +244,10 @@ class Watch(TorchFunctionMode):
 
     def run(self, inputs: Inputs) -> Any:
         """Run the network once."""
-        given = () if callable(inputs) else tuple(x.clone() for x in inputs)
+        given = () if callable(inputs) else tuple(each(torch.clone, x) for x in inputs)
         if callable(inputs):
             self._outside = INPUT
-        for x in given:
+        for x in leaves(given):
             self.known[id(x)] = (x, alive(self.channels.fixed(x.shape, INPUT)))
         with self.hooked(), torch.enable_grad(), self:
             out = inputs(self.network) if callable(inputs) else self.network(*given)

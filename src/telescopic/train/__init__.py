@@ -9,5 +9,6 @@ from telescopic.train.history import History as History
 from telescopic.train.loop import TrainingError as TrainingError
 from telescopic.train.objective import Objective as Objective
 from telescopic.train.objective import pairwise as pairwise
+from telescopic.train.recipe import Phase as Phase
 from telescopic.train.recipe import Recipe as Recipe
 from telescopic.train.recipe import Shrink as Shrink

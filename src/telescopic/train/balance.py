@@ -14,7 +14,7 @@ from telescopic.layers.narrowing import used, used_outputs
 from telescopic.nested import Nested
 
 
-def loss_shares(net: Nested, weights: Sequence[float]) -> dict[nn.Parameter, Tensor]:
+def loss_shares(net: Nested, weights: Sequence[float], between: float = 1.0) -> dict[nn.Parameter, Tensor]:
     """Of each parameter, the sum of the loss weights of the members that use it.
 
     In a network of several widths that differs from element to element. A layer of one's own without a method `used`
@@ -23,6 +23,8 @@ def loss_shares(net: Nested, weights: Sequence[float]) -> dict[nn.Parameter, Ten
     Args:
         net: the network.
         weights: of the members' losses, in grid order.
+        between: the recipe's `group_gradient`, a share of which groups of channels hear of wider members than the first
+            that has them. (Of a way that goes through several groups they hear less.)
 
     Returns:
         Parameter → tensor of a shape that broadcasts to the parameter's.
@@ -33,18 +35,27 @@ def loss_shares(net: Nested, weights: Sequence[float]) -> dict[nn.Parameter, Ten
             each[name, member.width] = each.get((name, member.width), 0.0) + weight
     found: dict[nn.Parameter, Tensor] = {}
     none = torch.zeros((), dtype=torch.float64)
-    for (name, width), weight in sorted(each.items(), key=lambda item: -item[0][1]):
+
+    def read(name: str, width: int) -> dict[nn.Parameter, Tensor | None]:
+        """Which elements of a part's parameters are used in a width."""
         part = net.get_submodule(name)
         cut = used_outputs(part, width, net.groups) if net.causal and name.startswith("entries.") else {}
-        for parameter, told in used(part, width):
-            elements = cut.get(parameter, told)
-            found[parameter] = found.get(parameter, none) + (weight if elements is None else weight * elements.double())
+        return {parameter: cut.get(parameter, told) for parameter, told in used(part, width)}
+
+    for (name, width), weight in sorted(each.items(), key=lambda item: -item[0][1]):
+        narrower = read(name, width - 1) if between < 1 and width > 1 else {}
+        for parameter, elements in read(name, width).items():
+            heard = torch.ones((), dtype=torch.float64) if elements is None else elements.double()
+            before = narrower.get(parameter)
+            if before is not None and before.numel() > 1:  # else it is of no group
+                heard = torch.where(before, between * heard, heard)
+            found[parameter] = found.get(parameter, none) + weight * heard
     return found
 
 
-def gradient_factors(net: Nested, weights: Sequence[float]) -> list[tuple[nn.Parameter, Tensor]]:
+def gradient_factors(net: Nested, weights: Sequence[float], between: float = 1.0) -> list[tuple[nn.Parameter, Tensor]]:
     """What to multiply each parameter's gradient by, so that it is the mean over the members that use it; 0 if none."""
     return [
         (parameter, torch.where(share > 0, 1 / share, 0).to(parameter))
-        for parameter, share in loss_shares(net, weights).items()
+        for parameter, share in loss_shares(net, weights, between).items()
     ]

@@ -55,10 +55,18 @@ class Position:
 
 
 def save_checkpoint(
-    path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position, facts: dict[str, Any]
+    path: Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    position: Position,
+    facts: dict[str, Any],
+    average: nn.Module | None = None,
 ) -> None:
-    """Write weights, the optimizer's state, the position and facts to one file, atomically."""
+    """Write weights, their moving average, the optimizer's state, the position and facts to one file, atomically."""
     stored = {f"net/{name}": tensor for name, tensor in named_tensors(net).items()}
+    stored |= {
+        f"average/{name}": tensor for name, tensor in ({} if average is None else named_tensors(average)).items()
+    }
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
             stored |= {f"optimizer/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
@@ -115,7 +123,12 @@ def _facts(file: TensorFile) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: Path, net: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, example: Tensors = None
+    path: Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: nn.Module | None = None,
+    *,
+    example: Tensors = None,
 ) -> None:
     """Put a checkpoint's tensors into a network and its optimizer.
 
@@ -123,6 +136,7 @@ def load_checkpoint(
         path: the file.
         net: the network.
         optimizer: its optimizer, if it is to go on.
+        average: its moving average, if it has one.
         example: a batch of inputs `[batch, ...]`. With it, a network with filters gets the widths of the checkpoint's.
 
     Raises:
@@ -140,13 +154,19 @@ def load_checkpoint(
             old = any(name.endswith(".1.theta") and name in wrong for name in shapes)
             why = "; its filters have the names of version 0.1.0, which can go on with it" if old else ""
             raise ValueError(f"it is of another network: {', '.join(wrong[:3])} differ in name or shape{why}")
+        means = {} if average is None else named_tensors(average)
+        kept = {name[8:]: place for name, place in file.places.items() if name.startswith("average/")}
+        if average is not None and {n: (p.shape, DTYPES.get(p.dtype)) for n, p in kept.items()} != {
+            name: (tuple(tensor.shape), tensor.dtype) for name, tensor in means.items()
+        }:
+            raise ValueError("it has no moving average of this network")
         if wrong := sorted(n for n, t in own.items() if DTYPES.get(file.places[f"net/{n}"].dtype) != t.dtype):
             raise ValueError(f"it is of another network: {', '.join(wrong[:3])} differ in type")
         parameters = [p for group in optimizer.param_groups for p in group["params"]] if optimizer is not None else []
         names = {id(tensor): name for name, tensor in own.items()}
         places: list[tuple[int, str, str]] = []
         for name, place in file.places.items():
-            if name.startswith("net/"):
+            if name.startswith(("net/", "average/")):
                 continue
             kind, index, key = [*name.split("/"), "", ""][:3]
             if kind != "optimizer" or not index.isdecimal() or not index.isascii():
@@ -159,6 +179,7 @@ def load_checkpoint(
                 raise ValueError(f"its {name!r:.200} of shape {list(place.shape)!s:.200} belongs to no parameter")
             places.append((int(index), key, name))
         stored = {name: file.read(f"net/{name}") for name in own}
+        averages = {name: file.read(f"average/{name}") for name in means}
         state: dict[int, dict[str, Tensor]] = {}
         for number, key, name in places:
             state.setdefault(number, {})[key] = file.read(name)
@@ -170,6 +191,8 @@ def load_checkpoint(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(stored[name])
+        for name, tensor in means.items():
+            tensor.copy_(averages[name])
     if optimizer is not None:
         for number, held in state.items():
             for key, tensor in held.items():  # in the layout of the parameter, which the fused optimizers rely on

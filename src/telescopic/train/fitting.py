@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from telescopic.ambient import plain
 from telescopic.data import Dataset
 from telescopic.extras import needs
@@ -25,6 +27,7 @@ def fit(
     recipe: Recipe,
     *,
     task: Task | None = None,
+    teacher: nn.Module | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -51,6 +54,8 @@ def fit(
         recipe: how to train.
         task: what the network is to do with the data, such as `telescopic.tasks.regression()`; by default classify,
             with the recipe's label smoothing.
+        teacher: a module that takes what the network takes, and gives the answers that members are to learn from, where
+            the recipe's teacher is a `module`. It is run in eval mode, and stays as it is.
         out: folder of the run, for `last.safetensors`, `best.safetensors` and `log.csv`, and at the end for the bundle
             `model.safetensors` and the catalogue, which the command line works on; None keeps nothing on disk. One
             process at a time may write it.
@@ -109,6 +114,7 @@ def fit(
             task,
             folder,
             lost,
+            teacher=teacher,
             seed=seed,
             precision=precision,
             told=shown is not False,

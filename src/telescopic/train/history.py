@@ -25,11 +25,12 @@ class Epoch:
         images_per_s: training examples a second, evaluation left out.
         learning_rate: the optimizer's rate in it.
         loss: weighted sum of the members' losses, mean over examples, without the L2 penalty.
-        losses: each member's own training loss, in grid order.
+        losses: each member's own training loss, in grid order; NaN if it was not run, for its loss weighs nothing.
         validation: each member's score on the validation examples, such as accuracy, a fraction; NaN if there are none.
         test: each member's score on the test examples.
         widths: living channels of each filter, of a network that learns its widths.
         compacting: seconds, of those above, in which dead channels were removed.
+        phase: name of the recipe's phase that it lay in; empty behind the last of them, or where there are none.
     """
 
     epoch: int
@@ -42,6 +43,7 @@ class Epoch:
     test: tuple[float, ...]
     widths: tuple[int, ...] = ()
     compacting: float = 0.0
+    phase: str = ""
 
 
 class History(Sequence[Epoch]):
@@ -158,19 +160,22 @@ class History(Sequence[Epoch]):
     def to_csv(self, path: Path) -> None:
         """Write one row an epoch: columns `<member>:train_loss`, `<member>:validation`, `<member>:test` for each.
 
-        If widths were learned, further columns are `compacting` in seconds, and `<filter>:channels` for each.
+        If widths were learned, further columns are `compacting` in seconds, and `<filter>:channels` for each; if the
+        recipe has phases, the last one is `phase`.
         """
         kinds = (("train_loss", "losses"), ("validation", "validation"), ("test", "test"))
         plain = ("epoch", "seconds", "images_per_s", "learning_rate", "loss")
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             out = csv.writer(file, lineterminator="\n")
             learned = ["compacting", *(f"{name}:channels" for name in self.filters)] if self.filters else []
-            out.writerow([*plain, *(f"{label}:{kind}" for label in self.labels for kind, _ in kinds), *learned])
+            phases = ["phase"] if any(epoch.phase for epoch in self.epochs) else []
+            named = (f"{label}:{kind}" for label in self.labels for kind, _ in kinds)
+            out.writerow([*plain, *named, *learned, *phases])
             for epoch in self.epochs:
                 members = [getattr(epoch, name)[m] for m in range(len(self.labels)) for _, name in kinds]
                 values = [*(getattr(epoch, p) for p in plain[1:]), *members]
                 values += [epoch.compacting, *epoch.widths] if self.filters else []
-                out.writerow([epoch.epoch, *(f"{value:.6g}" for value in values)])
+                out.writerow([epoch.epoch, *(f"{value:.6g}" for value in values), *(getattr(epoch, p) for p in phases)])
 
 
 def _epoch(row: object, members: int, filters: int) -> Epoch:
@@ -178,6 +183,11 @@ def _epoch(row: object, members: int, filters: int) -> Epoch:
         raise ValueError("an epoch of a history has something unknown")
     values: dict[str, Any] = {}
     for name, value in row.items():
+        if name == "phase":
+            if not isinstance(value, str) or len(value) > 200:
+                raise ValueError(f"the phase of an epoch cannot be {value!r:.50}")
+            values[name] = value
+            continue
         kinds = (int,) if name in ("epoch", "widths") else (int, float)
         many = name in ("losses", "validation", "test", "widths")
         found = _many(value if many else [value], kinds, f"{name} of an epoch")

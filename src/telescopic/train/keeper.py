@@ -2,7 +2,6 @@
 
 import errno
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from telescopic.data import Dataset, Split
 from telescopic.files import WriteError, make_folder, sweep
-from telescopic.inputs import Tensors, leaves
+from telescopic.inputs import Tensors
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.shrink.shapes import reshape_
@@ -37,6 +36,7 @@ class Keeper:
     Args:
         out: the folder, or None.
         net: the network.
+        average: its moving average, which is then what the best weights are of.
         optimizer: its optimizer.
         example: a batch of inputs, with which a network with filters is given the widths that it had.
         same: the facts in which a run must agree with what it goes on from, its recipe among them.
@@ -50,6 +50,7 @@ class Keeper:
         self,
         out: Path | None,
         net: Nested,
+        average: AveragedModel | None,
         optimizer: torch.optim.Optimizer,
         example: Tensors,
         same: dict[str, Any],
@@ -60,6 +61,7 @@ class Keeper:
         seconds: float,
     ) -> None:
         self.out, self.net, self.optimizer, self.same, self.facts = out, net, optimizer, same, facts
+        self.average, self.kept = average, net if average is None else average.module
         self.example, self.lost = example, lost
         self.folder = out if writes else None
         self.seconds, self.saved = seconds, time.monotonic()
@@ -79,9 +81,9 @@ class Keeper:
         # A kill may have come between writing the last state and the copy of it that is the best one.
         just_best = len(history) > 0 and position.batch == 0 and history.best() is history[-1]
         if len(history) > 0 and not just_best:
-            load_checkpoint(self.out / BEST, self.net, example=self.example)
+            load_checkpoint(self.out / BEST, self.kept, example=self.example)
             self.best = self._copy()
-        load_checkpoint(self.out / LAST, self.net, self.optimizer, example=self.example)
+        load_checkpoint(self.out / LAST, self.net, self.optimizer, self.average, example=self.example)
         if just_best:
             self._save_best(history, position)
         return history, position
@@ -101,7 +103,7 @@ class Keeper:
             raise WriteError(errno.ESTALE, why, str(self.folder / LAST))
         if self.folder is not None:
             facts = {**self.same, **self.facts, "history": history.to_dict()}
-            save_checkpoint(self.folder / LAST, self.net, self.optimizer, position, facts)
+            save_checkpoint(self.folder / LAST, self.net, self.optimizer, position, facts, self.average)
         self.saved = time.monotonic()
 
     def end_epoch(self, history: History, position: Position, *, must: bool) -> None:
@@ -131,10 +133,10 @@ class Keeper:
     def _save_best(self, history: History, position: Position) -> None:
         self.best = self._copy()
         if self.folder is not None:
-            save_checkpoint(self.folder / BEST, self.net, None, position, {"epoch": history[-1].epoch})
+            save_checkpoint(self.folder / BEST, self.kept, None, position, {"epoch": history[-1].epoch})
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in named_tensors(self.net).items()}
+        return {name: tensor.detach().clone() for name, tensor in named_tensors(self.kept).items()}
 
     def _left_off(self, path: Path, expected: History) -> tuple[History, Position]:
         """Where a run stopped. It may go on for longer or shorter, but its past must be that of the recipe given."""
@@ -168,20 +170,6 @@ class Keeper:
                     "another folder"
                 )
         return history, position
-
-
-def fingerprint(data: Dataset) -> str:
-    """What tells whether data are the same: of its training and validation examples, in this order."""
-    if data.train.loader is not None:
-        return f"{len(data.train.loader)} batches from a loader"
-    return f"crc32 {checksum(data.validation, checksum(data.train)):08x}"
-
-
-def checksum(split: Split, number: int = 0) -> int:
-    """Of all numbers of a split, or of a loader's first batch."""
-    for tensor in (*leaves(split.inputs), split.targets):
-        number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
-    return number
 
 
 def continued(recipe: Recipe, out: Path) -> Recipe:

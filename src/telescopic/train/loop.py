@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from telescopic.data import Dataset, Split, batch_sizes, batches, prepared
 from telescopic.data.streams import sampler_of
@@ -27,11 +28,11 @@ from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import Stop, stop_requests
-from telescopic.train.keeper import LAST, Keeper, checksum, fingerprint
+from telescopic.train.keeper import LAST, Keeper
 from telescopic.train.layout import laid_out, lay_out_, layout_for
 from telescopic.train.method import Method, Nothing
 from telescopic.train.objective import Objective, objective_weights
-from telescopic.train.optimizer import optimizer_for
+from telescopic.train.optimizer import optimizer_for, remember_
 from telescopic.train.precision import Precision, precision_for
 from telescopic.train.progress import Silent, reporter
 from telescopic.train.recipe import Recipe
@@ -58,6 +59,7 @@ class Training:
         task: what that is.
         out: the run's folder, or None.
         lost: whether another process has the folder now.
+        teacher: see `fit`.
         seed: of the order of the examples, their augmentation, and dropout.
         precision: fp32, bf16, or `auto`.
         told: whether to say which precision was chosen, and where a run from a loader goes on.
@@ -82,6 +84,7 @@ class Training:
         out: Path | None,
         lost: Callable[[], bool],
         *,
+        teacher: nn.Module | None,
         seed: int,
         precision: Precision,
         told: bool,
@@ -100,8 +103,17 @@ class Training:
             self.precision = precision_for(net, recipe, data, task, accelerator, out, told)
         self.layout, self.like = layout_for(net, device, self.precision), next(net.parameters()).new_empty(0)
         lay_out_(net, self.layout)
-        self.factors = gradient_factors(net, objective_weights(net, recipe)) if recipe.balanced else []
+        self.factors = [
+            gradient_factors(net, objective_weights(net, part), recipe.group_gradient) if recipe.balanced else []
+            for part in recipe.by_phase()
+        ]
         self.optimizer = optimizer_for(net, recipe, device)
+        self.average: AveragedModel | None = None
+        self.kept = net
+        if recipe.ema:
+            self.average = AveragedModel(net, multi_avg_fn=mean_of(recipe.ema), use_buffers=True).requires_grad_(False)
+            self.kept = cast(Nested, self.average.module)
+        teacher = self.kept if recipe.teacher == "ema" else teacher if teacher is None else teacher.to(device)
         self.train = data.train.to(device)
         self.apart = [_share(split, self.rank, self.world).to(device) for split in (data.validation, data.test)]
         self.sizes = batch_sizes(len(self.train), recipe.batch_size, self.least)
@@ -115,15 +127,17 @@ class Training:
             self.method = Shrinking(net, recipe.shrink, self.optimizer, example, seed=seed)
         facts = {"threads": torch.get_num_threads(), "processes": self.world}
         options: dict[str, Any] = {"writes": self.rank == 0, "seconds": checkpoint_seconds}
-        self.keeper = Keeper(out, net, self.optimizer, example, self._same(), facts, lost, **options)
+        self.keeper = Keeper(out, net, self.average, self.optimizer, example, self._same(), facts, lost, **options)
         labels = [net.grid.label(member) for member in net.grid]
         full = net.grid.index(net.grid.full)
         begun = History(labels, full, filters=tuple(filters(net)), metric=task.metric)
         self.history, self.position = self.keeper.resume(begun)
+        remember_(self.optimizer)
         self.history.precision = self.precision
         if told and data.train.loader is not None and self.position.batch:
             where = f"in epoch {self.position.epoch} behind batch {self.position.batch} of {len(self.sizes)}"
             print(f"{out} goes on {where}: the loader reads those once more", file=sys.stderr, flush=True)
+        self.joint = Objective(net, recipe, task, teacher=teacher)
         self.objective = self._wrapped()
 
     def run(self, progress: bool | None, on_epoch: Callable[[History], None] | None) -> None:
@@ -171,6 +185,8 @@ class Training:
         """Leave the network with the weights that are kept, in eval mode and torch's usual layout."""
         if keep == "best":
             self.keeper.restore_best()
+        elif self.average is not None:
+            self.net.load_state_dict(self.kept.state_dict())
         lay_out_(self.net, torch.contiguous_format)
         self.net.eval()
 
@@ -188,6 +204,9 @@ class Training:
         if position.sums and self.rank == 0:  # of the whole batches before, so they are added once
             sums += torch.tensor(position.sums, dtype=exact, device=device)
         self.net.train()
+        self.joint.begin(position.epoch)
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = group["decays"][self.joint.place]
         self.method.seconds = position.compacting
         share = {"rank": self.rank, "world": self.world, "least": self.least}
         order = batches(self.train, recipe.batch_size, seed=self.seed, epoch=position.epoch, **share)
@@ -230,10 +249,12 @@ class Training:
         self.optimizer.zero_grad()
         # The mean over processes that the wrapper takes becomes the sum over the whole batch.
         torch.autograd.backward(self.method.minimised(loss * (self.world / size)))
-        for parameter, factor in self.factors:
+        for parameter, factor in self.factors[self.joint.place]:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.net)
         if self.method.after_step(step + 1):
             self._wrap_again()
         return torch.cat((loss.detach().view(1), losses))
@@ -244,7 +265,7 @@ class Training:
         if self.method.after_epoch(epoch * len(self.sizes)):
             self._wrap_again()
         if self.net.statistics == "recalibrated":
-            recalibrate_(self.net, self.train, recipe.preprocess, augment=recipe.augment, seed=self.seed)
+            recalibrate_(self.kept, self.train, recipe.preprocess, augment=recipe.augment, seed=self.seed)
         validation, test = (
             self._scores(mine, whole)
             for mine, whole in zip(self.apart, (self.data.validation, self.data.test), strict=True)
@@ -255,11 +276,12 @@ class Training:
             images_per_s=self.examples / seconds,
             learning_rate=recipe.rate(epoch),
             loss=totals[0].item(),
-            losses=tuple(totals[1:].tolist()),
+            losses=tuple(math.nan if m in self.joint.idle else loss for m, loss in enumerate(totals[1:].tolist())),
             validation=validation,
             test=test,
             widths=living(self.net),
             compacting=self.method.seconds,
+            phase=(*(part.name for part in recipe.phases), "")[self.joint.place],
         )
 
     def _scores(self, mine: Split, whole: Split) -> tuple[float, ...]:
@@ -267,7 +289,7 @@ class Training:
         if not len(whole):
             return (math.nan,) * len(self.history.labels)
         share = {"rank": self.rank, "world": self.world} if mine.loader is not None else {}
-        added, number = score_sums(self.net, mine, self.recipe.preprocess, self.task, **share)
+        added, number = score_sums(self.kept, mine, self.recipe.preprocess, self.task, **share)
         device = self.accelerator.device
         together, examples = self._sum(exact(added.to(device))), self._sum(torch.tensor(number, device=device))
         return tuple(self.task.total(together.cpu().double(), int(examples)).tolist())
@@ -277,11 +299,18 @@ class Training:
         if self.world == 1:
             return
         for split in (self.data.train, self.data.validation, self.data.test):
-            if split.loader is None or sampler_of(split.loader) is not None:
+            if split.loader is None:
                 continue
-            mine = torch.tensor(float(checksum(split)), dtype=torch.float64)
-            every = self.accelerator.gather(mine.view(1).to(self.accelerator.device)).cpu()
-            if len(set(every.tolist())) > 1:
+            sampler = sampler_of(split.loader)
+            mine = torch.tensor(float(split.checksum() if sampler is None else -1 - sampler.rank), dtype=torch.float64)
+            every = self.accelerator.gather(mine.view(1).to(self.accelerator.device)).cpu().tolist()
+            if sampler is not None and {*every} != {-1.0 - rank for rank in range(self.world)}:
+                ranks = ", ".join(f"{-1 - number:.0f}" if number < 0 else "none" for number in every)
+                raise ValueError(
+                    f"each of {self.world} processes learns from examples of its own, and their DistributedSamplers "
+                    f"have the ranks {ranks}: leave rank out where torch.distributed is initialised, or give RANK's"
+                )
+            if len({*every}) > 1 and sampler is None:
                 raise ValueError(
                     "the loader gives each process other batches, and each takes its share of what it is given: use a "
                     "torch.utils.data.DistributedSampler, or the same order everywhere"
@@ -293,11 +322,11 @@ class Training:
         about = {"recipe": recipe.to_dict(), "seed": self.seed, "data": data.name, "train_images": len(data.train)}
         about |= {"precision": self.precision, "statistics": self.net.statistics}
         about |= {"task": self.task.facts()}
-        return about if self.out is None else about | {"images": fingerprint(data)}
+        return about if self.out is None else about | {"images": data.fingerprint}
 
     def _wrapped(self) -> nn.Module:
         """The objective, for several processes too."""
-        module: nn.Module = self.accelerator.prepare_model(Objective(self.net, self.recipe, self.task))
+        module: nn.Module = self.accelerator.prepare_model(self.joint)
         return module
 
     def _wrap_again(self) -> None:
@@ -328,6 +357,21 @@ class Training:
         )
         done = f"{self.position.batch} batches"
         raise KeyboardInterrupt(f"stopped in epoch {self.position.epoch} after {done}; {how}")
+
+
+def mean_of(share: float) -> Callable[[Any, Any, Any], None]:
+    """What keeps a share of each average and takes the rest from new values; whole numbers, such as counts, are copied.
+
+    (torch's own averages those too, and rounds: a count would stay at 0.)
+    """
+
+    def update(averages: list[Tensor], values: list[Tensor], steps: Any) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - share)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return update
 
 
 def _leave_group() -> None:

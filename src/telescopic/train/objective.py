@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.inputs import Tensors
+from telescopic.layers.heads import pass_between_groups_
 from telescopic.nested import Mix, Nested
 from telescopic.tasks import Task, classification
 from telescopic.train.recipe import Recipe
@@ -36,25 +37,52 @@ class Objective(nn.Module):
     A module, so that data-parallel wrappers see one forward pass.
 
     Args:
-        net: the network.
+        net: the network. Its channel-causal layers are told the recipe's `group_gradient`.
         recipe: weights, mix and distillation.
         task: what is learned; by default classification with the recipe's label smoothing.
+        teacher: inputs as the network sees them → answers `[batch, ...]`; for recipes whose teacher is a `module`, or
+            the moving average `ema`, which `fit` keeps. It is run in eval mode, and stays as it is.
 
     Raises:
-        ValueError: if the recipe's weights or mix do not fit the network, or recipe and task do not fit.
+        ValueError: if the recipe's weights or mix do not fit the network, recipe and task do not fit, or the recipe
+            needs a teacher and none is given, or the other way round.
     """
 
     weights: Tensor
 
-    def __init__(self, net: Nested, recipe: Recipe, task: Task | None = None) -> None:
+    def __init__(
+        self, net: Nested, recipe: Recipe, task: Task | None = None, *, teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        weights = objective_weights(net, recipe)
-        self.net = net
-        self.recipe = recipe
+        self.net, self.whole, self.phases = net, recipe, recipe.by_phase()
+        weights = [objective_weights(net, phase) for phase in self.phases]
         self.task = task_for(task, recipe)
         self.full = net.grid.index(net.grid.full)
+        if (teacher is not None) != (recipe.teacher in ("ema", "module")):
+            given = "none is given" if teacher is None else "one is given"
+            raise ValueError(f"the recipe's teacher is {recipe.teacher}, and {given}: see teacher= of Recipe")
+        self.teacher = () if teacher is None else (teacher.eval(),)  # no part of this module, for it does not learn
+        deep, full = net.grid.exits[(len(net.grid.exits) - 1) // 2 :], net.grid.full
+        self.deep = [
+            m
+            for m, one in enumerate(net.grid)
+            if (one.entry, one.width) == (full.entry, full.width) and one.exit in deep
+        ]
+        pass_between_groups_(net, recipe.group_gradient)
         exact = torch.promote_types(next(net.parameters()).dtype, torch.float32)
         self.register_buffer("weights", torch.tensor(weights, dtype=exact), persistent=False)
+        self.unweighted = [{m for m, weight in enumerate(some) if not weight} for some in weights]
+        self.begin(1)
+
+    def begin(self, epoch: int) -> None:
+        """Go by the phase of the recipe in which an epoch, counted from 1, lies; a new objective is in the first.
+
+        Where each width is a pass, `idle` are the places in the grid of those that no step of the phase runs.
+        """
+        self.place = self.whole.phase(epoch)
+        self.recipe = self.phases[self.place]
+        self.teaching = self.deep if self.recipe.teacher == "exits" else [self.full]
+        self.idle = set[int]() if self.net.causal else self.unweighted[self.place] - {*self.teaching}
 
     def forward(self, x: Tensors, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of one batch, summed over its examples.
@@ -66,41 +94,60 @@ class Objective(nn.Module):
         Returns:
             The weighted sum over members (a scalar to minimise), and each member's own loss `[members]`, detached.
         """
-        weights, asked = self._weights_of_this_step(), None
-        if not self.net.causal and self.recipe.drawn is not None:  # where each width is a pass
-            asked = sorted({*weights.nonzero().view(-1).tolist(), self.full})  # which teaches, whatever its own weight
+        weights, drawn = self._weights_of_this_step(), self.recipe.drawn
+        members, asked = range(len(weights)), None
+        if not self.net.causal and drawn is not None:  # where each width is a pass
+            asked = sorted({*weights.nonzero().view(-1).tolist(), *self.teaching})  # whatever their own weights
+        elif self.idle:
+            asked = [m for m in members if m not in self.idle]
         # In float32 at least: bf16 is too coarse for sums over a batch.
         outputs = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
-        full = self.full if asked is None else asked.index(self.full)
         losses = self.task.loss(outputs, targets).sum(1)
         if self.recipe.distillation:
-            losses = torch.lerp(losses, self._taught(outputs, losses, full), self.recipe.distillation)
+            losses = torch.lerp(losses, self._taught(x, outputs, losses, asked), self.recipe.distillation)
         if asked is None:
             return (weights * losses).sum(), losses.detach()
         # What a member that is drawn one time in n has lost counts n times in the mean over an epoch.
-        seldom = (len(self.weights) - 2) / max(1, len(asked) - 2)
-        times = losses.new_tensor([1.0 if m in (0, self.full) else seldom for m in asked])
-        known = losses.new_zeros(len(self.weights))
+        others = len(members) - 2
+        seldom = 1.0 if drawn is None else others / max(1, min(drawn, others))
+        times = losses.new_tensor([1.0 if m in (0, *self.teaching) else seldom for m in asked])
+        known = losses.new_zeros(len(members))
         known[asked] = losses.detach() * times
         return (weights[asked] * losses).sum(), known
 
     def _weights_of_this_step(self) -> Tensor:
         """The weights, or those of the members drawn, which add up to the same."""
-        drawn, members = self.recipe.drawn, len(self.weights)
+        weights, drawn = self.weights[self.place], self.recipe.drawn
+        members = len(weights)
         if drawn is None or drawn >= members - 2:
-            return self.weights
-        chosen = torch.zeros_like(self.weights)
+            return weights
+        chosen = torch.zeros_like(weights)
         others = [m for m in range(1, members) if m != self.full]
         for m in (0, self.full, *(others[i] for i in torch.randperm(len(others))[:drawn].tolist())):
-            chosen[m] = self.weights[m]
-        return chosen * (self.weights.sum() / chosen.sum())
+            chosen[m] = weights[m]
+        return chosen * (weights.sum() / chosen.sum())
 
-    def _taught(self, outputs: Tensor, losses: Tensor, full: int) -> Tensor:
-        """T²·(how far from the full network's answers) `[members]`; the full network itself keeps its own loss."""
+    def _taught(self, x: Tensors, outputs: Tensor, losses: Tensor, asked: list[int] | None) -> Tensor:
+        """T²·(how far from the teacher's answers) `[members]`; a network that teaches itself keeps its own loss."""
         assert self.task.teach is not None
-        soft, teacher = outputs / self.recipe.temperature, slice(full, full + 1)
-        distance = self.task.teach(soft, soft[teacher].detach()).sum(1) * self.recipe.temperature**2
-        return distance.index_copy(0, torch.tensor([full], device=soft.device), losses[teacher])
+        places = {m: place for place, m in enumerate(range(len(self.net.grid)) if asked is None else asked)}
+        full = places[self.full]
+        if self.teacher:
+            with torch.no_grad():
+                answers = self.teacher[0](x).to(outputs.dtype)[None]
+            if answers.shape[1:] != outputs.shape[1:]:
+                raise ValueError(
+                    f"the teacher answers {[*answers.shape[1:]]} to a batch, and the network {[*outputs.shape[1:]]}"
+                )
+        elif self.recipe.teacher == "exits":
+            answers = torch.stack([outputs[places[m]].detach() for m in self.deep]).mean(0, keepdim=True)
+        else:
+            answers = outputs[full : full + 1].detach()
+        soft, temperature = outputs / self.recipe.temperature, self.recipe.temperature
+        distance = self.task.teach(soft, answers / temperature).sum(1) * temperature**2
+        if self.recipe.teacher != "full":
+            return distance
+        return torch.cat((distance[:full], losses[full : full + 1], distance[full + 1 :]))
 
 
 def task_for(task: Task | None, recipe: Recipe) -> Task:
@@ -116,9 +163,10 @@ def task_for(task: Task | None, recipe: Recipe) -> Task:
             "with a task given, the recipe's label_smoothing has no meaning: write "
             f"telescopic.tasks.classification(label_smoothing={recipe.label_smoothing:g})"
         )
-    if recipe.distillation and task.teach is None:
+    share = max(phase.distillation for phase in recipe.by_phase())
+    if share and task.teach is None:
         raise ValueError(
-            f"the recipe has distillation {recipe.distillation:g}, but the task does not say how a smaller member is "
+            f"the recipe has distillation {share:g}, but the task does not say how a smaller member is "
             "taught by the full one: give it teach="
         )
     return task
@@ -132,6 +180,8 @@ def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:
     """
     members, mix = len(net.grid), recipe.mix
     weights = recipe.weights or (1 / members,) * members
+    if isinstance(weights, str):
+        weights = tuple(float(weights == "sum" or member == net.grid.full) for member in net.grid)
     if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
         raise ValueError(f"{members} members need as many loss weights, none negative, not all 0; got {weights}")
     if mix is not None and (len(mix) != members or any(len(row) != members for row in mix)):

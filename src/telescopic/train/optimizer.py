@@ -1,5 +1,7 @@
 """What takes the steps."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,22 +21,35 @@ def optimizer_for(net: Nested, recipe: Recipe, device: torch.device) -> torch.op
     return kind(groups, lr=recipe.learning_rate, fused=fused)
 
 
-def groups_for(net: Nested, recipe: Recipe) -> list[dict[str, object]]:
+def groups_for(net: Nested, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups of parameters, with the L2 penalty of the full network's loss as their weight decay.
 
     The gradient of λ·w² is 2λw, so a weight owned by o decays by 2λ · weight(full) · mix[full][o]: exactly what the
     penalty's own gradient would be after the mix, for free. The recipe's plain weight decay is added for all but the
-    filters' θ, which it would kill.
+    filters' θ, which it would kill. In each phase of the recipe that may be another: `decays` has them in order.
     """
     full = net.grid.index(net.grid.full)
-    weight = objective_weights(net, recipe)[full]
+    weights = [objective_weights(net, phase)[full] for phase in recipe.by_phase()]
     owners, inside = net.owners(), {name for name, _ in net.path(net.grid.full)}
     thetas = {id(part.theta) for part in net.modules() if isinstance(part, Filter)}
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, ...], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         part = ".".join(name.split(".")[:2])
-        decay = 0.0 if id(parameter) in thetas else recipe.weight_decay
+        decays = [0.0 if id(parameter) in thetas else recipe.weight_decay] * len(weights)
         if parameter.ndim > 1 and part in inside:
-            decay += 2 * recipe.l2 * weight * (recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0)
-        groups.setdefault(decay, []).append(parameter)
-    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+            share = recipe.mix[full][owners[part]] if recipe.mix is not None else 1.0
+            decays = [decay + 2 * recipe.l2 * weight * share for decay, weight in zip(decays, weights, strict=True)]
+        groups.setdefault(tuple(decays), []).append(parameter)
+    return [{"params": some, "weight_decay": decays[0], "decays": decays} for decays, some in groups.items()]
+
+
+def remember_(optimizer: torch.optim.Optimizer) -> None:
+    """Let momentum begin at 0 for all parameters at once, which comes to the same as at their first gradients.
+
+    Some have theirs later than others, such as heads of members that are not drawn yet; torch's fused optimizer cannot
+    do with half of the momenta.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if parameter.requires_grad:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

@@ -41,7 +41,7 @@ class Plain(Silent):
         left = _left(self.history, self.epochs)
         print(
             f"epoch {last.epoch}/{self.epochs}  loss {last.loss:.4f}  test: {scores}{more}  "
-            f"{last.images_per_s:,.0f} images/s  {left} left{_widths(self.history, ' ')}",
+            f"{last.images_per_s:,.0f} examples/s  {left} left{_widths(self.history, ' ')}",
             file=sys.stderr,
             flush=True,
         )
@@ -75,7 +75,7 @@ class Live(Silent):
         if finished:
             last, best = self.history[-1], self.history.best()
             head.append(
-                f"   loss {last.loss:.4f}   {last.images_per_s:,.0f} images/s   "
+                f"   loss {last.loss:.4f}   {last.images_per_s:,.0f} examples/s   "
                 f"{_left(self.history, self.epochs)} left   best: epoch {best.epoch}{_widths(self.history, chr(10))}"
             )
             table = self.history.table()

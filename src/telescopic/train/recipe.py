@@ -1,7 +1,7 @@
 """What a training run is told: frozen values."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args
 
 from telescopic.data import Augment, Preprocess
@@ -54,6 +54,43 @@ class Shrink:
             raise ValueError("channels die at random just before they are removed: say when, with collect=")
 
 
+Weights = tuple[float, ...] | Literal["full", "sum"] | None
+Teacher = Literal["full", "exits", "ema", "module"]
+OF_PHASES = ("weights", "drawn", "distillation")
+"""What of a recipe a phase may change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The first epochs of a training, or those after another phase, in which the members are treated differently.
+
+    Attributes:
+        name: of it, as the log has it.
+        until: number of epochs, counted from the beginning of the training, after which it is over.
+        weights: see `Recipe`; None leaves them as the recipe says, which is true of the others too.
+        drawn: see `Recipe`.
+        distillation: see `Recipe`.
+
+    Raises:
+        ValueError: if a number lies outside its range.
+    """
+
+    name: str
+    until: int
+    weights: Weights = None
+    drawn: int | None = None
+    distillation: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if not self.name or self.until < 1:
+            raise ValueError(f"a phase has a name and ends after 1 epoch or more, not {self.name!r} and {self.until}")
+        if self.distillation is not None and not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation of a phase lies in 0 to 1, not {self.distillation}")
+        if self.drawn is not None and self.drawn < 0:
+            raise ValueError(f"drawn is a number of members, 0 or more, not {self.drawn}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a nested network is trained.
@@ -75,7 +112,9 @@ class Recipe:
             biases. The gradient mix scales it as it scales the rest of that loss.
         weight_decay: torch's weight decay, of every parameter alike; one half of it is the λ of a penalty on the sum of
             all losses, which no gradient mix scales.
-        weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members.
+        weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members; `full` is
+            1 for the full network and 0 for all others; `sum` is 1 for each, so that it learns as fast as if alone from
+            what nobody else uses.
         drawn: None takes all members' losses at each step; a number takes the full network's, the smallest member's
             and as many others, drawn anew (the sandwich rule of Yu and Huang 2019), with weights of the same sum.
         balanced: divide each weight's gradient by the sum of the loss weights of the members that use it: so it learns
@@ -84,6 +123,17 @@ class Recipe:
         distillation: share α of each smaller member's loss that is learned from the full network's softened logits:
             (1 − α)·cross-entropy + α·T²·KL(full ‖ member). 0 is none.
         temperature: T of the distillation.
+        teacher: who teaches: the `full` network; the mean of what the deeper half of its `exits` say at full width; its
+            moving average `ema`; or a `module` that `fit` is given. The first is not taught itself, and by the others
+            every member is.
+        ema: share of itself that the moving average of the network keeps at each step, such as 0.99, counting its
+            BatchNorms' statistics. That average, not the network of the last step, is what is tried after each epoch
+            and kept. 0 is none.
+        group_gradient: in channel-causal networks, share of its gradient that a group of channels gives on to the
+            groups before it, which it reads, and which narrower members have too. 1 is all; with 0 each width learns as
+            if there were no wider one.
+        phases: in which what is said here of the members is otherwise, in the order of their ends. After the last of
+            them all is as said here.
         label_smoothing: probability spread over all classes in the cross-entropy.
         shrink: how the widths of a network with filters are learned; None leaves them as they are.
         preprocess: turns uint8 images into what the network sees.
@@ -105,12 +155,16 @@ class Recipe:
     nesterov: bool = False
     l2: float = 0.0
     weight_decay: float = 0.0
-    weights: tuple[float, ...] | None = None
+    weights: Weights = None
     drawn: int | None = None
     balanced: bool = False
     mix: Mix | None = None
     distillation: float = 0.0
     temperature: float = 2.0
+    teacher: Teacher = "full"
+    ema: float = 0.0
+    group_gradient: float = 1.0
+    phases: tuple[Phase, ...] = ()
     label_smoothing: float = 0.0
     shrink: Shrink | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -124,10 +178,11 @@ class Recipe:
         for name in ("learning_rate", "gamma", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} of a recipe is above 0, not {getattr(self, name)}")
-        for name in ("distillation", "label_smoothing"):
+        for name in ("distillation", "label_smoothing", "ema", "group_gradient"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} of a recipe lies in 0 to 1, not {getattr(self, name)}")
-        for name, allowed in (("schedule", get_args(Schedule)), ("optimizer", get_args(Optimizer))):
+        named = ("schedule", Schedule), ("optimizer", Optimizer), ("teacher", Teacher)
+        for name, allowed in ((name, get_args(kind)) for name, kind in named):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} of a recipe is {' or '.join(allowed)}, not {getattr(self, name)!r}")
         if self.schedule == "one-cycle" and self.milestones:
@@ -136,8 +191,25 @@ class Recipe:
             raise ValueError(f"drawn is a number of members, 0 or more, not {self.drawn}")
         if self.balanced and any(other is not None for other in (self.drawn, self.mix, self.shrink)):
             raise ValueError("balanced gradients know all members and their weights: not with drawn, mix or shrink")
+        if isinstance(self.weights, str) and self.weights not in ("full", "sum"):
+            raise ValueError(f"weights of a recipe are numbers, None, full or sum, not {self.weights!r}")
+        if self.teacher != "full" and not (self.distillation or any(part.distillation for part in self.phases)):
+            raise ValueError(f"a teacher, {self.teacher}, is asked only where distillation is above 0")
+        if self.teacher == "ema" and not self.ema:
+            raise ValueError(
+                "the teacher is the network's moving average, and ema is 0: say how slow it is, such as 0.99"
+            )
+        if self.ema and (self.ema == 1 or self.shrink is not None):
+            raise ValueError("ema lies below 1, or nothing is learned, and goes with no shrink: widths have no average")
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted({*ends}) or (ends and ends[-1] >= self.epochs):
+            raise ValueError(
+                f"phases end one after another and before epoch {self.epochs}, the last, not after epochs {ends}"
+            )
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"warmup lies in 0 to the number of epochs, {self.epochs}, not {self.warmup}")
+        if self.phases:
+            self.by_phase()
 
     def rate(self, epoch: int, done: float = 0.5) -> float:
         """Learning rate in an epoch, counted from 1, of which a share `done` has passed; by default in its middle."""
@@ -146,6 +218,20 @@ class Recipe:
         if self.schedule == "one-cycle":
             return rate * min(1.0, max(0.0, (self.epochs - passed) / (self.epochs - self.warmup)))
         return rate * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
+
+    def phase(self, epoch: int) -> int:
+        """In which phase an epoch, counted from 1, lies: its place; behind the last of them, their number."""
+        return sum(phase.until < epoch for phase in self.phases)
+
+    def by_phase(self) -> "list[Recipe]":
+        """What each phase comes to, and what comes after them: recipes without phases."""
+        found = []
+        for phase in (*self.phases, None):
+            told: dict[str, Any] = {n: v for n in OF_PHASES if (v := getattr(phase, n, None)) is not None}
+            if not told.get("distillation", self.distillation):
+                told["teacher"] = "full"  # in which nobody is taught, so it does not matter who would teach
+            found.append(replace(self, phases=(), **told))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -164,7 +250,12 @@ class Recipe:
         if values.get("mix") is not None:
             values["mix"] = tuple(tuple(row) for row in values["mix"])
         kinds: dict[str, Callable[..., Any]] = {"preprocess": Preprocess, "augment": Augment, "shrink": Shrink}
-        for name, kind in kinds.items():
-            if isinstance(values.get(name), Mapping):
-                values[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()})
+
+        def made(kind: Callable[..., Any], told: Any) -> Any:
+            if not isinstance(told, Mapping):
+                return told
+            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+
+        values |= {name: made(kind, values[name]) for name, kind in kinds.items() if name in values}
+        values["phases"] = tuple(made(Phase, phase) for phase in values.get("phases", ()))
         return cls(**values)

@@ -19,7 +19,7 @@ from telescopic.statistics import warn_of_unseen
 from telescopic.tasks import Task
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.history import Epoch, History
-from telescopic.train.keeper import LAST, fingerprint
+from telescopic.train.keeper import LAST
 from telescopic.train.recipe import Recipe
 
 
@@ -53,7 +53,7 @@ class Result:
         self.facts = {
             **facts,
             "data": data.name,
-            "images": fingerprint(data),
+            "images": data.fingerprint,
             "validation_images": None if data.validation.loader is not None else len(data.validation),
             "seed": seed,
             "task": task.facts(),

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from telescopic.inputs import Tensors
 from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.compact import compact_, price_
+from telescopic.shrink.example import as_one
 from telescopic.shrink.family import Every, filters
 from telescopic.shrink.penalty import drop_, size, soft_threshold_
 from telescopic.train.recipe import Shrink
@@ -22,7 +24,7 @@ class Shrinking:
         net: a network with filters.
         how: the recipe's part about it.
         optimizer: of the network's parameters.
-        example: a batch of inputs `[batch, ...]`.
+        example: a batch of inputs `[batch, ...]`, or a dict or tuple of several.
         seed: of what is random.
 
     Attributes:
@@ -32,8 +34,14 @@ class Shrinking:
         ValueError: if the network has no filters.
     """
 
-    def __init__(self, net: Nested, how: Shrink, optimizer: Optimizer, example: Tensor, *, seed: int) -> None:
-        self.every, self.how, self.optimizer, self.example, self.seed = Every(net), how, optimizer, example, seed
+    def __init__(self, net: Nested, how: Shrink, optimizer: Optimizer, example: Tensors, *, seed: int) -> None:
+        self.every, self.how, self.optimizer, self.example, self.seed = (
+            Every(net),
+            how,
+            optimizer,
+            as_one(example),
+            seed,
+        )
         # Each θ once: streams with statistics of their own have filters of their own, which share it.
         self.filters = nn.ModuleList(filters(net).values())
         if not self.filters:
@@ -41,7 +49,7 @@ class Shrinking:
                 "the recipe says how the network shrinks, but it has no filters: see telescopic.shrink.add_filters"
             )
         self.seconds = 0.0
-        price_(self.every, example)
+        price_(self.every, self.example)
 
     def minimised(self, mean: Tensor) -> Tensor:
         """The mean loss and the penalty."""
