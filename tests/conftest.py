@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+gc.set_threshold(20_000, 20, 20)
 settings.register_profile("many")  # see chance.py
 SLOW = set((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
 
@@ -36,10 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: Python's collector need not read all of torch again and again."""
+    """What was imported stays, so that Python's collector need not read all of torch again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

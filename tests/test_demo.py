@@ -35,7 +35,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_the_demo_runs_end_to_end(example: Callable[..., str], tmp_path: Path) -> None:
-    told = example("demo", "demo", "80")
+    told = example("demo", "demo", "50")
     assert "entry=1: " in told and "max_macs binds" in told
     assert float(told.split("360 test images: ")[1].split("%")[0]) > 90  # after 300 epochs 95
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
