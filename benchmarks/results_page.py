@@ -71,6 +71,14 @@ def _markdown(table: Table) -> str:
     return f"\n{table.title}\n\n{_table(head, rows)}" + (f"\n{table.caption}\n" if table.caption else "")
 
 
+_SLIM = {
+    "slim-delayed": "widest first, then all",
+    "slim": "slimmed",
+    "slim-by-macs": "slimmed by MACs",
+    "slim-from-new": "from new weights",
+}
+
+
 def _slim() -> str:
     """A network of one's own in four widths, beside the same networks got in other ways."""
     found = _read("slim")
@@ -83,25 +91,26 @@ def _slim() -> str:
         known = figures.get(run, {}).get("test %", {})
         return f"{known[label]:.2f}" if label in known else "–"
 
+    averaged = {f"{run}, losses averaged": f"{text}, losses averaged" for run, text in _SLIM.items()}
+    runs = {run: text for run, text in (_SLIM | averaged).items() if run in figures}
     rows = [
         [
             share,
             f"{figures['macs'][label]:,}",
-            score("slim", label),
             score(f"twin-{share}", "full"),
+            *(score(run, label) for run in runs),
             score(f"pruned-{share}", "full"),
-            score("slim-by-macs", label),
-            score("slim-from-new", label),
         ]
         for share, label in zip(shares, labels, strict=True)
     ]
-    head = ("width", "MACs", "slimmed", "twin, trained alone", "Torch-Pruning", "slimmed by MACs", "from new weights")
+    head = ("width", "MACs", "twin, trained alone", *runs.values(), "Torch-Pruning")
     before, after = config["alone"], config["together"]
     how = (
         f"ResNet-{config['depth']} with dense weights, {config['images']} images of CIFAR-10, one seed, test accuracy "
         f"in % after the last epoch: alone for {before} epochs ({figures['alone']['test %']['full']:.2f}), then "
-        f"slimmed and trained on for {after}; twins and the family from new weights for {before + after}; pruned once "
-        f"for each width, and trained on for {after} ({found['machine']})"
+        f"slimmed and trained on for {after}; twins, and families from new weights, for {before + after}, of which the "
+        f"widest may be alone for the first {before}; pruned once for each width, and trained on for {after} "
+        f"({found['machine']})"
     )
     return f"\n{how}:\n\n{_table(head, rows)}"
 
