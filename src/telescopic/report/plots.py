@@ -156,6 +156,8 @@ def curves(history: History, quantity: Literal["score", "loss"]) -> Plot:
     caption = (
         f"Dashed: epoch {chosen.epoch}, the full network's best on validation {examples}, was kept." if marked else ""
     )
+    ends = {epoch.phase: epoch.epoch for epoch in history if epoch.phase}
+    caption += "".join(f" Dotted: {name}, until epoch {end}." for name, end in ends.items())
     right = 0.04 + 0.018 * min(18, max(map(len, history.labels)))
     with canvas(place=(0.14, 0.16, 0.86 - right, 0.74)) as (figure, axes):
         axes.set(xlabel="epoch", xlim=(0, epochs[-1] + (len(epochs) == 1)))
@@ -169,6 +171,8 @@ def curves(history: History, quantity: Literal["score", "loss"]) -> Plot:
             log_ticks(axes.yaxis, min(settled), max(settled))
         axes.set(title=title + " (logarithmic)" * (axes.get_yscale() == "log"))
         _mark_rates(axes, history, *((0.01, "bottom") if quantity == "score" else (0.99, "top")))
+        for end in ends.values():
+            axes.axvline(end, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         if marked:
             axes.axvline(chosen.epoch, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
         for line, colour in zip(lines, colours, strict=True):
@@ -186,6 +190,7 @@ def curves(history: History, quantity: Literal["score", "loss"]) -> Plot:
             )
         name_ends(axes, [history.labels[m] for m in shown], [line[-1] for line in lines], colours)
         svg, png = rendered(figure)
+    caption = caption.strip()
     caption += f" {len(shown)} of {number} members are drawn." if len(shown) < number else ""
     name = f"training-{metric.word if quantity == 'score' else quantity}"
     return Plot(name, f"{_capital(title)} by epoch", caption.strip(), svg, png, colours)

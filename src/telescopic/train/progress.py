@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from telescopic.train.history import History
+from telescopic.train.history import Epoch, History
 
 PLAIN_SECONDS = 20.0  # at most one plain line in this time, so that a log file stays short
 
@@ -40,7 +40,7 @@ class Plain(Silent):
         more = f"  and {len(last.test) - 8} more" if len(last.test) > 8 else ""
         left = _left(self.history, self.epochs)
         print(
-            f"epoch {last.epoch}/{self.epochs}  loss {last.loss:.4f}  test: {scores}{more}  "
+            f"epoch {last.epoch}/{self.epochs}{_phase(last)}  loss {last.loss:.4f}  test: {scores}{more}  "
             f"{last.images_per_s:,.0f} examples/s  {left} left{_widths(self.history, ' ')}",
             file=sys.stderr,
             flush=True,
@@ -75,13 +75,18 @@ class Live(Silent):
         if finished:
             last, best = self.history[-1], self.history.best()
             head.append(
-                f"   loss {last.loss:.4f}   {last.images_per_s:,.0f} examples/s   "
+                f"{_phase(last)}   loss {last.loss:.4f}   {last.images_per_s:,.0f} examples/s   "
                 f"{_left(self.history, self.epochs)} left   best: epoch {best.epoch}{_widths(self.history, chr(10))}"
             )
             table = self.history.table()
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=1.0, completed=share, width=60))
         return Group(head, bar, table)
+
+
+def _phase(epoch: Epoch) -> str:
+    """In which phase an epoch was, if it was in one."""
+    return f" ({epoch.phase})" if epoch.phase else ""
 
 
 def _widths(history: History, before: str) -> str:
