@@ -71,7 +71,8 @@ def choose(
     scores = {"min_accuracy": min_accuracy, "min_score": min_score, "max_score": max_score}
     choice = _choice(found, max_macs, max_params, max_bytes, max_peak_activation, max_latency_ms, scores)
     tell(choice)
-    tell(f"\nTake it out:  telescopic extract {source} --subnet {choice.subnet} --to member.onnx")
+    told = "".join(f" --import {one}" for one in code or ())
+    tell(f"\nTake it out:  telescopic extract {source} --subnet {choice.subnet}{told} --to member.onnx")
 
 
 def extract(
