@@ -20,7 +20,8 @@ from telescopic.limits import Limits
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
 ARRIVED = "telescopic.arrived"
-"""In a request's scope: since when, by `time.perf_counter`, it may have been waiting to be read."""
+"""In a request's scope: since when, by `time.perf_counter`, it may have been waiting for us: its head to be read, no
+sooner than it was whole, and no sooner than the requests before it on its connection were answered."""
 _SHORT = 0.001  # seconds of a turn of the loop in which nothing was read and after which no more is to be expected
 _SPARE = 100  # connections beyond all others, for those
 _LAST = 1.0  # seconds at the end in which who is connected may ask once more, and is answered that it was the last time
@@ -51,7 +52,7 @@ class Turns:
     def __init__(
         self, call_soon: Callable[[Callable[[], None]], object], clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._call_soon, self._clock = call_soon, clock
+        self._call_soon, self.clock = call_soon, clock
         self._began = self._before = 0.0  # of this turn and of the one before
         self._watching = self._read = False
 
@@ -59,13 +60,13 @@ class Turns:
         """Since when something that is read now may have been there."""
         self._read = True
         if not self._watching:  # the loop has waited for it
-            self._watching, self._began = True, self._clock()
+            self._watching, self._began = True, self.clock()
             self._before = self._began
             self._call_soon(self._turn)
         return self._before
 
     def _turn(self) -> None:
-        now = self._clock()
+        now = self.clock()
         self._watching = self._read or now - self._began > _SHORT
         self._before, self._began, self._read = self._began, now, False
         if self._watching:
@@ -81,12 +82,12 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **more)
         self._state, self._since = _NEW, self.loop.time()
         self._stalled = 0.0
-        self._free = time.perf_counter()  # since when the client may ask, having its answer
         self._head = self._length = self._requests = self._pieces = self._received = 0
         self._refused: _TooMuch | None = None
         shared = self.server_state.__dict__
         self._strangers: dict[Connection, None] = shared.setdefault("strangers", {})
         self._turns: Turns = shared.get("turns") or shared.setdefault("turns", Turns(self.loop.call_soon))
+        self._free = self._turns.clock()  # since when the client may ask, having its answer
 
     def connection_made(self, transport: Any) -> None:
         """Make room for it: who has asked nothing for longest goes."""
@@ -117,7 +118,6 @@ class Connection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._enter(_HEAD)
-        self.scope[ARRIVED] = max(self._free, self._turns.since())  # type: ignore[literal-required]
         self._length = 0
 
     def on_url(self, url: bytes) -> None:
@@ -138,6 +138,7 @@ class Connection(HttpToolsProtocol):
             raise self._told(429, f"at most {self.limits.pipelined} requests wait for the one before")
         self._head, self._requests = 0, self._requests + 1
         self._pieces = self._received = 0
+        self.scope[ARRIVED] = max(self._free, self._turns.since())  # type: ignore[literal-required]
         crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
         self.app = service_unavailable if crowded else self.config.loaded_app
         super().on_headers_complete()
@@ -161,9 +162,11 @@ class Connection(HttpToolsProtocol):
             self._enter(_ANSWER)
 
     def on_response_complete(self) -> None:
-        """The answer is written."""
+        """The answer is written; the next request, if it is here, has waited for nothing but that."""
+        self._free = self._turns.clock()
+        if self.pipeline:
+            self.pipeline[-1][0].scope[ARRIVED] = self._free  # type: ignore[literal-required]
         super().on_response_complete()
-        self._free = time.perf_counter()
         self._strangers.pop(self, None)
         if self._state == _ANSWER and not self.pipeline:
             self._enter(_IDLE)
