@@ -27,7 +27,7 @@ import telescopic as tl
 from telescopic.engine.timings import Timing, Timings
 from telescopic.serve import application, listening, run_on
 from telescopic.serve.connections import ARRIVED
-from telescopic.serve.worker import Closed, Worker
+from telescopic.serve.worker import Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 from packs import MEMBERS, small_pack
@@ -347,8 +347,9 @@ def test_a_pass_that_fails_is_told_and_the_next_one_runs(engine: tl.Engine, monk
     worker.start()
     with monkeypatch.context() as broken:
         broken.setattr(engine, "run", lambda x, subnet: 1 // 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(Refused, match="by zero") as told:
             worker.submit(x).answer.result(30)
+        assert isinstance(told.value.__cause__, ZeroDivisionError)
     assert worker.submit(x).answer.result(30).logits.shape == (1, 3)
     worker.close()
 
