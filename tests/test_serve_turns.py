@@ -9,7 +9,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from telescopic.limits import Limits
-from telescopic.serve.connections import ARRIVED, Connection, Turns
+from telescopic.serve import connections
+from telescopic.serve.connections import ARRIVED, Connection, Server, Turns
 
 
 class Loop:
@@ -133,3 +134,48 @@ def test_who_asks_before_his_last_answer_waits_for_himself() -> None:
         assert asked.wire.written.count(b" 200 OK") == 3
 
     asyncio.run(run())
+
+
+def test_what_comes_after_the_end_is_not_run() -> None:
+    async def run() -> None:
+        asked = Asked()
+        await asked.gets(ASKED, now=100.0)
+        await asked.answers(now=101.0)
+        asked.connection.shutdown()
+        assert asked.wire.half and asked.wire.written.count(b" 200 OK") == 1
+        await asked.gets(ASKED, now=102.0)
+        await asked.answers(now=103.0)
+        assert asked.arrived == [100.0]
+
+    asyncio.run(run())
+
+
+def test_uvicorn_is_given_what_is_left_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[float | None]()
+
+    async def shutdown(self: uvicorn.Server, sockets: object = None) -> None:
+        given.append(self.config.timeout_graceful_shutdown)
+
+    async def run() -> None:
+        server = Server(uvicorn.Config(lambda: None, timeout_graceful_shutdown=8))
+        server.servers = []
+        server.server_state.connections.add(Asked().connection)
+        await server.shutdown()
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
+    monkeypatch.setattr(connections, "_LAST", 0.3)
+    asyncio.run(run())
+    assert given[0] is not None and 0 < given[0] <= 8 - 0.3 - 0.1
+
+
+def test_one_that_went_away_does_not_keep_others_from_being_taken_in() -> None:
+    came: list[Any] = [("first", 0), ConnectionAbortedError(), ("second", 0), BlockingIOError(), ("never", 0)]
+
+    class Listening:
+        def accept(self) -> Any:
+            if isinstance(one := came.pop(0), Exception):
+                raise one
+            return one
+
+    taken: Any = Listening()
+    assert list(connections._taken(taken)) == ["first", "second"]

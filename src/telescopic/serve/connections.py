@@ -5,7 +5,6 @@ hold all connections and ask nothing. What follows counts and times, and leaves 
 """
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +24,10 @@ sooner than it was whole, and no sooner than the requests before it on its conne
 _SHORT = 0.001  # seconds of a turn of the loop in which nothing was read and after which no more is to be expected
 _SPARE = 100  # connections beyond all others, for those
 _LAST = 1.0  # seconds at the end in which who is connected may ask once more, and is answered that it was the last time
+_TOLD = 0.1  # seconds that uvicorn takes before it counts those of the end
 _LINGER = 0.5  # seconds after which a connection that was closed on our side is closed on the other's
 _PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
-_NEW, _HEAD, _BODY, _ANSWER, _IDLE = range(5)
+_NEW, _HEAD, _BODY, _ANSWER, _IDLE, _OVER = range(6)
 
 
 class _TooMuch(Exception):
@@ -108,6 +108,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what is no body: a line without an end, in the head or behind the body, reaches no other function."""
+        if self._state == _OVER:
+            return  # nobody can be answered any more
         self._head += len(data)
         super().data_received(data)
         if self._state in (_HEAD, _BODY) and self._head > self.limits.head and not self.transport.is_closing():
@@ -214,6 +216,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         elif self._state in (_NEW, _IDLE) and self.transport.can_write_eof() and not self.transport.is_closing():
+            self._enter(_OVER)
             self.transport.write_eof()
             self.loop.call_later(_LINGER, self.transport.close)
 
@@ -261,7 +264,8 @@ class Server(uvicorn.Server):
         Connections that the system has taken in are ours, too. Each answer says that it is the connection's last, so
         that no client asks while we close; for who is between two questions there is some time to ask the last.
         """
-        loop, seconds = asyncio.get_running_loop(), (self.config.timeout_graceful_shutdown or 0) * 3 / 4
+        loop, whole = asyncio.get_running_loop(), self.config.timeout_graceful_shutdown or 0
+        began, seconds = loop.time(), whole * 3 / 4
         waiting = loop.call_later(seconds, self._give_up)
         self.server_state.__dict__["leaving"] = True
         for connection in self._connections():
@@ -272,9 +276,11 @@ class Server(uvicorn.Server):
             server.close()
         for wire in left:
             await loop.connect_accepted_socket(self._connection, wire)
-        end = loop.time() + min(_LAST, seconds)
+        end = began + min(_LAST, seconds)
         while self.server_state.connections and loop.time() < end:
             await asyncio.sleep(0.01)
+        left_seconds: Any = max(began + whole - loop.time() - _TOLD, 0)  # uvicorn says int, and takes any number
+        self.config.timeout_graceful_shutdown = left_seconds
         await super().shutdown(sockets)
         waiting.cancel()
 
@@ -293,6 +299,10 @@ class Server(uvicorn.Server):
 
 def _taken(listening: socket.socket) -> Iterator[socket.socket]:
     """Connections of a socket that nobody has accepted yet, and which closing it would reset."""
-    with contextlib.suppress(OSError):  # there are no more
-        while True:
+    while True:
+        try:
             yield listening.accept()[0]
+        except ConnectionAbortedError:  # of this one; others wait behind it
+            continue
+        except OSError:  # there are no more, or no room for them
+            return
