@@ -251,7 +251,11 @@ def test_what_else_it_answers(client: TestClient) -> None:
         (str(subnet), accuracy, ms) for (subnet, accuracy), ms in zip(MEMBERS.items(), (1.0, 2.0, 4.0), strict=True)
     ]
     assert client.get("/nowhere").json() == {"error": "Not Found"} and client.get("/predict").status_code == 405
-    kinds = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    post = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+    guide = (Path(__file__).parents[1] / "docs/serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d, ]+) \|", guide, re.M)
+    assert sorted(post["responses"]) == sorted(["200", *", ".join(rows).split(", ")])
+    kinds = post["requestBody"]["content"]
     assert kinds["application/json"]["schema"]["properties"].keys() >= {"inputs", "pixels", "deadline_ms", "quality"}
     page = client.get("/")
     assert "default-src 'none'; script-src 'self';" in page.headers["content-security-policy"]
