@@ -1,4 +1,4 @@
-"""Claim: of 20 000 malformed requests none crashes the server, gets a 5xx or leaves memory behind.
+"""Claim: of thousands of malformed requests none crashes the server, gets a 5xx or leaves memory behind.
 
 Requests are made by breaking good ones: bodies cut, flipped, nested, grown, of another type; headers that lie; queries
 of all sorts; and bytes that are no HTTP at all. After every hundred a good request must be answered as before. Writes

@@ -27,7 +27,7 @@ import telescopic as tl
 from telescopic.engine.timings import Timing, Timings
 from telescopic.serve import application, listening, run_on
 from telescopic.serve.connections import ARRIVED
-from telescopic.serve.worker import Closed, Worker
+from telescopic.serve.worker import Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 from packs import MEMBERS, small_pack
@@ -251,7 +251,11 @@ def test_what_else_it_answers(client: TestClient) -> None:
         (str(subnet), accuracy, ms) for (subnet, accuracy), ms in zip(MEMBERS.items(), (1.0, 2.0, 4.0), strict=True)
     ]
     assert client.get("/nowhere").json() == {"error": "Not Found"} and client.get("/predict").status_code == 405
-    kinds = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    post = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+    guide = (Path(__file__).parents[1] / "docs/serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d, ]+) \|", guide, re.M)
+    assert sorted(post["responses"]) == sorted(["200", *", ".join(rows).split(", ")])
+    kinds = post["requestBody"]["content"]
     assert kinds["application/json"]["schema"]["properties"].keys() >= {"inputs", "pixels", "deadline_ms", "quality"}
     page = client.get("/")
     assert "default-src 'none'; script-src 'self';" in page.headers["content-security-policy"]
@@ -347,8 +351,9 @@ def test_a_pass_that_fails_is_told_and_the_next_one_runs(engine: tl.Engine, monk
     worker.start()
     with monkeypatch.context() as broken:
         broken.setattr(engine, "run", lambda x, subnet: 1 // 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(Refused, match="by zero") as told:
             worker.submit(x).answer.result(30)
+        assert isinstance(told.value.__cause__, ZeroDivisionError)
     assert worker.submit(x).answer.result(30).logits.shape == (1, 3)
     worker.close()
 

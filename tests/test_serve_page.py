@@ -86,6 +86,8 @@ def test_numbers_are_shown_as_numbers(entries: dict[int, nn.Module], example: An
         page.open(address)
         page.until("document.querySelectorAll('#answer .big').length")
         shown = page.run("[...document.querySelectorAll('#answer .big')].map(p => Number(p.textContent))")
+        sent = page.run("[body(3).type, body(3).size]")
+        assert sent == ["application/x-npy", 128 + 3 * 4 * 4] if engine.input_shape == (4,) else "json" in sent[0]
         assert len(shown) == 2 and all(np.isfinite(shown)) and not page.run("document.querySelectorAll('.bar').length")
         assert page.run("[metric.textContent, against.textContent, accuracy.textContent]") == [
             "deviation", "Deviation against latency", "0.500 mm",

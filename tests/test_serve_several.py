@@ -19,7 +19,7 @@ from telescopic.engine.given import Given, taken
 from telescopic.engine.manifest import Manifest, PackError
 from telescopic.packing.bounds import bounds
 from telescopic.serve import application
-from telescopic.serve.worker import Worker
+from telescopic.serve.worker import Refused, Worker
 
 HERE, MOST = "http://localhost", 4
 JSON, NPZ = {"content-type": "application/json"}, {"content-type": "application/x-npz"}
@@ -218,24 +218,62 @@ def test_requests_of_several_share_a_pass(engine: tl.Engine) -> None:
     np.testing.assert_allclose(answers, engine.run(x).logits, atol=1e-6)
 
 
-def test_one_that_fails_does_not_fail_those_beside_it(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, good, bad = Worker(engine, slo_ms=60_000, max_batch=MOST), given(1), given(2)
-    worker._open, worker._thread = True, object()  # type: ignore[assignment]
-    jobs = [worker.submit(engine.prepared(x), turns=True, member=engine.members[1]) for x in (good, bad, good)]
-    run, own = worker._waiting.take(0.0), tl.Engine.run
+def fails(monkeypatch: pytest.MonkeyPatch, bad: dict[str, np.ndarray]) -> list[int]:
+    """Have the engine refuse a pass with some words in it, as it does where nobody knew a bound; sizes of passes."""
+    passes, own = list[int](), tl.Engine.run
 
-    def fails(self: tl.Engine, x: Any, **wish: Any) -> Any:
+    def run(self: tl.Engine, x: Any, **wish: Any) -> Any:
+        passes.append(len(x["ids"]))
         if any((row == bad["ids"][0]).all() for row in x["ids"]):
-            raise RuntimeError("an index is out of bounds")
+            raise RuntimeError("an index is out of bounds\nand more")
         return own(self, x, **wish)
 
-    monkeypatch.setattr(tl.Engine, "run", fails)
-    assert run is not None and run.examples == MOST
-    worker._run(run)
-    for job in (jobs[0], jobs[2]):
-        np.testing.assert_allclose(job.answer.result(0).logits, own(engine, good).logits, atol=1e-6)
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        jobs[1].answer.result(0)
+    monkeypatch.setattr(tl.Engine, "run", run)
+    return passes
+
+
+@pytest.mark.parametrize("bad", [0, 5, 31])
+def test_one_that_fails_does_not_fail_those_beside_it(
+    engine: tl.Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bad: int
+) -> None:
+    worker = Worker(engine, slo_ms=60_000, max_batch=32)
+    worker._open, worker._thread = True, object()  # type: ignore[assignment]
+    good, own = given(1), engine.run(given(1)).logits
+    monkeypatch.setattr("telescopic.serve.worker._SHORT_MS", 1e9)  # here, in turns
+    for _ in range(2):
+        with monkeypatch.context() as broken:
+            passes = fails(broken, given(2))
+            xs = [given(2) if each == bad else good for each in range(32)]
+            xs = [{name: array[:1] for name, array in x.items()} for x in xs]
+            jobs = [worker.submit(engine.prepared(x), turns=True, member=engine.members[1]) for x in xs]
+            while worker.turn():
+                assert len(passes) < 64 and passes[-1] >= 1
+        assert len(passes) == 11 and passes[0] == 32, passes  # 1 + 2 log2 32, each in a turn of its own
+        for each, job in enumerate(jobs):
+            if each == bad:
+                with pytest.raises(Refused, match=r"cannot compute this: an index is out of bounds$"):
+                    job.answer.result(0)
+            else:
+                np.testing.assert_allclose(job.answer.result(0).logits, own, atol=1e-6)
+    assert [record.getMessage().count("out of bounds") for record in caplog.records] == [1], "a line, not one for each"
+
+
+def test_a_turn_is_one_pass(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, passes = Worker(engine, slo_ms=60_000, max_batch=MOST), fails(monkeypatch, given(2))
+    worker._open, worker._thread = True, object()  # type: ignore[assignment]
+    monkeypatch.setattr("telescopic.serve.worker._SHORT_MS", 1e9)
+    for _ in range(2):
+        worker.submit(engine.prepared({name: array[:1] for name, array in given(2).items()}), turns=True)
+    assert [worker.turn(), worker.turn(), worker.turn()] == [True, True, False] and passes == [2, 1, 1]
+
+
+def test_what_the_network_itself_refuses_is_422_and_counted(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestClient(application(engine, slo_ms=60_000, max_batch=MOST), base_url=HERE) as client:
+        fails(monkeypatch, given(2))
+        told = client.post("/predict", json={"inputs": plain(given(2))})
+        assert told.status_code == 422 and told.json()["error"].endswith("an index is out of bounds"), told.text
+        assert client.post("/predict", json={"inputs": plain(given(1))}).status_code == 200
+        assert 'telescopic_requests_total{code="422"} 1.0' in client.get("/metrics").text
 
 
 # ------------------------------------------------------------------------------------------------- bounds of numbers

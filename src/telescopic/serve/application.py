@@ -27,7 +27,7 @@ from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
 from telescopic.serve.records import Records
 from telescopic.serve.waiting import Job, Overloaded, Served
-from telescopic.serve.worker import Closed, Worker
+from telescopic.serve.worker import Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 _SLOW = "the body is slow"
@@ -162,6 +162,8 @@ class _Predict:
             status, answer = error.status, {"error": str(error)}
             if status == 503:
                 headers = [(b"retry-after", b"1")]
+        except Refused as error:
+            status, answer = 422, {"error": str(error)}
         except Overloaded as error:
             status, answer, headers = 503, {"error": str(error)}, [(b"retry-after", b"%d" % error.retry_after)]
         except Closed as error:

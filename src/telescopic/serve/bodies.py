@@ -232,9 +232,10 @@ def with_predict(description: dict[str, Any], takes: Takes) -> dict[str, Any]:
             {"name": name, "in": "query", "required": False, "schema": about}
             for name, about in Wishes.model_json_schema()["properties"].items()
         ]
-        codes = {"200": "the answer", "401": "without the token", "403": "from another site", "421": "by another name"}
-        codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type"}
-        codes |= {"422": "not what the network takes", "503": "too much waits"}
+        codes = {"200": "the answer", "400": "no HTTP", "401": "without the token", "403": "from another site"}
+        codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type", "421": "by another name"}
+        codes |= {"422": "not what the network takes", "429": "too many at once", "431": "too long a head"}
+        codes |= {"503": "too much waits"}
         description["paths"]["/predict"] = {
             "post": {
                 "summary": "Answer",

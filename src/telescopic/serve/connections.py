@@ -5,7 +5,6 @@ hold all connections and ask nothing. What follows counts and times, and leaves 
 """
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +19,15 @@ from telescopic.limits import Limits
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
 ARRIVED = "telescopic.arrived"
-"""In a request's scope: since when, by `time.perf_counter`, it may have been waiting to be read."""
+"""In a request's scope: since when, by `time.perf_counter`, it may have been waiting for us: its head to be read, no
+sooner than it was whole, and no sooner than the requests before it on its connection were answered."""
 _SHORT = 0.001  # seconds of a turn of the loop in which nothing was read and after which no more is to be expected
 _SPARE = 100  # connections beyond all others, for those
 _LAST = 1.0  # seconds at the end in which who is connected may ask once more, and is answered that it was the last time
+_TOLD = 0.1  # seconds that uvicorn takes before it counts those of the end
 _LINGER = 0.5  # seconds after which a connection that was closed on our side is closed on the other's
 _PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
-_NEW, _HEAD, _BODY, _ANSWER, _IDLE = range(5)
+_NEW, _HEAD, _BODY, _ANSWER, _IDLE, _OVER = range(6)
 
 
 class _TooMuch(Exception):
@@ -51,7 +52,7 @@ class Turns:
     def __init__(
         self, call_soon: Callable[[Callable[[], None]], object], clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._call_soon, self._clock = call_soon, clock
+        self._call_soon, self.clock = call_soon, clock
         self._began = self._before = 0.0  # of this turn and of the one before
         self._watching = self._read = False
 
@@ -59,13 +60,13 @@ class Turns:
         """Since when something that is read now may have been there."""
         self._read = True
         if not self._watching:  # the loop has waited for it
-            self._watching, self._began = True, self._clock()
+            self._watching, self._began = True, self.clock()
             self._before = self._began
             self._call_soon(self._turn)
         return self._before
 
     def _turn(self) -> None:
-        now = self._clock()
+        now = self.clock()
         self._watching = self._read or now - self._began > _SHORT
         self._before, self._began, self._read = self._began, now, False
         if self._watching:
@@ -81,12 +82,12 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **more)
         self._state, self._since = _NEW, self.loop.time()
         self._stalled = 0.0
-        self._free = time.perf_counter()  # since when the client may ask, having its answer
         self._head = self._length = self._requests = self._pieces = self._received = 0
         self._refused: _TooMuch | None = None
         shared = self.server_state.__dict__
         self._strangers: dict[Connection, None] = shared.setdefault("strangers", {})
         self._turns: Turns = shared.get("turns") or shared.setdefault("turns", Turns(self.loop.call_soon))
+        self._free = self._turns.clock()  # since when the client may ask, having its answer
 
     def connection_made(self, transport: Any) -> None:
         """Make room for it: who has asked nothing for longest goes."""
@@ -107,6 +108,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what is no body: a line without an end, in the head or behind the body, reaches no other function."""
+        if self._state == _OVER:
+            return  # nobody can be answered any more
         self._head += len(data)
         super().data_received(data)
         if self._state in (_HEAD, _BODY) and self._head > self.limits.head and not self.transport.is_closing():
@@ -117,7 +120,6 @@ class Connection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._enter(_HEAD)
-        self.scope[ARRIVED] = max(self._free, self._turns.since())  # type: ignore[literal-required]
         self._length = 0
 
     def on_url(self, url: bytes) -> None:
@@ -138,6 +140,7 @@ class Connection(HttpToolsProtocol):
             raise self._told(429, f"at most {self.limits.pipelined} requests wait for the one before")
         self._head, self._requests = 0, self._requests + 1
         self._pieces = self._received = 0
+        self.scope[ARRIVED] = max(self._free, self._turns.since())  # type: ignore[literal-required]
         crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
         self.app = service_unavailable if crowded else self.config.loaded_app
         super().on_headers_complete()
@@ -161,9 +164,11 @@ class Connection(HttpToolsProtocol):
             self._enter(_ANSWER)
 
     def on_response_complete(self) -> None:
-        """The answer is written."""
+        """The answer is written; the next request, if it is here, has waited for nothing but that."""
+        self._free = self._turns.clock()
+        if self.pipeline:
+            self.pipeline[-1][0].scope[ARRIVED] = self._free  # type: ignore[literal-required]
         super().on_response_complete()
-        self._free = time.perf_counter()
         self._strangers.pop(self, None)
         if self._state == _ANSWER and not self.pipeline:
             self._enter(_IDLE)
@@ -211,6 +216,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         elif self._state in (_NEW, _IDLE) and self.transport.can_write_eof() and not self.transport.is_closing():
+            self._enter(_OVER)
             self.transport.write_eof()
             self.loop.call_later(_LINGER, self.transport.close)
 
@@ -258,7 +264,8 @@ class Server(uvicorn.Server):
         Connections that the system has taken in are ours, too. Each answer says that it is the connection's last, so
         that no client asks while we close; for who is between two questions there is some time to ask the last.
         """
-        loop, seconds = asyncio.get_running_loop(), (self.config.timeout_graceful_shutdown or 0) * 3 / 4
+        loop, whole = asyncio.get_running_loop(), self.config.timeout_graceful_shutdown or 0
+        began, seconds = loop.time(), whole * 3 / 4
         waiting = loop.call_later(seconds, self._give_up)
         self.server_state.__dict__["leaving"] = True
         for connection in self._connections():
@@ -269,9 +276,11 @@ class Server(uvicorn.Server):
             server.close()
         for wire in left:
             await loop.connect_accepted_socket(self._connection, wire)
-        end = loop.time() + min(_LAST, seconds)
+        end = began + min(_LAST, seconds)
         while self.server_state.connections and loop.time() < end:
             await asyncio.sleep(0.01)
+        left_seconds: Any = max(began + whole - loop.time() - _TOLD, 0)  # uvicorn says int, and takes any number
+        self.config.timeout_graceful_shutdown = left_seconds
         await super().shutdown(sockets)
         waiting.cancel()
 
@@ -290,6 +299,10 @@ class Server(uvicorn.Server):
 
 def _taken(listening: socket.socket) -> Iterator[socket.socket]:
     """Connections of a socket that nobody has accepted yet, and which closing it would reset."""
-    with contextlib.suppress(OSError):  # there are no more
-        while True:
+    while True:
+        try:
             yield listening.accept()[0]
+        except ConnectionAbortedError:  # of this one; others wait behind it
+            continue
+        except OSError:  # there are no more, or no room for them
+            return

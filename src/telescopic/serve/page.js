@@ -52,14 +52,16 @@ function inked() {
   return x1 < 0 ? null : { x: x0, y: y0, w: x1 - x0 + 1, h: y1 - y0 + 1, mx: mx / mass, my: my / mass };
 }
 
-function npy(examples) {  // pixels, in the format of numpy.save
-  let header = `{'descr': '|u1', 'fortran_order': False, 'shape': (${[examples, ...shape].join(", ")},), }`;
+function npy(type, one, examples) {  // in the format of numpy.save
+  let header = `{'descr': '${type}', 'fortran_order': False, 'shape': (${[examples, ...shape].join(", ")},), }`;
   header = header.padEnd(128 - 10 - 1) + "\n";
   const head = Uint8Array.from("\x93NUMPY\x01\x00" + String.fromCharCode(header.length & 255, header.length >> 8) + header, c => c.charCodeAt(0));
-  return new Blob([head, ...Array(examples).fill(pixels())], { type: "application/x-npy" });
+  return new Blob([head, ...Array(examples).fill(one)], { type: "application/x-npy" });
 }
-function random(examples) {  // of each input what it may be, in JSON
-  const inputs = {};
+function random(examples) {  // of each input what it may be, in JSON unless it is one of plain numbers
+  const inputs = {}, [first] = Object.values(about.inputs);
+  if (Array.isArray(shape) && first.type === "float32")  // which is read in a fraction of the time
+    return npy("<f4", Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => Math.random() - .5), examples);
   for (const [name, { type, shape, below }] of Object.entries(about.inputs)) {
     let place = 0;
     const bounds = [below].flat(Infinity), bound = () => bounds[place++ % bounds.length] || 2;  // one for all, or for each
@@ -69,7 +71,7 @@ function random(examples) {  // of each input what it may be, in JSON
   }
   return new Blob([JSON.stringify({ inputs })], { type: "application/json" });
 }
-const body = examples => isImage() ? npy(examples) : random(examples);
+const body = examples => isImage() ? npy("|u1", pixels(), examples) : random(examples);
 const isImage = () => about.takes_pixels && shape.length === 3 && [1, 3].includes(shape[0]);
 
 // ---- asking

@@ -1,5 +1,6 @@
 """What answers what waits, pass after pass: a thread; or, where a pass is shorter than the way to it, who asks."""
 
+import logging
 import math
 import threading
 import time
@@ -17,6 +18,8 @@ from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
+_SAID = 60.0  # seconds from one line in the log to the next
+_log = logging.getLogger("telescopic.serve")
 
 
 def _softmax(logits: Floats) -> NDArray[np.float64]:
@@ -38,6 +41,10 @@ _SHARES = {"classification": _softmax, "multilabel": _sigmoid}
 
 class Closed(Exception):
     """The server is shutting down and takes nothing in."""
+
+
+class Refused(Exception):
+    """A pass failed for this request alone: what it holds is nothing that the network can compute with."""
 
 
 class Worker:
@@ -80,6 +87,8 @@ class Worker:
         self._open = False
         self._running: str | None = None  # where a pass is: in the thread, or with who asked
         self._handed: Pass | None = None
+        self._parts: list[Pass] = []  # of passes that failed, to find who is to blame
+        self._said = -math.inf  # when the log was told of one
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -151,7 +160,7 @@ class Worker:
         with self._change:
             if self._running or self._handed:
                 return False  # who runs it looks for more
-            run = self._waiting.take(self.clock())
+            run = self._next()
             if run is None:
                 return False
             timing = self.engine.timing(run.member.subnet, run.examples)
@@ -165,7 +174,7 @@ class Worker:
             self._running = None
             if not self._open:
                 self._change.notify()
-            return bool(self._waiting.examples)
+            return self._more()
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -182,14 +191,34 @@ class Worker:
         while True:
             with self._change:
                 self._running = None
-                while self._running or (self._open and not self._waiting.examples and not self._handed):
+                while self._running or (self._open and not self._handed and not self._more()):
                     self._change.wait()
-                run, self._handed = self._handed or self._waiting.take(self.clock()), None
+                run, self._handed = self._handed or self._next(), None
                 if run is None and not self._open:
                     return
                 self._running = "thread" if run else None
             if run is not None:
                 self._run(run)
+
+    def _more(self) -> bool:
+        return bool(self._parts or self._waiting.examples)
+
+    def _next(self) -> Pass | None:
+        return self._parts.pop() if self._parts else self._waiting.take(self.clock())
+
+    def _failed(self, run: Pass, error: Exception) -> None:
+        """One of several may be to blame, and is alone in the end: each half is a pass of its own, run in its turn."""
+        if len(run.jobs) > 1:
+            middle = len(run.jobs) // 2
+            self._parts += [Pass(run.member, jobs) for jobs in (run.jobs[middle:], run.jobs[:middle])]
+            return
+        why = f"{run.member.label} cannot compute this: {(str(error).splitlines() or [repr(error)])[0]:.300}"
+        refused = Refused(why)
+        refused.__cause__ = error
+        run.jobs[0].answer.set_exception(refused)
+        if (now := self.clock()) > self._said + _SAID:  # not for each: strangers would fill the disk
+            self._said = now
+            _log.warning("a request was refused, and others may have been: %s", why)
 
     def _run(self, run: Pass) -> None:
         began = self.clock()
@@ -197,11 +226,7 @@ class Worker:
             inputs = together([job.x for job in run.jobs])
             answer = self.engine.run(inputs, subnet=run.member.subnet)
         except Exception as error:  # whoever waits must hear of it, and the others be served
-            if len(run.jobs) == 1:
-                run.jobs[0].answer.set_exception(error)
-            else:  # one of them may be to blame, and is alone then
-                for job in run.jobs:
-                    self._run(Pass(run.member, (job,)))
+            self._failed(run, error)
             return
         ended = self.clock()
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
