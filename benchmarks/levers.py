@@ -7,18 +7,18 @@ process on random images, in fp32; ratios are medians of ratios within a round. 
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from telescopic.papers import doubly_nested
 from telescopic.train import Objective
 from telescopic.train.balance import gradient_factors
 from telescopic.train.layout import layout_for
-from telescopic.train.loop import mean_of
+from telescopic.train.loop import average_
 from telescopic.train.objective import objective_weights
 from telescopic.train.optimizer import groups_for, remember_
 
@@ -33,8 +33,8 @@ def step(way: str, batch: int) -> Callable[[], None]:
     net, recipe = doubly_nested.experiment(way, groups=16)
     layout = layout_for(net, torch.device("cpu"), "fp32")
     net.train().to(memory_format=layout)
-    average = AveragedModel(net, multi_avg_fn=mean_of(recipe.ema), use_buffers=True) if recipe.ema else None
-    objective = Objective(net, recipe, teacher=average.module if average and recipe.teacher == "ema" else None)
+    average = copy.deepcopy(net).requires_grad_(False) if recipe.ema else None
+    objective = Objective(net, recipe, teacher=average if recipe.teacher == "ema" else None)
     objective.begin(recipe.epochs)
     factors = gradient_factors(net, objective_weights(net, recipe), recipe.group_gradient)
     optimizer = torch.optim.SGD(groups_for(net, recipe), lr=1e-3, momentum=0.9, nesterov=True, fused=True)
@@ -50,7 +50,7 @@ def step(way: str, batch: int) -> Callable[[], None]:
                 parameter.grad.mul_(factor)
         optimizer.step()
         if average is not None:
-            average.update_parameters(net)
+            average_(average, net, recipe.ema)
 
     return run
 

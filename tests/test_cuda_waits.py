@@ -44,6 +44,8 @@ METHODS = {
     "ShrinkNets": learned,
     "Doubly Nested, uniform": lambda: causal("uniform"),
     "Doubly Nested, the default": lambda: causal(doubly_nested.BEST_WAY),
+    "Doubly Nested, its moving average teaches": lambda: causal("delayed-ema"),
+    "Doubly Nested, groups apart": lambda: causal("apart-taught"),
 }
 
 

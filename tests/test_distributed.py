@@ -22,12 +22,24 @@ from telescopic.data import Dataset, Split
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.shrink.family import add_filters_to_family, filters
-from telescopic.train import CheckpointError, History, Objective, Recipe, Shrink, fit, pairwise, precision
+from telescopic.slim import slim
+from telescopic.train import CheckpointError, History, Objective, Phase, Recipe, Shrink, fit, pairwise, precision
 from telescopic.train.checkpoint import read_facts
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.1, l2=1e-3, mix=pairwise(3), distillation=0.2)
 SHRINKING = Recipe(epochs=4, batch_size=16, learning_rate=0.1, shrink=Shrink(penalty=0.4, collect=3))
 NORMED = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+DRAWN = Recipe(
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.1,
+    weights="sum",
+    drawn=1,
+    distillation=0.5,
+    teacher="ema",
+    ema=0.9,
+    phases=(Phase(name="full alone", until=1, weights="full", distillation=0.0),),
+)
 SIZES = (53, 49)
 """Training images: the last batch has 5, of which one process gets 3 and the other 2; or 1, and one gets none."""
 
@@ -54,6 +66,13 @@ def filtered(seed: int = 0) -> Nested:
     """That learns its widths: with three members, whose adapters shrink too."""
     torch.manual_seed(seed)
     return add_filters_to_family(mlp(16, (24, 20), 3), torch.rand(2, 1, 4, 4))
+
+
+def slimmed(seed: int = 0) -> Nested:
+    """Of four widths, each a pass."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
+    return slim(net, torch.rand(2, 1, 4, 4), 4, order="given")
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:
@@ -92,6 +111,10 @@ def each_process(folder: Path) -> None:
     net = network(rank)
     seen["resumed"] = without_times(fit(net, data(53), RECIPE, out=folder / "begun", resume=True, **options))
     save_file(state(net), folder / f"resumed-{rank}.safetensors")
+
+    net = slimmed(rank)
+    seen["drawn"] = without_times(fit(net, data(53), DRAWN, **options))
+    save_file(state(net), folder / f"drawn-{rank}.safetensors")
 
     # What the clocks of the processes say together decides for both: one alone would take bf16.
     precision.step_seconds = lambda *args: (1.0, 0.5) if rank == 0 else (1.0, 2.0)
@@ -171,7 +194,20 @@ def test_two_processes_train_as_one(folder: Path, num: int) -> None:
     assert moved > 0.05, "weights that hardly move would prove nothing"
 
 
-@pytest.mark.parametrize("name", [str(num) for num in SIZES] + ["resumed", "shrunk"])
+def test_two_processes_draw_the_members_that_one_draws(folder: Path) -> None:
+    """What is not run has no gradient, in each process alike; and the moving average teaches both the same."""
+    net = slimmed()
+    history = fit(net, data(53), DRAWN, keep="last", cpu=True, progress=False)
+    for rank in (0, 1):
+        seen = json.loads((folder / f"{rank}.json").read_text())["drawn"]
+        assert [row["phase"] for row in seen] == ["full alone", "", ""]
+        assert_alike(seen[1:], without_times(history)[1:])  # in the first, losses are not numbers
+        stored = load_file(folder / f"drawn-{rank}.safetensors")
+        for name, tensor in state(net).items():
+            torch.testing.assert_close(stored[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [str(num) for num in SIZES] + ["resumed", "shrunk", "drawn"])
 def test_both_processes_end_with_the_same_weights(folder: Path, name: str) -> None:
     one, other = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(one[k], other[k]) for k in one)

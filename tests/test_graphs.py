@@ -138,7 +138,7 @@ def counted(model: onnx.ModelProto) -> None:
 def crossed(model: onnx.ModelProto) -> None:
     """Sums of numbers put beside each other, many times, none of which is a size."""
     numbers = counting(model, row=np.ones((1, 4000)), column=np.ones((4000, 1)), limit=5)
-    squares = [helper.make_node("Add", ["row", "column"], [f"square{i}"]) for i in range(600)]
+    squares = [helper.make_node("Add", ["row", "column"], [f"square{i}"]) for i in range(2100)]
     for node in (*squares, numbers):
         model.graph.node.insert(2, node)
 
@@ -187,6 +187,62 @@ def squared(model: onnx.ModelProto) -> None:
     wide = helper.make_node("ConstantOfShape", ["size"], ["row"]), helper.make_node("Transpose", ["row"], ["column"])
     square = helper.make_node("MatMul", ["column", "row"], ["square"])
     of_the_batch(model, helper.make_node("Concat", ["one", "batch"], ["size"], axis=0), *wide, square)
+
+
+def past_each_other(model: onnx.ModelProto) -> None:
+    """A range of one number for each of the batches that are looked at, and of 14 million for 17 examples."""
+    for name, value in {"three": 3, "nothing": 0, "most": 2**21 * 17 - 1, "many": 2**20, "more": 2**21}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    nodes = [
+        helper.make_node("Shape", ["in0"], ["shape"]),
+        helper.make_node("Gather", ["shape", "nothing"], ["batch"]),
+        helper.make_node("Sub", ["batch", "three"], ["less"]),
+        helper.make_node("Mul", ["less", "many"], ["limit"]),
+        helper.make_node("Mul", ["batch", "more"], ["twice"]),
+        helper.make_node("Sub", ["twice", "most"], ["step"]),
+        helper.make_node("Range", ["nothing", "limit", "step"], ["zeros"]),
+    ]
+    front(model, *nodes)
+
+
+def backwards(model: onnx.ModelProto) -> None:
+    """One number from behind for each of the batches that are looked at, and 8000 for 16 examples."""
+    for name, value in {"long": 2**13, "back": -1, "fifteen": 15, "last": 2**13 - 2, "of": 0}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["long"], ["row"]),
+        helper.make_node("Sub", ["batch", "fifteen"], ["later"]),
+        helper.make_node("Mul", ["later", "long"], ["start"]),
+        helper.make_node("Sub", ["batch", "far"], ["less"]),
+        helper.make_node("Mul", ["less", "long"], ["lower"]),
+        helper.make_node("Add", ["lower", "last"], ["end"]),
+        helper.make_node("Slice", ["row", "start", "end", "of", "back"], ["part"]),
+        helper.make_node("Mul", ["one", "one"], ["size"]),
+    ]
+    of_the_batch(model, *nodes)
+
+
+def from_behind(model: onnx.ModelProto) -> None:
+    """One number for each of the batches that are looked at, and 131069 for three: there the end counts from behind."""
+    wide = {"width": [65535], "start": [65534], "turn": [196609], "down": [-65537], "of": [0]}
+    for name, value in wide.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    nodes = [
+        helper.make_node("Mul", ["batch", "width"], ["length"]),
+        helper.make_node("ConstantOfShape", ["length"], ["row"]),
+        helper.make_node("Mul", ["batch", "down"], ["lower"]),
+        helper.make_node("Add", ["lower", "turn"], ["end"]),
+        helper.make_node("Slice", ["row", "start", "end", "of"], ["part"]),
+        helper.make_node("Mul", ["one", "one"], ["size"]),
+    ]
+    of_the_batch(model, *nodes)
+
+
+def every_second(model: onnx.ModelProto) -> None:
+    """One example of one, two and 65 537, and 16 of 32: the first grow, and the last shrink."""
+    for name, value in {"from": -32769, "to": 32769, "of": 0, "second": 2}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    front(model, helper.make_node("Slice", ["in0", "from", "to", "of", "second"], ["some"]))
 
 
 def behind_the_first(model: onnx.ModelProto) -> None:
@@ -243,13 +299,17 @@ GRAPHS: dict[Callable[[onnx.ModelProto], None], str] = {
     of_data: "size of 'zeros' does not follow",
     tiled: "'t' is of shape",
     counted: "'zeros' is of shape|size of 'zeros' does not follow",
-    crossed: "do not follow within 500 computations",
+    crossed: "do not follow within 2000 computations",
     of_more_than_one: r"of shape \[1\] for one example, and \[1048577\] for two",
     of_other_batches: "the size of 'zeros'",
     of_sevenths: "the size of 'zeros'",
     of_a_table: "the size of 'zeros'",
     of_a_place: "the size of 'zeros'",
     squared: r"'square' is of shape \[1, 1\] for one example, and \[2, 2\] for two",
+    past_each_other: "what Range makes depends on the number of examples",
+    backwards: "what Slice makes depends on the number of examples",
+    from_behind: "what Slice makes depends on the number of examples",
+    every_second: "what Slice makes depends on the number of examples",
     behind_the_first: r"'rest' is of shape \[0, 1, 6, 5\] for one example",
     elsewhere: "lie in 'card.bin', not in weights.bin",
     behind: "end behind the end of weights.bin",

@@ -17,6 +17,7 @@ from telescopic import cli
 from telescopic.engine import manifest as manifests
 from telescopic.engine.manifest import MANIFEST, WEIGHTS, Manifest, PackError
 from telescopic.layers import CausalConv2d, CausalLinear, Residual, SharedHead
+from telescopic.neighbours import require_alone
 from telescopic.subnet import Subnet
 
 packing = sys.modules["telescopic.packing.pack"] if tl.pack else None
@@ -305,6 +306,30 @@ def test_answers_that_depend_on_more_than_their_example_are_refused(
     with pytest.raises(tl.ExportError, match=rf"layer \d \({type(stage).__name__}\) (mixes|gives something else)"):
         tl.export(tl.extract(net), tmp_path / "net.onnx", torch.randn(4, *SHAPE))
     assert list(tmp_path.iterdir()) == []
+
+
+class Words(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.table, self.way = nn.Embedding(9, 4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.table(x).sum(1)
+        if self.way == "mean":
+            return words - words.mean(0, keepdim=True)
+        longest = (x > 0).sum(1).amax(0, keepdim=True) if self.way == "longest" else (x > 0).sum(1)
+        return words / longest[:, None]
+
+
+@pytest.mark.parametrize("samples", [[[1, 1, 1]] * 3, [[1, 2, 3]], [[1, 2, 3], [4, 5, 0]], [[1, 2, 3], [1, 0, 0]]])
+def test_whole_numbers_are_asked_alone_too(samples: list[list[int]]) -> None:
+    x = torch.tensor(samples if len(samples) > 1 else samples * 2)
+    for way in ("mean", "longest"):
+        words = Words(way).eval()
+        with pytest.raises(ValueError, match=r"words \(Words\) mixes the examples of a batch"):
+            require_alone(words, [("words", words)], x, 1e-4)
+    words = Words("alone").eval()
+    require_alone(words, [("words", words)], x, 1e-4)
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import telescopic as tl
 from telescopic.layers import CausalConv2d, CausalLinear, SharedHead
-from telescopic.layers.heads import pass_between_groups_
+from telescopic.layers.groups import between_groups
 from telescopic.layers.narrowing import used
 from telescopic.networks import causal_resnet
 from telescopic.train.balance import loss_shares
@@ -59,9 +59,9 @@ def test_with_no_gradient_between_groups_each_width_learns_as_if_alone(condition
     targets = torch.randint(5, (6,))
 
     def gradients(weights: Tensor, share: float) -> dict[str, Tensor]:
-        pass_between_groups_(net, share)
         net.zero_grad()
-        answers = net.all(x)
+        with between_groups(net, share):
+            answers = net.all(x)
         losses = functional.cross_entropy(answers.transpose(1, 2), targets.expand(len(answers), -1), reduction="none")
         (losses.sum(1) * weights).sum().backward()
         found = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
@@ -110,13 +110,13 @@ def test_a_share_lies_between_all_and_nothing(layer: nn.Module, shape: tuple[int
     factors = torch.randn_like(call(x))
 
     def gradients(share: float) -> list[Tensor]:
-        pass_between_groups_(layer, share)
-        out = call(x)
+        with between_groups(layer, share):
+            out = call(x)
+            one, rows = layer(x), call(x)[-1]
+        if isinstance(layer, SharedHead):  # of which one width by itself is a row of all
+            single, row = (torch.autograd.grad((o * factors[-1]).sum(), [x, *layer.parameters()]) for o in (one, rows))
+            torch.testing.assert_close(single, row)
         some = torch.autograd.grad((out * factors).sum(), [x, *layer.parameters()])
-        if isinstance(layer, SharedHead):  # one width by itself is a row of all
-            one = torch.autograd.grad((layer(x) * factors[-1]).sum(), [x, *layer.parameters()])
-            rows = torch.autograd.grad((call(x)[-1] * factors[-1]).sum(), [x, *layer.parameters()])
-            torch.testing.assert_close(one, rows)
         return [out.detach(), *some]
 
     whole, part, none = gradients(1.0), gradients(0.25), gradients(0.0)
@@ -186,6 +186,43 @@ def test_a_stopped_run_ends_as_one_that_was_not(make: Any, teacher: Any, ema: fl
         with pytest.raises(CheckpointError, match=r"teacher = ema, not full|ema = 0\.9, not 0"):
             changed = replace(recipe, ema=0.0, teacher="full")
             tl.fit(make(), digits(), changed, out=tmp_path / "run", resume=True, **HOW)
+
+
+def test_the_best_epoch_is_one_in_which_all_members_learn() -> None:
+    """The full member may be better while it learns alone."""
+    seen = [(0.9, "full alone"), (0.95, "full alone"), (0.7, ""), (0.8, "")]
+    epochs = [
+        tl.train.Epoch(i, 1.0, 1.0, 0.1, 1.0, (1.0,), (score,), (score,), phase=phase)
+        for i, (score, phase) in enumerate(seen, 1)
+    ]
+    assert [tl.History(["full"], 0, epochs[:n]).best().epoch for n in (1, 2, 3, 4)] == [1, 2, 3, 4]
+
+
+def test_a_sum_weighs_each_member_drawn_as_much_as_one_alone() -> None:
+    net = tl.slim(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3)), torch.randn(4, 6), 4)
+    x, y = torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    losses = functional.cross_entropy(net.all(x).transpose(1, 2), y.expand(4, -1), reduction="none").sum(1)
+    objective = tl.Objective(net, tl.Recipe(epochs=1, weights="sum", drawn=0))
+    torch.testing.assert_close(objective(x, y)[0], losses[0] + losses[3])
+
+
+def test_nothing_of_training_stays_on_a_network() -> None:
+    net = causal_resnet(3, (2,), 1, 5, in_channels=1).double()
+    tl.Objective(net, tl.Recipe(epochs=1, group_gradient=0.5))(torch.randn(2, 1, 8, 8).double(), torch.tensor([0, 1]))
+    tl.testing.check_nested(net, (1, 8, 8))
+    assert not [part for part in net.modules() if "group_gradient" in vars(part)]
+
+
+def test_another_teacher_is_another_run(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, teacher="module")
+    teachers = [nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2)]
+    tl.fit(mlp(), digits(), recipe, teacher=teachers[0], out=tmp_path / "run", **HOW)
+    assert all(part.training for part in teachers[0].modules())
+    with pytest.raises(CheckpointError, match="teacher_weights = crc32"):
+        tl.fit(mlp(), digits(), recipe, teacher=teachers[1], out=tmp_path / "run", resume=True, **HOW)
+    net = mlp()
+    with pytest.raises(ValueError, match="has parameters of the network"):
+        tl.fit(net, digits(), recipe, teacher=net, **HOW)
 
 
 def test_where_each_width_is_a_pass_the_full_one_alone_takes_one() -> None:
@@ -279,7 +316,9 @@ def test_what_makes_no_sense_is_refused(told: dict[str, Any], said: str) -> None
         tl.Recipe(epochs=4, **told)
 
 
-@pytest.mark.parametrize("told", [{"until": 0}, {"name": ""}, {"distillation": 2.0}, {"drawn": -1}])
+@pytest.mark.parametrize(
+    "told", [{"until": 0}, {"until": 1.5}, {"name": ""}, {"name": "a" * 201}, {"distillation": 2.0}, {"drawn": -1}]
+)
 def test_a_phase_is_refused_what_makes_no_sense(told: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"phase|drawn"):
         replace(FULL, **told)

@@ -14,6 +14,8 @@ from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
 import telescopic as tl
+from telescopic.documents import examples
+from telescopic.engine.given import Given, taken
 from telescopic.engine.manifest import Manifest, PackError
 from telescopic.packing.bounds import bounds
 from telescopic.serve import application
@@ -330,6 +332,74 @@ def test_bounds_are_found_where_torch_has_them(case: str, dtype: torch.dtype) ->
     net = tl.Nested([nn.Identity()], {0: Table(function)}, {0: nn.Identity()}).eval()
     found = bounds(net, [net.grid.full], torch.ones(2, 3, dtype=dtype))
     assert found == ({} if wanted is None else {"input": wanted})
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        result: Tensor = self.table(torch.where(x["mask"] > 0, x["ids"], 0)).sum(1)
+        return result
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64])
+def test_what_is_looked_up_by_some_masks_only_has_no_bound(kind: torch.dtype) -> None:
+    net = tl.Nested([nn.Linear(4, 4)], {0: Masked()}, {0: nn.Linear(4, 2)}).eval()
+    x = {"ids": torch.tensor([[1, 2, 3], [4, 5, 6]]), "mask": torch.ones(2, 3, dtype=kind)}
+    assert bounds(net, [net.grid.full], x) == {}
+    x["ids"][0, 2], x["mask"][0, 2] = -100, 0
+    assert bounds(net, [net.grid.full], x) == {}
+
+
+def test_bounds_hold_for_every_sample() -> None:
+    net = tl.Nested([nn.Identity()], {0: Table(_by_its_sign)}, {0: nn.Identity()}).eval()
+    x = {"ids": torch.ones(2, 3, dtype=torch.int64), "sign": torch.tensor([[1.0], [-1.0]])}
+    assert bounds(net, [net.grid.full], x) == {}
+
+
+def _by_its_sign(own: Any, x: Any) -> Tensor:
+    found: Tensor = own.a(torch.where(x["sign"] > 0, x["ids"], 0)).sum(1)
+    return found
+
+
+def test_truth_is_true_whatever_byte_says_so(engine: tl.Engine) -> None:
+    x = given(2)
+    bytes_of = x["mask"].view(np.uint8) * np.uint8(2)
+    wanted = engine.run(x).logits
+    assert np.array_equal(engine.run(x | {"mask": bytes_of.view(np.bool_)}).logits, wanted)
+
+
+def test_a_tuple_of_the_one_input_is_taken() -> None:
+    inputs = {"input": Given((3,), np.dtype(np.int64))}
+    ids = np.array([[1, 2, 3], [4, 5, 6]])
+    for x in (ids, (ids,), (ids[0], ids[1])):
+        assert np.array_equal(taken(x, inputs), ids)
+    assert np.array_equal(taken((ids[0],), inputs), ids[:1])
+
+
+@pytest.mark.parametrize("said", ['{"a": [[1]], "a": [[2]]}', '{"a": [[1]], "\\u0061" : [[2]]}'])
+def test_a_name_twice_is_refused(said: str) -> None:
+    inputs = {"a": ("uint8", 1)}
+    for text in (f'{{"inputs": {said}}}', f'{{"inputs": {{"a": [[1]]}}, "more": {said}}}'):
+        with pytest.raises(ValueError, match="two values of one name"):
+            examples(text.encode(), inputs, 4)
+    once = '{"inputs": {"a": [[1]]}, "more": [{"a\\": b": "a"}, {"c": ["d"]}]}'
+    for text in (once, once.replace("more", "pixels").replace('[{"a\\": b": "a"}, {"c": ["d"]}]', "null")):
+        assert examples(text.encode(), inputs, 4)[0]["a"].tolist() == [[1]]
+    assert examples(b'{"inputs": [[1]], "more": [[{"a": 1}]]}', inputs, 4)[0]["a"].tolist() == [[1]]
+
+
+@pytest.mark.parametrize("number", [300, -1, 2**70])
+def test_bytes_are_0_to_255(number: int) -> None:
+    with pytest.raises(ValueError, match="uint8 holds"):
+        examples(json.dumps({"inputs": [[number]]}).encode(), {"a": ("uint8", 1)}, 4)
+
+
+def test_long_examples_have_no_bounds() -> None:
+    net = tl.Nested([nn.Identity()], {0: Table(lambda own, x: own.a(x).sum(1))}, {0: nn.Identity()}).eval()
+    assert bounds(net, [net.grid.full], torch.ones(1, 2**16 + 1, dtype=torch.int64)) == {}
 
 
 def test_bounds_are_of_all_packed_members() -> None:

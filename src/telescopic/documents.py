@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -99,12 +100,14 @@ def examples(text: bytes, inputs: Mapping[str, Shape], most: int) -> tuple[dict[
         raise ValueError(f"it is no JSON: {error!s:.100}") from error
     if not isinstance(data, dict):
         raise ValueError("the request: it is no object")
-    said = {word: values for word in ("inputs", "pixels") if (values := data.pop(word, None)) is not None}
+    both = {word: data.pop(word) for word in ("inputs", "pixels") if word in data}
+    said = {word: values for word, values in both.items() if values is not None}
     if len(inputs) == 1 and len(said) != 1:
         raise ValueError("a request has either inputs or pixels")
-    given = []
+    given, alone = [], 0
     for word, values in said.items():
         if not isinstance(values, dict):
+            alone += 1
             if len(inputs) > 1:
                 raise ValueError(f"{word}: this network takes {', '.join(inputs)}, by name in an object, not a list")
             values = dict.fromkeys(inputs, values)
@@ -116,7 +119,16 @@ def examples(text: bytes, inputs: Mapping[str, Shape], most: int) -> tuple[dict[
             made[name] = _array(one, word, *parted(inputs[name]))
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if len(inputs) > 1 else str(error)) from error
+    if len(re.findall(rb'"(?:[^"\\]|\\.)*"\s*:', text)) > len(both) + _names(data) + len(given) - alone:
+        raise ValueError("an object has two values of one name")
     return made, data
+
+
+def _names(data: Any) -> int:
+    """How many names objects have, one within the other."""
+    if isinstance(data, dict):
+        return len(data) + sum(map(_names, data.values()))
+    return sum(map(_names, data)) if isinstance(data, list) else 0
 
 
 def require_named(given: Sequence[str], inputs: Collection[str]) -> None:
@@ -154,7 +166,12 @@ def _array(values: Any, word: str, kind: str | None, sizes: Sequence[int]) -> "N
         raise ValueError(f"inputs are {what}, in lists as nested as an example")
     try:
         with np.errstate(over="ignore"):
-            return np.array(flat, kind or np.float64).astype(kind or np.float32).reshape(found)
+            numbers = np.array(flat, np.float64 if kind is None else np.bool_ if kind == "bool" else np.int64)
+            if kind not in (None, "bool") and numbers.size:
+                ends = np.iinfo(kind)
+                if not ends.min <= numbers.min() <= numbers.max() <= ends.max:
+                    raise OverflowError
+            return numbers.astype(kind or np.float32).reshape(found)
     except OverflowError as error:
         raise ValueError(f"inputs are numbers that {kind or 'float32'} holds") from error
 

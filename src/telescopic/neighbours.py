@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from telescopic.inputs import Tensors, each, leaves
 
+_ROWS = 4  # examples of a batch that are asked alone: beside the one on which others depend, three show it
+
 
 @torch.no_grad()
 def require_alone(
@@ -29,17 +31,25 @@ def require_alone(
     """
     first = _features(run, parts, x)
     again = _features(run, parts, x)
-    beside = _features(run, parts, each(lambda x: torch.cat([x[:1], _others(x)]), x))
     number = len(leaves(x)[0])
-    for (name, one), (_, same), (_, other) in zip(first, again, beside, strict=False):
+    strangers = each(lambda x: torch.cat([x[:1], _others(x)]), x)
+    beside = _features(run, parts, strangers)
+    company = []  # what was given for an example in it, and for the example alone
+    for batch, made, rows in ((x, first, _ROWS), (strangers, beside, 2)):
+        for row in range(min(rows, number)):
+            alone = _features(run, parts, each(lambda x, row=row: x[row : row + 1], batch))
+            company.append([(one[row : row + 1], own) for (_, one), (_, own) in zip(made, alone, strict=False)])
+    company.append([(one[:1], other[:1]) for (_, one), (_, other) in zip(first, beside, strict=False)])
+    for (name, one), (_, same), *pairs in zip(first, again, *company, strict=False):
         if _apart(one, same) > tolerance:
             raise ValueError(
                 f"{name} gives something else when it is asked again: it keeps something between calls, or draws "
                 "random numbers in eval mode (F.dropout does unless it is told training=self.training)"
             )
-        if len(one) == number and (far := _apart(one[:1], other[:1])) > tolerance:
+        apart = [_apart(ours, other) for ours, other in pairs if len(ours) == len(other) == 1]
+        if len(one) == number and (far := max(apart, default=0.0)) > tolerance:
             raise ValueError(
-                f"{name} mixes the examples of a batch: beside other neighbours it gives for the same example what "
+                f"{name} mixes the examples of a batch: alone or beside others it gives for the same example what "
                 f"differs by {far:.2g} of the largest number. In eval mode nothing may be computed over dimension 0, "
                 "and BatchNorm needs running statistics"
             )
@@ -69,14 +79,21 @@ def _features(
 
 
 def _others(x: Tensor) -> Tensor:
-    """Neighbours of the first of some inputs that are something else: random numbers; or of whole numbers its own.
+    """Neighbours of the first of some inputs that are something else: random numbers; of whole numbers its own and 0.
 
-    A column may have numbers that no other one may have, such as those of classes of its own.
+    A column may have numbers that no other one may have, such as those of classes of its own. So a neighbour has those
+    of the first in front and 0 behind, or one of them alone.
     """
     if x.is_floating_point():
         generator = torch.Generator().manual_seed(1)
         return 3 * torch.randn(x[1:].shape, generator=generator).to(x) + x[1:].flip(0)
-    return x[:1].expand_as(x)[1:]
+    others = x[:1].expand_as(x)[1:].clone()
+    long = [axis for axis in range(1, x.ndim) if x.shape[axis] > 1]
+    if long:
+        others.narrow(long[-1], -(-x.shape[long[-1]] // 2), x.shape[long[-1]] // 2).zero_()
+    else:
+        others[::2] = 0
+    return others
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

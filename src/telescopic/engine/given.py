@@ -76,6 +76,8 @@ class Given:
             if not ends.min <= least <= most <= ends.max:
                 raise ValueError(f"it is {self.dtype}, and {least} to {most} does not fit")
         array = np.ascontiguousarray(array, self.dtype)
+        if self.dtype == np.bool_:  # bytes of anyone: a library may multiply by 2 what is true as 2
+            array = array.view(np.uint8) != 0
         if self.below is not None:
             below = np.asarray(self.below)
             wrong = ((array < 0) | (array >= below)) & (below > 0)
@@ -108,7 +110,8 @@ def taken(x: Any, inputs: Mapping[str, Given]) -> Inputs:
         ValueError: if an input is missing or unknown, or not what it is to be.
     """
     alone = [*inputs] == [INPUT]
-    values = x if isinstance(x, tuple) and not alone else (x,)
+    of_one = alone and isinstance(x, tuple) and len(x) == 1 and np.ndim(x[0]) == len(inputs[INPUT].shape) + 1
+    values = x if isinstance(x, tuple) and (of_one or not alone) else (x,)
     if isinstance(x, Mapping):
         given = x
     else:

@@ -18,7 +18,7 @@ from telescopic.engine.manifest import WEIGHTS, Manifest, PackError
 _LONGEST = 2**22  # bytes of a graph, whose weights lie elsewhere
 _NODES = 10_000  # of a graph
 # Numbers of a tensor that is computed to know sizes; how many are computed, and how often sizes are asked for then.
-_SMALL, _COMPUTATIONS, _ROUNDS = 2**12, 500, 8
+_SMALL, _COMPUTATIONS, _ROUNDS = 2**12, 2000, 8
 _LARGEST, _ALL = 2**26, 2**28  # numbers in a tensor, and in all tensors of a graph, for one example
 # Without Loop, If and other graphs within graphs; without chance, lists, or sizes that depend on data.
 _NAMES = """
@@ -40,6 +40,8 @@ OPERATORS = frozenset(_NAMES.split())
 # Operators that compute sizes → how many of their inputs, from the first, may depend on the batch.
 _OF_SIZES = dict.fromkeys(("Add", "Concat", "Mul", "Sub"), _NODES) | {"Range": 0}
 _OF_SIZES |= dict.fromkeys(("Cast", "Div", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"), 1)
+# Operators → which of their inputs may depend on the batch, where onnx finds a tensor's size by it.
+_SIZED_BY = {"ConstantOfShape": 0, "Expand": 1, "Range": 1, "Reshape": 1, "Slice": 2, "Tile": 1}
 # Examples for which sizes are found. Each length is the same in all three, or in proportion to them: so it is for
 # others, for what computes a length from the batch's is a line by `_computed`, and what operators make of one another's
 # lengths are products and quotients. The last is more than anyone asks for, so that nothing is divided until it is 1.
@@ -146,6 +148,7 @@ def _check_sizes(model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], 
     if missing := makers.keys() - told[0].keys():
         raise ValueError(f"its tensors are not bounded: the size of {min(missing)!r:.50}")
     sizes = {name: [_lengths(name, values.get(name)) for values in told] for name in told[0]}
+    _check_uses(graphs, told)
     for name, lengths in sizes.items():
         _check_growth(name, lengths, may_be_empty=makers.get(name) == "Constant")
     if sum(math.prod(lengths[0]) for lengths in sizes.values()) > _ALL:
@@ -155,6 +158,50 @@ def _check_sizes(model: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], 
             tensor = values[value.name].type.tensor_type
             if tensor.elem_type != kind or tuple(dim.dim_value for dim in tensor.shape.dim) != shape:
                 raise ValueError(f"{value.name} is not of the type and shape that the manifest says, {list(shape)}")
+
+
+def _check_uses(graphs: Sequence[Any], told: Sequence[dict[str, Any]]) -> None:
+    """What depends on the batch is used where it makes straight lengths, so that three batches tell of all others.
+
+    A length may be the same for these three alone: of what lies between a start and an end that move past each other,
+    or of every second place of what grows first and shrinks then.
+    """
+    numbers = _numbers(graphs)
+    varying = {name for name, values in numbers.items() if _varies(values)}
+    whole = [
+        {value.name: value for value in model.graph.input} | values for model, values in zip(graphs, told, strict=True)
+    ]
+    growing = {
+        name: [one != two for one, two in zip(*(_lengths(name, values[name]) for values in whole[:2]), strict=True)]
+        for name in whole[0]
+    }
+    for node in graphs[0].graph.node:
+        fine = {place for place, name in enumerate(node.input) if name in varying} <= {_SIZED_BY.get(node.op_type)}
+        if fine and node.op_type == "Slice" and len(node.input) > 1:
+            fine = _cuts_straight(node, numbers, growing.get(node.input[0]))
+        if not fine:
+            raise ValueError(
+                f"its tensors are not bounded: what {node.op_type} makes depends on the number of examples"
+            )
+
+
+def _cuts_straight(node: Any, numbers: dict[str, list[Any]], growing: list[bool] | None) -> bool:
+    """Whether a slice is as long as a straight line says wherever the batch moves its end, or what it is cut from."""
+    given = [numbers.get(name) for name in node.input[1:] if name]
+    if any(one is None for one in given):
+        return False
+    known = {place: numbers[name] for place, name in enumerate(node.input[1:]) if name}
+    number = known[0][0].size
+    axes, steps = known.get(2, [np.arange(number)])[0], known.get(3, [np.ones(number, np.int64)])[0]
+    if any(one.size != number for one in (*known[1], axes, steps)):
+        return False
+    ends = zip(*(one.flat for one in known[1]), strict=True)
+    for start, end, axis, step in zip(known[0][0].flat, ends, axes.flat, steps.flat, strict=True):
+        if len({*end}) > 1 and (step != 1 or min(start, *end) < 0):
+            return False
+        if growing is not None and (not -len(growing) <= axis < len(growing) or (growing[axis] and abs(step) != 1)):
+            return False
+    return True
 
 
 def _check_growth(name: str, lengths: list[list[int]], *, may_be_empty: bool) -> None:
@@ -219,11 +266,7 @@ def _compute(models: Sequence[Any], told: Sequence[dict[str, Any]]) -> bool:
 
     graphs = [model.graph for model in models]
     whole = [{value.name: value for value in graph.input} | values for graph, values in zip(graphs, told, strict=True)]
-    known = {
-        tensors[0].name: [onnx.numpy_helper.to_array(tensor) for tensor in tensors]
-        for tensors in zip(*(graph.initializer for graph in graphs), strict=True)
-        if _is_small(tensors[0])
-    }
+    known = _numbers(models)
     left, found, number, ends = [], False, 0, {value.name for value in graphs[0].output}
     for node in [*graphs[0].node]:
         made: list[Any] | None = None
@@ -250,6 +293,21 @@ def _compute(models: Sequence[Any], told: Sequence[dict[str, Any]]) -> bool:
     return found
 
 
+def _numbers(models: Sequence[Any]) -> dict[str, list[Any]]:
+    """Whole numbers that are known, for each batch."""
+    import onnx
+
+    return {
+        tensors[0].name: [onnx.numpy_helper.to_array(tensor) for tensor in tensors]
+        for tensors in zip(*(model.graph.initializer for model in models), strict=True)
+        if _is_small(tensors[0])
+    }
+
+
+def _varies(values: Sequence[Any]) -> bool:
+    return any(not np.array_equal(values[0], other) for other in values[1:])
+
+
 def _is_small(tensor: Any) -> bool:
     """Whether it is whole numbers, of which sizes may be computed."""
     return tensor.data_type in _WHOLE and not tensor.data_location and math.prod(tensor.dims) <= _SMALL
@@ -261,7 +319,7 @@ def _computed(node: Any, given: list[list[Any]]) -> list[Any] | None:
     What is the same for all batches may come to anything. What is not must stay a line, a + b · batch: then it is one
     for every batch, and whether it is shows in three.
     """
-    vary = [any(not np.array_equal(one[0], other) for other in one[1:]) for one in given]
+    vary = [_varies(one) for one in given]
     if not any(vary):
         once = _evaluated(node, [one[0] for one in given])
         return None if once is None else [once] * len(_BATCHES)

@@ -292,7 +292,8 @@ def _graded(
         *outside.shape, *[1] * (weight.ndim - 2)
     )
     given, device = (input, weight, back, bias), input.device.type
-    if torch.is_autocast_enabled(device):  # which no function of one's own is told of
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and input.dtype != torch.float64:  # which no function of one's own is told of
         given = tuple(one if one is None else one.to(torch.get_autocast_dtype(device)) for one in given)  # type: ignore[assignment]
     result: Tensor = _Graded.apply(*given, how)  # type: ignore[no-untyped-call]
     return result

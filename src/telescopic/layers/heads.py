@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from telescopic.layers.causal import (
-    CausalConv2d,
-    CausalLinear,
     causal_mask,
     filled,
     first,
@@ -243,28 +241,3 @@ class SharedHead(nn.Linear):
         """The first groups' part as an ordinary linear layer with a copy of its weights."""
         weight, bias = self.of_width(width)
         return filled(nn.Linear(weight.shape[1], self.classes, device="meta"), self, weight, bias)
-
-
-def pass_between_groups_(net: nn.Module, share: float) -> None:
-    """Say how much of its gradient a group of channels gives on to the groups before it; outputs do not change.
-
-    Args:
-        net: with channel-causal layers, and heads that end in a `SharedHead`.
-        share: 1 is all of it; with 0 no width learns from wider ones.
-
-    Raises:
-        ValueError: if the network has several widths and not such heads, or none, and the share is below 1.
-    """
-    layers = [part for part in net.modules() if isinstance(part, CausalConv2d | CausalLinear | SharedHead)]
-    heads = list(getattr(net, "exits", nn.ModuleDict()).values())
-    others = [head for head in heads if not any(isinstance(part, SharedHead) for part in head.modules())]
-    if share < 1 and (others or not layers):
-        why = (
-            f"{type(others[0]).__name__} is a head without a SharedHead" if layers else "it has no channel-causal layer"
-        )
-        raise ValueError(
-            f"the gradient between groups of channels cannot be scaled by {share:g} in this network: {why}"
-        )
-    for layer in layers:
-        if layer.group_gradient != share:
-            layer.group_gradient = share

@@ -3,7 +3,7 @@
 Torch refuses what a table has not. Graphs take a negative number for one from the end, so a pack says what to refuse.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from telescopic.inputs import Tensors, each, named
+from telescopic.inputs import Tensors, named
 from telescopic.nested import Nested
 from telescopic.subnet import Coordinates
 
 Bounds = dict[str, int | tuple[int, ...]]
 """Input → its bound; or for each number of an example, where 0 stands for any."""
+
+_MOST = 2**16  # numbers of an example that are looked up: a manifest, which is bounded, may name a bound for each
 
 
 @torch.no_grad()
@@ -25,52 +27,77 @@ def bounds(net: Nested, members: Sequence[Coordinates], x: Tensors) -> Bounds:
     """Below which number each input must lie for all of some members, where that is 0 or more and they refuse others.
 
     Each number of an example becomes one by which it is known again where something is looked up. What is found so is
-    tried: the members must take the largest number that there is, and refuse the next one, and -1.
+    tried on each example: the members must take the largest number that there is, and refuse the next one, and -1, also
+    where masks and other inputs of no fractions are all 0 or all 1. What is looked up by some masks only has no bound.
 
     Args:
         net: in eval mode, on the CPU.
         members: of its grid.
         x: inputs `[batch, ...]` that they take.
     """
-    x = each(lambda one: one[:1], x)
     tensors, form = tree_flatten(x)
     found: Bounds = {}
 
-    def runs(place: int, values: Tensor) -> bool:
-        """Whether all members take the inputs with one of them replaced."""
-        given = tree_unflatten([*tensors[:place], values, *tensors[place + 1 :]], form)
+    def runs(given: Sequence[Tensor]) -> bool:
+        """Whether all members take the inputs."""
         try:
             for member in members:
-                net(given, member)
+                net(tree_unflatten(list(given), form), member)
         except Exception:  # of many kinds
             return False
         return True
 
-    def takes(place: int, where: Tensor, value: int) -> bool:
-        """Whether they do with a number where one of the inputs has others."""
-        kind, ends = tensors[place].dtype, torch.iinfo(tensors[place].dtype)
-        if not ends.min <= value <= ends.max:
-            return False
-        return runs(place, torch.where(where, torch.tensor(value, dtype=kind), tensors[place]))
+    def beside(place: int) -> Iterator[list[Tensor]]:
+        """The inputs, and with all other ones that are no fractions 0 and 1, such as masks, if the members take it."""
+        yield tensors
+        for number in (0, 1):
+            alike = [_is_fraction(one) or at == place for at, one in enumerate(tensors)]
+            others = [one if same else torch.full_like(one, number) for one, same in zip(tensors, alike, strict=True)]
+            if not all(alike) and runs(others):
+                yield others
+
+    def holds(place: int, where: Tensor, rows: int) -> bool:
+        """Whether they take the largest number there and refuse the next one and -1, whatever else they are given."""
+        ends = torch.iinfo(tensors[place].dtype)
+
+        def with_number(inputs: list[Tensor], number: int) -> list[Tensor]:
+            placed = torch.where(where, torch.tensor(number, dtype=inputs[place].dtype), inputs[place])
+            return [*inputs[:place], placed, *inputs[place + 1 :]]
+
+        for inputs in beside(place):
+            if not runs(with_number(inputs, min(rows - 1, ends.max))):
+                return False
+            for number in (rows, -1):
+                if ends.min <= number <= ends.max:
+                    asked = with_number(inputs, number)
+                    if any(runs([one[row : row + 1] for one in asked]) for row in range(len(tensors[place]))):
+                        return False
+        return True
 
     for place, (name, tensor) in enumerate(zip(named(x), tensors, strict=True)):
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        if _is_fraction(tensor) or tensor.dtype == torch.bool:
             continue
-        most = torch.iinfo(tensor.dtype).max
-        start = min(2**30, most // 2)
-        if tensor.numel() > start:
+        number = tensor[0].numel()
+        start = min(2**30, torch.iinfo(tensor.dtype).max // 2)
+        if number > min(start, _MOST):
             continue
-        with _Lookups(start, tensor.numel()) as seen:
-            known = runs(place, torch.arange(start, start + tensor.numel(), dtype=tensor.dtype).view_as(tensor))
+        first = [one[:1] for one in tensors]
+        first[place] = torch.arange(start, start + number, dtype=tensor.dtype).view_as(first[place])
+        with _Lookups(start, number) as seen:
+            known = runs(first)
         below = seen.below if known else torch.zeros_like(seen.below)
         for rows in sorted({*below.tolist()} - {0}):
-            where = (below == rows).view_as(tensor)
-            if not takes(place, where, min(rows - 1, most)) or takes(place, where, rows) or takes(place, where, -1):
+            where = (below == rows).view_as(first[place])
+            if not holds(place, where, rows):
                 below[where.flatten()] = 0
         numbers = below.tolist()
         if any(numbers):
             found[name] = numbers[0] if len({*numbers}) == 1 else tuple(numbers)
     return found
+
+
+def _is_fraction(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 class _Lookups(TorchFunctionMode):

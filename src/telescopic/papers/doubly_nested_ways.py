@@ -145,7 +145,9 @@ def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32
         return weights(net, **LAMBDAS[name], input_shape=input_shape) if LAMBDAS[name] else None
 
     until = round(way.share * how.epochs)
-    first = [Phase(name=way.first, until=until, weights=named(way.first), distillation=0.0)] if way.first else []
+    first = (
+        [Phase(name=way.first, until=until, weights=named(way.first), distillation=0.0)] if way.first and until else []
+    )
     same = ("drawn", "balanced", "distillation", "teacher", "ema", "group_gradient")
     told = {name: getattr(way, name) for name in same}
-    return replace(how, weights=named(way.weights), phases=tuple(first) if until else (), **told)
+    return replace(how, weights=named(way.weights), phases=tuple(first), **told)

@@ -14,7 +14,7 @@ from telescopic.tasks import Task
 from telescopic.train.folder import occupied
 from telescopic.train.history import History
 from telescopic.train.loop import Training
-from telescopic.train.objective import task_for
+from telescopic.train.objective import leaves_some_out, task_for
 from telescopic.train.precision import PRECISIONS, Precision
 from telescopic.train.recipe import Recipe
 from telescopic.train.result import Result
@@ -91,13 +91,14 @@ def fit(
     import torch.distributed.nn
 
     with needs("train"):
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     folder = None if out is None else Path(out)
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
-    accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available())
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=leaves_some_out(net, recipe))
+    accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available(), kwargs_handlers=[parallel])
     # What `accelerate launch`, or a program that has made one before, wants of it: here `precision` says it.
     accelerator.native_amp = False
     first = accelerator.process_index == 0

@@ -119,18 +119,20 @@ class History(Sequence[Epoch]):
     def best(self, by: Literal["validation", "test"] = "validation") -> Epoch:
         """The first epoch in which the full network had its best score.
 
-        By `validation` it is an honest choice; by `test` it is NSN's and CNSN's protocol, which looks at the test
-        images to choose. Without validation examples, `validation` gives the last epoch.
+        Only epochs behind the recipe's last phase count, once there are some: before, members learn otherwise than they
+        are to be. By `validation` it is an honest choice; by `test` it is NSN's and CNSN's protocol, which looks at the
+        test images to choose. Without validation examples, `validation` gives the last epoch.
 
         Raises:
             ValueError: if no epoch has finished.
         """
         if not self.epochs:
             raise ValueError("no epoch has finished yet, so there is no best one")
-        scores = [getattr(epoch, by)[self.full] for epoch in self.epochs]
+        epochs = [epoch for epoch in self.epochs if not epoch.phase] or self.epochs
+        scores = [getattr(epoch, by)[self.full] for epoch in epochs]
         if any(math.isnan(score) for score in scores):
             return self.epochs[-1]
-        return self.epochs[scores.index(self.metric.best(scores))]
+        return epochs[scores.index(self.metric.best(scores))]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

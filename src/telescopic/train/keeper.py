@@ -3,13 +3,12 @@
 import errno
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from telescopic.files import WriteError, make_folder, sweep
 from telescopic.inputs import Tensors
@@ -27,6 +26,7 @@ from telescopic.train.checkpoint import (
 from telescopic.train.history import History
 from telescopic.train.recipe import Recipe
 
+_DEFAULTS = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
 
 
@@ -50,7 +50,7 @@ class Keeper:
         self,
         out: Path | None,
         net: Nested,
-        average: AveragedModel | None,
+        average: Nested | None,
         optimizer: torch.optim.Optimizer,
         example: Tensors,
         same: dict[str, Any],
@@ -61,7 +61,7 @@ class Keeper:
         seconds: float,
     ) -> None:
         self.out, self.net, self.optimizer, self.same, self.facts = out, net, optimizer, same, facts
-        self.average, self.kept = average, net if average is None else average.module
+        self.average, self.kept = average, net if average is None else average
         self.example, self.lost = example, lost
         self.folder = out if writes else None
         self.seconds, self.saved = seconds, time.monotonic()
@@ -148,7 +148,7 @@ class Keeper:
             raise CheckpointError(
                 f"{path} is of another network: it has the members {', '.join(history.labels)!s:.200}"
             )
-        theirs = {**found["recipe"], **found}
+        theirs = {**_DEFAULTS, **found["recipe"], **found}  # what is newer than a run was as it is by default
         position = found["position"]
         begun = position.epoch - (position.batch == 0)
         for name, value in {**self.same["recipe"], **self.same}.items():

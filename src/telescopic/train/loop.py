@@ -1,17 +1,18 @@
 """The one training loop."""
 
 import atexit
+import copy
 import gc
 import math
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from telescopic.data import Dataset, Split, batch_sizes, batches, prepared
 from telescopic.data.streams import sampler_of
@@ -19,6 +20,7 @@ from telescopic.denormals import denormals_as_zero
 from telescopic.evaluate import score_sums
 from telescopic.fits import check_training, tried
 from telescopic.inputs import Tensors
+from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
 from telescopic.statistics import recalibrate_
@@ -84,7 +86,7 @@ class Training:
         out: Path | None,
         lost: Callable[[], bool],
         *,
-        teacher: nn.Module | None,
+        teacher: nn.Module | None = None,
         seed: int,
         precision: Precision,
         told: bool,
@@ -108,12 +110,9 @@ class Training:
             for part in recipe.by_phase()
         ]
         self.optimizer = optimizer_for(net, recipe, device)
-        self.average: AveragedModel | None = None
-        self.kept = net
-        if recipe.ema:
-            self.average = AveragedModel(net, multi_avg_fn=mean_of(recipe.ema), use_buffers=True).requires_grad_(False)
-            self.kept = cast(Nested, self.average.module)
-        teacher = self.kept if recipe.teacher == "ema" else teacher if teacher is None else teacher.to(device)
+        self.average = copy.deepcopy(net).requires_grad_(False) if recipe.ema else None
+        self.kept = net if self.average is None else self.average
+        self.teacher = self.kept if recipe.teacher == "ema" else teacher if teacher is None else teacher.to(device)
         self.train = data.train.to(device)
         self.apart = [_share(split, self.rank, self.world).to(device) for split in (data.validation, data.test)]
         self.sizes = batch_sizes(len(self.train), recipe.batch_size, self.least)
@@ -137,7 +136,7 @@ class Training:
         if told and data.train.loader is not None and self.position.batch:
             where = f"in epoch {self.position.epoch} behind batch {self.position.batch} of {len(self.sizes)}"
             print(f"{out} goes on {where}: the loader reads those once more", file=sys.stderr, flush=True)
-        self.joint = Objective(net, recipe, task, teacher=teacher)
+        self.joint = Objective(net, recipe, task, teacher=self.teacher)
         self.objective = self._wrapped()
 
     def run(self, progress: bool | None, on_epoch: Callable[[History], None] | None) -> None:
@@ -186,7 +185,7 @@ class Training:
         if keep == "best":
             self.keeper.restore_best()
         elif self.average is not None:
-            self.net.load_state_dict(self.kept.state_dict())
+            average_(self.net, self.average, 0)
         lay_out_(self.net, torch.contiguous_format)
         self.net.eval()
 
@@ -241,6 +240,8 @@ class Training:
         self.examples += size
         # Seeding every step leaves no random state to carry from a killed run to its continuation.
         generator = torch.manual_seed((self.seed * 1_000_003 + step) * self.world + self.rank)
+        if self.world > 1:  # all processes draw the same members
+            self.joint.generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(epoch, (batch + 0.5) / len(self.sizes))
         x = prepared(recipe.augment(inputs, generator), recipe.preprocess, self.like)
@@ -254,7 +255,9 @@ class Training:
                 parameter.grad.mul_(factor)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.net)
+            for buffer in self.net.buffers() if self.world > 1 else ():
+                torch.distributed.broadcast(buffer, 0)  # each process has measured its share of the batch
+            average_(self.average, self.net, recipe.ema if step else 0)
         if self.method.after_step(step + 1):
             self._wrap_again()
         return torch.cat((loss.detach().view(1), losses))
@@ -322,6 +325,8 @@ class Training:
         about = {"recipe": recipe.to_dict(), "seed": self.seed, "data": data.name, "train_images": len(data.train)}
         about |= {"precision": self.precision, "statistics": self.net.statistics}
         about |= {"task": self.task.facts()}
+        if self.teacher is not None and self.recipe.teacher == "module":
+            about["teacher_weights"] = f"crc32 {_checksum(self.teacher):08x}"
         return about if self.out is None else about | {"images": data.fingerprint}
 
     def _wrapped(self) -> nn.Module:
@@ -359,19 +364,22 @@ class Training:
         raise KeyboardInterrupt(f"stopped in epoch {self.position.epoch} after {done}; {how}")
 
 
-def mean_of(share: float) -> Callable[[Any, Any, Any], None]:
-    """What keeps a share of each average and takes the rest from new values; whole numbers, such as counts, are copied.
+def _checksum(module: nn.Module) -> int:
+    number = 0
+    for tensor in named_tensors(module).values():
+        number = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, number)
+    return number
 
-    (torch's own averages those too, and rounds: a count would stay at 0.)
-    """
 
-    def update(averages: list[Tensor], values: list[Tensor], steps: Any) -> None:
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, 1 - share)
-        else:
-            torch._foreach_copy_(averages, values)
-
-    return update
+@torch.no_grad()
+def average_(average: nn.Module, net: nn.Module, share: float) -> None:
+    """Keep a share of an average, and take the rest from a network of the same shape; counts are taken as they are."""
+    pairs = list(zip(named_tensors(average).values(), named_tensors(net).values(), strict=True))
+    numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([mine for mine, _ in numbers], [theirs for _, theirs in numbers], 1 - share)
+    for mine, theirs in pairs:
+        if not mine.is_floating_point():
+            mine.copy_(theirs)
 
 
 def _leave_group() -> None:

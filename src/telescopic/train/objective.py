@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from telescopic.fits import in_eval_mode
 from telescopic.inputs import Tensors
-from telescopic.layers.heads import pass_between_groups_
+from telescopic.layers.groups import between_groups, require_groups_apart
 from telescopic.nested import Mix, Nested
 from telescopic.tasks import Task, classification
 from telescopic.train.recipe import Recipe
@@ -37,11 +38,11 @@ class Objective(nn.Module):
     A module, so that data-parallel wrappers see one forward pass.
 
     Args:
-        net: the network. Its channel-causal layers are told the recipe's `group_gradient`.
-        recipe: weights, mix and distillation.
+        net: the network.
+        recipe: how members are weighed, drawn and taught. With phases it is in the first until told: see `begin`.
         task: what is learned; by default classification with the recipe's label smoothing.
         teacher: inputs as the network sees them → answers `[batch, ...]`; for recipes whose teacher is a `module`, or
-            the moving average `ema`, which `fit` keeps. It is run in eval mode, and stays as it is.
+            the moving average `ema`, which `fit` keeps. It is run in eval mode, and does not learn.
 
     Raises:
         ValueError: if the recipe's weights or mix do not fit the network, recipe and task do not fit, or the recipe
@@ -61,14 +62,18 @@ class Objective(nn.Module):
         if (teacher is not None) != (recipe.teacher in ("ema", "module")):
             given = "none is given" if teacher is None else "one is given"
             raise ValueError(f"the recipe's teacher is {recipe.teacher}, and {given}: see teacher= of Recipe")
-        self.teacher = () if teacher is None else (teacher.eval(),)  # no part of this module, for it does not learn
+        learning = {*net.parameters()}
+        if teacher is not None and any(parameter in learning for parameter in teacher.parameters()):
+            raise ValueError("the teacher has parameters of the network that is to learn from it: give it a copy")
+        self.teacher = () if teacher is None else (teacher,)  # no part of this module, for it does not learn
+        self.generator: torch.Generator | None = None  # of the members drawn; None is torch's own
         deep, full = net.grid.exits[(len(net.grid.exits) - 1) // 2 :], net.grid.full
         self.deep = [
             m
             for m, one in enumerate(net.grid)
             if (one.entry, one.width) == (full.entry, full.width) and one.exit in deep
         ]
-        pass_between_groups_(net, recipe.group_gradient)
+        require_groups_apart(net.stages, [*net.exits.values()], recipe.group_gradient)
         exact = torch.promote_types(next(net.parameters()).dtype, torch.float32)
         self.register_buffer("weights", torch.tensor(weights, dtype=exact), persistent=False)
         self.unweighted = [{m for m, weight in enumerate(some) if not weight} for some in weights]
@@ -101,7 +106,8 @@ class Objective(nn.Module):
         elif self.idle:
             asked = [m for m in members if m not in self.idle]
         # In float32 at least: bf16 is too coarse for sums over a batch.
-        outputs = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
+        with between_groups(self.net, self.recipe.group_gradient):
+            outputs = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
         losses = self.task.loss(outputs, targets).sum(1)
         if self.recipe.distillation:
             losses = torch.lerp(losses, self._taught(x, outputs, losses, asked), self.recipe.distillation)
@@ -116,17 +122,18 @@ class Objective(nn.Module):
         return (torch.stack([weights[m] for m in asked]) * losses).sum(), torch.stack(known)
 
     def _weights_of_this_step(self) -> tuple[Tensor, list[int]]:
-        """The weights, or those of the members drawn, which add up to the same; and who is drawn."""
+        """The weights, or those of the members drawn, which add up to the same (but for a sum); and who is drawn."""
         weights, drawn = self.weights[self.place], self.recipe.drawn
         members = len(weights)
         if drawn is None or drawn >= members - 2:
             return weights, [*range(members)]
         chosen = torch.zeros_like(weights)
         others = [m for m in range(1, members) if m != self.full]
-        places = [0, self.full, *(others[i] for i in torch.randperm(len(others))[:drawn].tolist())]
+        order = torch.randperm(len(others), generator=self.generator).tolist()
+        places = [0, self.full, *(others[i] for i in order[:drawn])]
         for m in places:
             chosen[m] = weights[m]
-        return chosen * (weights.sum() / chosen.sum()), places
+        return chosen if self.recipe.weights == "sum" else chosen * (weights.sum() / chosen.sum()), places
 
     def _taught(self, x: Tensors, outputs: Tensor, losses: Tensor, asked: list[int] | None) -> Tensor:
         """T²·(how far from the teacher's answers) `[members]`; a network that teaches itself keeps its own loss."""
@@ -134,7 +141,7 @@ class Objective(nn.Module):
         places = {m: place for place, m in enumerate(range(len(self.net.grid)) if asked is None else asked)}
         full = places[self.full]
         if self.teacher:
-            with torch.no_grad():
+            with torch.no_grad(), in_eval_mode(self.teacher[0]):
                 answers = self.teacher[0](x).to(outputs.dtype)[None]
             if answers.shape[1:] != outputs.shape[1:]:
                 raise ValueError(
@@ -149,6 +156,13 @@ class Objective(nn.Module):
         if self.recipe.teacher != "full":
             return distance
         return torch.cat((distance[:full], losses[full : full + 1], distance[full + 1 :]))
+
+
+def leaves_some_out(net: Nested, recipe: Recipe) -> bool:
+    """Whether a step may leave out parameters of a network, with the members that it does not run."""
+    phases = recipe.by_phase()
+    weights = [weight for phase in phases for weight in objective_weights(net, phase)]
+    return not net.causal and (not all(weights) or any(phase.drawn is not None for phase in phases))
 
 
 def task_for(task: Task | None, recipe: Recipe) -> Task:

@@ -83,8 +83,10 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        if not self.name or self.until < 1:
-            raise ValueError(f"a phase has a name and ends after 1 epoch or more, not {self.name!r} and {self.until}")
+        if not (isinstance(self.name, str) and 0 < len(self.name) <= 200):
+            raise ValueError(f"a phase has a name of 1 to 200 characters, not {self.name!r:.50}")
+        if type(self.until) is not int or self.until < 1:
+            raise ValueError(f"a phase ends after a whole number of epochs, 1 or more, not {self.until!r:.50}")
         if self.distillation is not None and not 0 <= self.distillation <= 1:
             raise ValueError(f"distillation of a phase lies in 0 to 1, not {self.distillation}")
         if self.drawn is not None and self.drawn < 0:
@@ -113,8 +115,8 @@ class Recipe:
         weight_decay: torch's weight decay, of every parameter alike; one half of it is the λ of a penalty on the sum of
             all losses, which no gradient mix scales.
         weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members; `full` is
-            1 for the full network and 0 for all others; `sum` is 1 for each, so that it learns as fast as if alone from
-            what nobody else uses.
+            1 for the full network and 0 for all others; `sum` is 1 for each, drawn or not, so that it learns as fast
+            as if alone. Where each width is a pass, members that weigh nothing are not run.
         drawn: None takes all members' losses at each step; a number takes the full network's, the smallest member's
             and as many others, drawn anew (the sandwich rule of Yu and Huang 2019), with weights of the same sum.
         balanced: divide each weight's gradient by the sum of the loss weights of the members that use it: so it learns
@@ -193,6 +195,8 @@ class Recipe:
             raise ValueError("balanced gradients know all members and their weights: not with drawn, mix or shrink")
         if isinstance(self.weights, str) and self.weights not in ("full", "sum"):
             raise ValueError(f"weights of a recipe are numbers, None, full or sum, not {self.weights!r}")
+        if not (isinstance(self.phases, tuple) and all(isinstance(phase, Phase) for phase in self.phases)):
+            raise ValueError(f"phases of a recipe are a tuple of Phase, not {self.phases!r:.50}")
         if self.teacher != "full" and not (self.distillation or any(part.distillation for part in self.phases)):
             raise ValueError(f"a teacher, {self.teacher}, is asked only where distillation is above 0")
         if self.teacher == "ema" and not self.ema:
@@ -257,5 +261,8 @@ class Recipe:
             return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
 
         values |= {name: made(kind, values[name]) for name, kind in kinds.items() if name in values}
-        values["phases"] = tuple(made(Phase, phase) for phase in values.get("phases", ()))
+        try:
+            values["phases"] = tuple(made(Phase, phase) for phase in values.get("phases", ()))
+        except TypeError as error:
+            raise ValueError(f"phases of a recipe cannot be read: {error}") from error
         return cls(**values)
