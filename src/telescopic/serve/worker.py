@@ -218,7 +218,7 @@ class Worker:
         run.jobs[0].answer.set_exception(refused)
         if (now := self.clock()) > self._said + _SAID:  # not for each: strangers would fill the disk
             self._said = now
-            _log.warning("a request was refused, and others may have been: %s", why)
+            _log.warning("a request was refused, and others may have been: %r", why)  # strangers named what is in it
 
     def _run(self, run: Pass) -> None:
         began = self.clock()
