@@ -136,7 +136,7 @@ class Step:
         optimizer = self.training.optimizer
         optimizer.zero_grad()
         torch.autograd.backward(self.training.method.minimised(loss / len(targets)))
-        for parameter, factor in self.training.factors:
+        for parameter, factor in self.training.factors[self.training.joint.place]:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
         optimizer.step()

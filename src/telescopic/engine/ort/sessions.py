@@ -43,7 +43,7 @@ def open_session(
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # errors are raised, and those of strangers would fill a log
     entries = {
         "session.use_env_allocators": "1",
         "session.use_device_allocator_for_initializers": "1",  # weights stay; in the arena they would leave holes
