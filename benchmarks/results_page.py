@@ -60,7 +60,15 @@ def everything() -> str:
         table = random_search.results(random_search.read_csv(path), data, network)
         table.title = f"Figure 2, models drawn at random: {table.title}"
         text += f"{_markdown(table)[1:]}\n"
-    text += "## Slim\n" + _slim() + _pretrained() + "\n## Speed and survival\n" + _speed()
+    text += (
+        "## Members and twins\n"
+        + _screen()
+        + "\n## Slim\n"
+        + _slim()
+        + _pretrained()
+        + "\n## Speed and survival\n"
+        + _speed()
+    )
     return text + _speed_of("CNSN", "speed_cnsn") + _speed_of("Doubly Nested Network", "speed_doubly_nested")
 
 
@@ -69,6 +77,34 @@ def _markdown(table: Table) -> str:
     head = [" ".join(str(column.header).split()) for column in table.columns]
     rows = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
     return f"\n{table.title}\n\n{_table(head, rows)}" + (f"\n{table.caption}\n" if table.caption else "")
+
+
+def _screen() -> str:
+    """Ways to train all members together, in short."""
+    found = _read("screen")
+    if found is None:
+        return ""
+    config, rows = found["config"], []
+    last, groups = 3 * config["blocks"] - 1, config["groups"]
+    places = [
+        (last, groups),
+        (last, groups * 3 // 4),
+        (last, groups // 2),
+        (last, groups // 4),
+        (last // 2 + 1, groups),
+    ]
+    for way, one in found["figures"].items():
+        by_exit = {name: row.split() for name, row in one["test %, narrowest first"].items()}
+        cells = [by_exit.get(f"exit {exit_}", [])[width - 1 : width] for exit_, width in places]
+        rows.append(
+            [f"`{way}`", *("".join(cell) or "–" for cell in cells), f"{one['mean']:.1f}", f"{one['minutes']:.1f}"]
+        )
+    head = ("way", "full", *(f"w{w}" for _, w in places[1:-1]), f"x{places[-1][0]}", "mean of all", "minutes")
+    return (
+        f"\nDoubly Nested Network with {groups} groups and {last + 2} exits, {config['images']:,} images of CIFAR-10, "
+        f"{config['epochs']} epochs, one seed, fp32; test accuracy in % of the epoch chosen on validation; one thread, "
+        f"beside other work ({found['machine']}). `alone` learns the full member's loss only:\n\n{_table(head, rows)}"
+    )
 
 
 _SLIM = {
