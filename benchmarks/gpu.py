@@ -258,6 +258,7 @@ def unpack(back: Path, out: Path) -> None:
 def stopping(seconds: float) -> Iterator[Callable[[], bool]]:
     """After so many seconds the work inside is interrupted, as by Ctrl-C, which training answers by saving."""
     until = time.monotonic() + seconds
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.daemon = True
     timer.start()
@@ -265,6 +266,7 @@ def stopping(seconds: float) -> Iterator[Callable[[], bool]]:
         yield lambda: time.monotonic() >= until
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def say(sentence: str) -> None:

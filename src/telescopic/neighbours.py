@@ -34,12 +34,26 @@ def require_alone(
     number = len(leaves(x)[0])
     strangers = each(lambda x: torch.cat([x[:1], _others(x)]), x)
     beside = _features(run, parts, strangers)
-    company = []  # what was given for an example in it, and for the example alone
+    company = [[(one[:1], other[:1]) for (_, one), (_, other) in zip(first, beside, strict=False)]]
+    _judge(first, again, company, number, tolerance)
     for batch, made, rows in ((x, first, _ROWS), (strangers, beside, 2)):
         for row in range(min(rows, number)):
             alone = _features(run, parts, each(lambda x, row=row: x[row : row + 1], batch))
             company.append([(one[row : row + 1], own) for (_, one), (_, own) in zip(made, alone, strict=False)])
-    company.append([(one[:1], other[:1]) for (_, one), (_, other) in zip(first, beside, strict=False)])
+    _judge(first, again, company, number, tolerance)
+    answer = first[-1][1]
+    if not answer.ndim or len(answer) != number:
+        raise ValueError(f"the answer for {number} examples has shape {tuple(answer.shape)}: it has no batch in front")
+
+
+def _judge(
+    first: Sequence[tuple[str, Tensor]],
+    again: Sequence[tuple[str, Tensor]],
+    company: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    number: int,
+    tolerance: float,
+) -> None:
+    """Refuse what differs when asked again, or between an example in company and the same elsewhere."""
     for (name, one), (_, same), *pairs in zip(first, again, *company, strict=False):
         if _apart(one, same) > tolerance:
             raise ValueError(
@@ -53,9 +67,6 @@ def require_alone(
                 f"differs by {far:.2g} of the largest number. In eval mode nothing may be computed over dimension 0, "
                 "and BatchNorm needs running statistics"
             )
-    answer = first[-1][1]
-    if not answer.ndim or len(answer) != number:
-        raise ValueError(f"the answer for {number} examples has shape {tuple(answer.shape)}: it has no batch in front")
 
 
 def _features(
