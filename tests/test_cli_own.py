@@ -41,7 +41,7 @@ def words():
 def embedded():
     return tl.Nested([nn.Linear(8, 8)], entries={0: nn.Embedding(6, 8)}, exits={0: nn.Linear(8, 6)})
 
-class Read(nn.Module):
+class OwnRead(nn.Module):
     def __init__(self):
         super().__init__()
         self.words, self.ages = nn.Embedding(6, 8), nn.Linear(1, 8)
@@ -51,9 +51,9 @@ class Read(nn.Module):
 
 def several():
     blocks = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)]
-    return tl.Nested(blocks, entries={0: Read()}, exits={0: nn.Linear(8, 2), 1: nn.Linear(8, 2)})
+    return tl.Nested(blocks, entries={0: OwnRead()}, exits={0: nn.Linear(8, 2), 1: nn.Linear(8, 2)})
 
-tl.register_layer(Read, [])
+tl.register_layer(OwnRead, [])
 number = 3
 """
 

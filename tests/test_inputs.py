@@ -39,7 +39,7 @@ WORDS, LENGTH = 12, 7
 SHAPE = {"ids": ("int64", LENGTH), "mask": ("bool", LENGTH)}
 
 
-class Read(nn.Module):
+class InputsRead(nn.Module):
     """Ids and a mask to hidden states and the mask."""
 
     def __init__(self, channels: int = 8) -> None:
@@ -82,7 +82,7 @@ def pooled(x: tuple[Tensor, Tensor]) -> Tensor:
 
 def family(**options: Any) -> Nested:
     torch.manual_seed(0)
-    return Nested([Mix(), Mix()], {0: Read()}, {0: Pool(), 1: Pool()}, **options)
+    return Nested([Mix(), Mix()], {0: InputsRead()}, {0: Pool(), 1: Pool()}, **options)
 
 
 def sentences(num: int = 160) -> tuple[dict[str, Tensor], Tensor]:
@@ -99,7 +99,7 @@ def sentences(num: int = 160) -> tuple[dict[str, Tensor], Tensor]:
 
 def test_a_family_of_sentences_goes_all_the_way(tmp_path: Path) -> None:
     """Trained, measured, judged by hand, extracted, saved, loaded, and exported in each format."""
-    for cls in (Read, Mix, Pool):
+    for cls in (InputsRead, Mix, Pool):
         register_layer(cls, [])
     inputs, targets = sentences()
     given = data.of(inputs, targets, classes=("without", "with"))
@@ -136,7 +136,7 @@ def test_a_family_of_sentences_goes_all_the_way(tmp_path: Path) -> None:
 
 
 def test_classes_of_ones_own_are_rebuilt(tmp_path: Path) -> None:
-    for cls in (Read, Mix, Pool):
+    for cls in (InputsRead, Mix, Pool):
         register_layer(cls, [])
     net, x = family().eval(), sentences(4)[0]
     path = save(net, tmp_path / "net.safetensors", measure(net, input_shape=SHAPE), input_shape=x)
@@ -160,7 +160,7 @@ class Peeks(Mix):
         return hidden - hidden.mean(0), mask
 
 
-class Writes(Read):
+class Writes(InputsRead):
     """Changes what others read."""
 
     def forward(self, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -172,7 +172,7 @@ class Writes(Read):
 def test_laws_are_broken_by_several_inputs_too() -> None:
     x = sentences(3)[0]
     with pytest.raises(AssertionError, match=r"Neighbours: .* stages\.0 \(Peeks\) mixes the examples of a batch"):
-        check_nested(Nested([Peeks(), Mix()], {0: Read()}, {1: Pool()}), x, rebuild=False)
+        check_nested(Nested([Peeks(), Mix()], {0: InputsRead()}, {1: Pool()}), x, rebuild=False)
     with pytest.raises(AssertionError, match="changes its input: something works in place"):
         check_nested(Nested([Mix()], {0: Writes()}, {0: Pool()}), x, rebuild=False)
 
@@ -216,19 +216,25 @@ def test_words_are_nested_priced_and_saved(tmp_path: Path) -> None:
 
 def test_nest_takes_tuples_and_own_adapters() -> None:
     net = nest(
-        [Read(), Mix(), Mix(), Pool()], input_shape=SHAPE, entries={2: Read()}, exits={1: Pool()}, statistics="shared"
+        [InputsRead(), Mix(), Mix(), Pool()],
+        input_shape=SHAPE,
+        entries={2: InputsRead()},
+        exits={1: Pool()},
+        statistics="shared",
     )
     x = sentences(4)[0]
     assert len(net.grid) == 4 and torch.equal(net.all(x)[-1], net(x))
     check_nested(net, x, rebuild=False)
     with pytest.raises(ValueError, match=r"the head of exit 1: several tensors pass here, \(2, 7, 8\), bool \(2, 7\)"):
-        nest([Read(), Mix(), Pool()], input_shape=SHAPE, exits=(1,))
+        nest([InputsRead(), Mix(), Pool()], input_shape=SHAPE, exits=(1,))
     with pytest.raises(
         ValueError, match=r"adapter of entry 1: the input is int64 \(2, 7\), and step_down makes layers"
     ):
         nest(blocks(), input_shape=("int64", LENGTH), entries=(1,))
-    with pytest.raises(ValueError, match=r"block 0 \(Read\): this Read failed on an input of shape \(2, 7\)"):
-        nest([Read(), Pool()], input_shape=(LENGTH,))
+    with pytest.raises(
+        ValueError, match=r"block 0 \(InputsRead\): this InputsRead failed on an input of shape \(2, 7\)"
+    ):
+        nest([InputsRead(), Pool()], input_shape=(LENGTH,))
 
 
 def test_a_series_of_one_dimension(tmp_path: Path) -> None:
@@ -260,7 +266,7 @@ def test_widths_of_several_tensors_are_refused() -> None:
 def test_a_family_of_sentences_is_packed_and_run(tmp_path: Path, statistics: Any) -> None:
     """Two entries share stages that pass hidden states and a mask; the engine is asked with names."""
     torch.manual_seed(0)
-    stages, entries = [Mix(), Mix(), Mix()], {0: Read(), 1: Read()}
+    stages, entries = [Mix(), Mix(), Mix()], {0: InputsRead(), 1: InputsRead()}
     net = Nested(stages, entries, {1: Pool(), 2: Pool()}, statistics=statistics).eval()
     x, _ = sentences(9)
     folder = pack(net, tmp_path / "pack", input_shape=SHAPE, samples=x, members="all")
@@ -501,7 +507,7 @@ def test_slim_takes_several_inputs_and_tensors_between_stages() -> None:
     check_nested(made, given, rebuild=False)
 
 
-class Both(Read):
+class Both(InputsRead):
     """The same of a tuple."""
 
     def forward(self, x: Any) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def page(tmp_path: Path, served: tuple[str, tl.Engine]) -> Iterator[Page]:
         yield page
 
 
-class Read(nn.Module):
+class PageRead(nn.Module):
     """Two columns, of which each has a table of its own, and numbers."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ SEVERAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("entries", "example"), [({0: nn.Linear(4, 8)}, torch.ones(2, 4)), ({0: Read()}, SEVERAL)])
+@pytest.mark.parametrize(("entries", "example"), [({0: nn.Linear(4, 8)}, torch.ones(2, 4)), ({0: PageRead()}, SEVERAL)])
 def test_numbers_are_shown_as_numbers(entries: dict[int, nn.Module], example: Any, tmp_path: Path) -> None:
     """Of a network that tells no classes apart, and whose score is an error: the better of its members is above."""
     net = tl.Nested([nn.Linear(8, 8), nn.Linear(8, 8)], entries, {0: nn.Linear(8, 2), 1: nn.Linear(8, 2)}).eval()

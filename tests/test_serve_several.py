@@ -25,7 +25,7 @@ HERE, MOST = "http://localhost", 4
 JSON, NPZ = {"content-type": "application/json"}, {"content-type": "application/x-npz"}
 
 
-class Read(nn.Module):
+class ServedRead(nn.Module):
     """Words, a mask, kinds of which each column has a table of its own, and numbers, in one sum."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ def block() -> nn.Sequential:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> tl.Engine:
     torch.manual_seed(0)
-    net = tl.Nested([block(), block()], {0: Read()}, {0: nn.Linear(6, 3), 1: nn.Linear(6, 3)}).eval()
+    net = tl.Nested([block(), block()], {0: ServedRead()}, {0: nn.Linear(6, 3), 1: nn.Linear(6, 3)}).eval()
     samples = {name: torch.from_numpy(array) for name, array in given(3).items()}
     folder = tmp_path_factory.mktemp("packs") / "several.telescope"
     preprocess = tl.Preprocess()
