@@ -202,7 +202,7 @@ def test_a_bundle_holds_it_once(tmp_path: Path) -> None:
         (
             nn.Sequential(nn.Linear(3, 16), nn.LayerNorm(16), nn.Linear(16, 2)),
             {},
-            r"stages.0.0: layer_norm in stages.0.1",
+            r"stages.0.0, stages.0.1: layer_norm in stages.0.1",
         ),
     ],
 )

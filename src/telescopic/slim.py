@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from numbers import Real
 from typing import Literal
@@ -38,15 +38,28 @@ class Narrowing:
     Attributes:
         channels: the layers that give the channels of a set, each by its path → how many of them each width has.
         whole: the layers whose channels all stay → the reason.
+        together: of the layers in `channels` whose channels stay or go several at a time, such as the heads of an
+            attention: how many.
     """
 
     channels: Mapping[tuple[str, ...], tuple[int, ...]]
     whole: Mapping[str, str]
+    together: Mapping[tuple[str, ...], int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """A line for each."""
-        lines = [f"{', '.join(layers)}: {', '.join(map(str, sizes))}" for layers, sizes in self.channels.items()]
-        return "\n".join([*lines, *(f"{layer}: whole, because of {why}" for layer, why in self.whole.items())])
+        """A line for layers that become narrow together, and for those that stay whole for one reason."""
+        lines = []
+        for layers, sizes in self.channels.items():
+            number = f", {self.together[layers]} at a time" if layers in self.together else ""
+            lines.append(f"{', '.join(layers)}: {', '.join(map(str, sizes))}{number}")
+        return "\n".join([*lines, *(f"{layers}: whole, because of {why}" for layers, why in self.reasons())])
+
+    def reasons(self) -> list[tuple[str, str]]:
+        """The layers that stay whole for one reason, and that reason."""
+        layers: dict[str, list[str]] = {}
+        for layer, why in self.whole.items():
+            layers.setdefault(why, []).append(layer)
+        return [(", ".join(some), why) for why, some in layers.items()]
 
 
 @plain()
@@ -63,8 +76,10 @@ def slim(
 
     The network is run on the example, to see which channels belong together: what a layer gives, what norms and
     depthwise convolutions do with it, what reads it, and what is added to it. A narrower member keeps the first of them
-    everywhere. Channels that are told apart by their number, such as inputs, outputs, those over which a norm is taken
-    and the heads of an attention, stay whole: `family.narrowing` says which, and why.
+    everywhere. The heads of an attention stay or go as a whole, if the code divides channels into heads of a size, not
+    into a number of heads. Channels that are told apart by their number, such as inputs, outputs and those over which
+    a norm is taken, stay whole: `family.narrowing` says which, and why. What a member computes is compared with what
+    the network does if nothing comes from the channels that are gone.
 
     The full member answers as the network does. Narrower ones have its weights and its BatchNorm statistics, which are
     not theirs: train the family, or `recalibrate` it.
@@ -107,20 +122,16 @@ def slim(
         raise ValueError(f"it is not known which channels of this network belong together: {error}") from error
     label = channels.labels()
     sets = sets_of(channels, multiple_of)
-    importance = torch.full((len(label),), -torch.inf, dtype=torch.float64)
-    if sets:
-        of_all = importances(channels, label, elements)
-        for each in sets:
-            importance[each.labels] = of_all[each.labels]
-        if order != "given":
-            source = sources(channels, importance)
-            reorder_(whole, (), inputs, channels, importance)
-            importance = importance[source]
+    importance = importances(channels, label, elements)
+    apart: dict[int, str] = {}
+    if order != "given":
+        sets, importance, apart = _ordered(whole, inputs, channels, sets, importance)
     trial = Trial(whole, inputs, channels)
     least = [each.step for each in sets]
     if of == "channels":
         least = [*map(min, zip(*(by_share(channels, sets, width, {}) for width in asked[:-1]), strict=True))]
     sets, failing = working(trial, sets, least)
+    failing |= apart
     if of == "macs":
         kept = by_macs(trial, sets, importance, asked[:-1]) if sets else [[]] * (len(asked) - 1)  # type: ignore[arg-type]
     else:
@@ -130,7 +141,7 @@ def slim(
     cut = [trial(sets, each) for each in kept]
     narrowing = _narrowing(channels, sets, [each.removed for each in cut], failing)
     if not any(each.cuts for each in cut):
-        reasons = [f"{layer}: {why}" for layer, why in narrowing.whole.items()]
+        reasons = [f"{layers}: {why}" for layers, why in narrowing.reasons()]
         more = f"; and {len(reasons) - 4} more" if len(reasons) > 4 else ""
         why = f" ({'; '.join(reasons[:4])}{more})" if reasons else ""
         raise ValueError(f"nothing in this network becomes narrow, in multiples of {multiple_of} channels{why}")
@@ -199,22 +210,54 @@ def _elements(net: nn.Module, order: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {start + name: each for name, each in order.items()}
 
 
+def _ordered(
+    whole: nn.Module, inputs: Inputs, channels: Channels, sets: list[ChannelSet], importance: Tensor
+) -> tuple[list[ChannelSet], Tensor, dict[int, str]]:
+    """Put the channels of sets in the order of their importance, which then is that of those in their places.
+
+    Returns:
+        The sets whose channels can change places, their importance; and for the labels of others, what happens.
+    """
+
+    def put(some: Sequence[ChannelSet]) -> Tensor:
+        movable = torch.full_like(importance, -torch.inf)
+        for each in some:
+            movable[each.labels] = importance[each.labels]
+        source = sources(channels, movable)
+        reorder_(whole, (), inputs, channels, movable)
+        return importance[source]
+
+    try:
+        return sets, put(sets) if sets else importance, {}
+    except ValueError:
+        done, failing = [], dict[int, str]()
+        for each in sets:
+            try:
+                importance = put([each])
+                done.append(each)
+            except ValueError as error:
+                failing |= dict.fromkeys(each.labels.tolist(), str(error.__cause__ or error))
+        return done, importance, failing
+
+
 def _narrowing(
     channels: Channels, sets: Sequence[ChannelSet], removed: Sequence[Tensor], failing: Mapping[int, str]
 ) -> Narrowing:
     label = channels.labels()
-    of: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    of: dict[tuple[int, tuple[int, ...], int], list[str]] = {}
     whole: dict[str, str] = {}
     for layer, axis in layers_of(channels):
         ids = label[axis.ids]
         place = place_of(sets, ids)
         if place is not None:
             sizes = (*(int((~gone[axis.ids]).sum()) for gone in removed), len(ids))
-            names = of.setdefault((place, sizes), [])
+            names = of.setdefault((place, sizes, int((ids == ids[0]).sum())), [])
             names += [layer] * (layer not in names)
         elif (why := channels.reason(ids) or failing.get(int(ids[0]))) is not None:
             whole[layer] = re.sub(r"\bnet\.(stages|entries|exits)\b", r"\1", why)
-    return Narrowing({tuple(names): sizes for (_, sizes), names in of.items() if sizes[0] < sizes[-1]}, whole)
+    narrow = {tuple(names): (sizes, number) for (_, sizes, number), names in of.items() if sizes[0] < sizes[-1]}
+    together = {names: number for names, (_, number) in narrow.items() if number > 1}
+    return Narrowing({names: sizes for names, (sizes, _) in narrow.items()}, whole, together)
 
 
 def _family(base: Nested, cut: Sequence[Cuts], statistics: Statistics) -> Nested:

@@ -85,3 +85,5 @@ def _resize(part: Any) -> None:
         part.num_features = next(len(tensor) for tensor in own if tensor is not None)
     elif isinstance(part, nn.PReLU):
         part.num_parameters = len(part.weight)
+    elif isinstance(part, nn.Embedding | nn.EmbeddingBag):
+        part.num_embeddings, part.embedding_dim = part.weight.shape

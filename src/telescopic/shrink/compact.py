@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -210,7 +210,8 @@ def watched(model: nn.Module, inputs: Inputs) -> Channels:
         missed = {known: name for known, name in missed.items() if known not in watch.reached}
     if missed and channels.axes:
         names = ", ".join([*missed.values()][:3]) + ", …" * (len(missed) > 3)
-        channels.hold(torch.cat([axis.ids for axis in channels.axes.values()]), f"{names}, which {UNREACHED}")
+        every = torch.cat([axis.ids for axis in channels.axes.values()])
+        channels.hold(every, f"{names}, which {UNREACHED}", first=True)
     return channels
 
 
@@ -228,9 +229,12 @@ def cuts_of(channels: Channels, removed: Tensor) -> Iterator[Cut]:
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> list[Tensor]:
-    """What a network gives in eval mode; in another precision if one is named."""
-    tensors = {name: t.to(dtype) for name, t in named_tensors(model).items() if dtype and t.is_floating_point()}
+def outputs(
+    model: nn.Module, inputs: Inputs, dtype: torch.dtype | None, others: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """What a network gives in eval mode; in another precision if one is named, or with other tensors."""
+    given = named_tensors(model) if others is None else others
+    tensors = {name: t.to(dtype if t.is_floating_point() and dtype else t.dtype) for name, t in given.items()}
     run = Run(model, inputs, dtype)
     with unchanged(model, training=False):
         made = torch.func.functional_call(run, {f"model.{name}": t for name, t in tensors.items()}, ())
@@ -240,9 +244,9 @@ def _outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None) -> lis
 def answers(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], torch.dtype | None]:
     """Outputs in double precision, whatever processors make of single, or in the network's own if it needs that."""
     try:
-        return _outputs(model, inputs, torch.float64), torch.float64
+        return outputs(model, inputs, torch.float64), torch.float64
     except Exception:  # such as a tensor of another type that its forward pass makes
-        return _outputs(model, inputs, None), None
+        return outputs(model, inputs, None), None
 
 
 def prove(model: nn.Module, inputs: Inputs, before: tuple[list[Tensor], torch.dtype | None]) -> None:
@@ -251,7 +255,18 @@ def prove(model: nn.Module, inputs: Inputs, before: tuple[list[Tensor], torch.dt
     Raises:
         Surprise: if its outputs changed by more than rounding.
     """
-    for now, then in zip(_outputs(model, inputs, before[1]), before[0], strict=True):
+    require_equal(outputs(model, inputs, before[1]), before[0])
+    with unchanged(model, training=True), torch.no_grad():
+        Run(model, inputs)()
+
+
+def require_equal(found: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Compare outputs.
+
+    Raises:
+        Surprise: if they differ by more than rounding.
+    """
+    for now, then in zip(found, before, strict=True):
         if now.shape != then.shape:
             raise Surprise(f"the network's outputs, which would be {tuple(now.shape)} instead of {tuple(then.shape)}")
         if now.is_floating_point() and then.numel():
@@ -260,8 +275,6 @@ def prove(model: nn.Module, inputs: Inputs, before: tuple[list[Tensor], torch.dt
             bound = max(torch.finfo(now.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5 * max(size, 1e-6)
             if not difference <= bound and then.isfinite().all():
                 raise Surprise(f"the network's outputs, which would change by {difference:.3g}, of {size:.3g}")
-    with unchanged(model, training=True), torch.no_grad():
-        Run(model, inputs)()
 
 
 def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Callable[[], None]:

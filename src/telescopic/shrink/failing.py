@@ -85,11 +85,12 @@ def reason(model: nn.Module, error: Exception, before: list[_Shaping], after: li
         if old.numbers == new.numbers and old.given != new.given and not _adapts(old, new):
             return (
                 f"{old.name}{old.numbers} in {old.where}, whose numbers stay when its input shrinks from "
-                f"{list(old.given)} to {list(new.given)}; take them from the input's shape, as flatten(1) does"
+                f"{list(old.given)} to {list(new.given)}; take them from the input's shape, as flatten(1) does, or "
+                "write -1 for the one that is to shrink"
             )
     if isinstance(error, Surprise):
         return str(error)
-    return f"{where(model, error) or 'the network'}, which fails without the dead channels: {first_line(error)}"
+    return f"{where(model, error) or 'the network'}, which fails with fewer channels: {first_line(error)}"
 
 
 def _adapts(old: _Shaping, new: _Shaping) -> bool:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from telescopic.layers.filter import Filter, TokenFilter
-from telescopic.shrink.flow import FREE, Flow, alive, along, every, lean, spread, varies
+from telescopic.shrink.flow import FREE, Flow, alive, along, every, spread, varies
 from telescopic.shrink.mixing import FUNCTIONS as MIXING
-from telescopic.shrink.watch import Call, Rule, Watch
+from telescopic.shrink.mixing import broadcast
+from telescopic.shrink.watch import Call, Counted, Rule, Watch
 
 _SINGLE = (
     "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign logsigmoid "
@@ -28,8 +29,9 @@ _POOLS = (
 _MOVES = (
     "view reshape flatten unflatten permute transpose swapaxes t T mT squeeze unsqueeze chunk split tensor_split "
     "unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll pixel_shuffle "
-    "pixel_unshuffle ravel"
+    "pixel_unshuffle ravel repeat repeat_interleave tile"
 )
+_CHOICES = "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not"
 
 
 def register_rule(layer: type[nn.Module], rule: Rule) -> None:
@@ -78,7 +80,7 @@ def _several(watch: Watch, call: Call) -> Flow:
     operands = [watch.flow(arg) if isinstance(arg, Tensor) else arg for arg in call.args[:2]]
     shape = call.out.shape
     flows = [flow for flow in operands if isinstance(flow, Flow)]
-    ids = _broadcast(watch, call, [flow.ids for flow in flows], shape)
+    ids = broadcast(watch, call, [flow.ids for flow in flows], shape)
     zeros = [flow.zero.expand(shape) for flow in flows]
     if call.name in ("mul", "imul", "rmul", "div", "true_divide", "truediv"):
         zero = torch.stack(zeros if "mul" in call.name else zeros[:1]).any(0) if flows else zeros[0]
@@ -100,22 +102,6 @@ def _plain(call: Call) -> Callable[..., Tensor]:
     return found or (lambda a, b, **kwargs: torch.as_tensor(b - a))
 
 
-def _broadcast(watch: Watch, call: Call, operands: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Joins the channels of operands element by element; one that is spread over channels of others stays."""
-    full = [ids.view([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in operands]
-    for d in range(len(shape)):
-        if any(ids.shape[d] > 1 and varies(ids, d) for ids in full):
-            for i, ids in enumerate(full):
-                if ids.shape[d] == 1:
-                    watch.channels.hold(ids, f"{call.name} in {watch.where()}, which spreads it over all channels")
-                    full[i] = torch.full((), FREE).expand(ids.shape)
-    first, *others = lean(*(ids.expand(shape) for ids in full))
-    for other in others:
-        watch.channels.join(first, other)
-        first = torch.where(first == FREE, other, first)
-    return first.expand(shape)
-
-
 def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
     """What puts elements elsewhere and computes nothing: the same is done to what is known of them."""
     func = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}.get(call.name, call.func)
@@ -135,12 +121,16 @@ def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
         made = func(*tree_map(chosen, call.args), **tree_map(chosen, call.kwargs))
         results.append([made] if isinstance(made, Tensor) else list(made))
     if isinstance(call.args[0], Tensor):
-        _picked(watch, call, watch.flow(call.args[0]).ids, results[0])
+        results[0] = _picked(watch, call, watch.flow(call.args[0]).ids, results[0])
     return [Flow(*parts) for parts in zip(*results, strict=True)]
 
 
-def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> None:
-    """Channels that are told apart by their number, as in halves or the first four, stay in step or stay at all."""
+def _picked(watch: Watch, call: Call, ids: Tensor, made: list[Tensor]) -> list[Tensor]:
+    """Channels that are told apart by their number, as in halves or the first four, stay in step or stay at all.
+
+    Those that are put along several dimensions, of which one follows their number, are as many as are along that one:
+    groups of one size, such as the heads of an attention, if it is the first; and in step, group by group, if not.
+    """
     given = [d for d in range(ids.ndim) if varies(ids, d)]
     vector = along(ids, given[0]) if len(given) == 1 else None
     if all(torch.equal(torch.unique(out), torch.unique(ids)) for out in made):
@@ -148,21 +138,30 @@ def _picked(watch: Watch, call: Call, ids: Tensor, made: Sequence[Tensor]) -> No
         if len(split) <= max(len(given), 1):
             # Unlike turned round, their order depends on how many there are.
             if call.name not in ("roll", "getitem") or torch.equal(_rows(made[0], split), _rows(ids, given)):
-                return
-        elif len(split) == 2 and vector is not None and torch.equal(_rows(made[0], split), vector):
-            rows = vector.view(made[0].shape[split[0]], -1)  # which may be put into another order next
-            first, *others = rows.T if _open(watch, call) == split[0] else rows
-            for other in others:
-                watch.channels.join(first, other)
-            return
-    elif vector is not None and call.name == "chunk" and len(vector) % len(made) == 0:
+                return made
+        elif vector is not None and torch.equal(_rows(made[0], split), vector):
+            dim = _open(watch, call, split)
+            rows = vector.view([made[0].shape[d] for d in split]).movedim(split.index(dim), 0).flatten(1)
+            watch.channels.join(rows[:, :1].expand_as(rows), rows)
+            return [spread(rows[:, 0], made[0].shape, dim)]  # which may be put into another order next
+    elif vector is not None and len(vector) % len(made) == 0 and _evenly(call):
         watch.channels.equal(vector, len(made))
-        return
+        return made
     watch.channels.hold(ids, f"{call.name} in {watch.where()}, which tells channels apart by their number")
+    return made
 
 
-def _open(watch: Watch, call: Call) -> int | None:
-    """Which dimension of the result a -1 leaves to torch, or a layer to `sizes.following`, if a shape is asked for."""
+def _evenly(call: Call) -> bool:
+    """Whether it gives halves, or the like, of however many there are."""
+    return call.name == "chunk" or isinstance(call.given(1, "split_size_or_sections"), Counted)
+
+
+def _open(watch: Watch, call: Call, split: Sequence[int]) -> int:
+    """Which of some dimensions of the result follows the number of channels.
+
+    That is one whose size was computed from it, one that a -1 leaves to torch or a layer to `sizes.following`, or the
+    last.
+    """
     sizes: Sequence[Any] = call.args[1:] or tuple(call.kwargs.values())
     before = 0
     if call.name == "unflatten":
@@ -171,7 +170,11 @@ def _open(watch: Watch, call: Call) -> int | None:
             return int(before)
     elif sizes and isinstance(sizes[0], list | tuple):
         sizes = sizes[0]
-    return before + sizes.index(-1) if call.name in ("view", "reshape", "unflatten") and -1 in sizes else None
+    if call.name not in ("view", "reshape", "unflatten"):
+        return split[-1]
+    found = {d: size for d, size in enumerate(sizes, before) if d in split}
+    counted = [d for d, size in found.items() if isinstance(size, Counted)]
+    return next(iter([*counted, *(d for d, size in found.items() if size == -1), split[-1]]))
 
 
 def _shuffled(watch: Watch, call: Call) -> Sequence[Flow] | None:
@@ -224,6 +227,23 @@ def _reduced(watch: Watch, call: Call) -> Flow | None:
     return Flow(x.ids.amax(over, keep), x.zero.long().amin(over, keep).bool())
 
 
+def _chosen(watch: Watch, call: Call) -> Flow:
+    """Comparisons, and choices between numbers, element by element."""
+    operands = [watch.flow(leaf).ids for leaf in call.args if isinstance(leaf, Tensor)]
+    return alive(broadcast(watch, call, operands, call.out.shape))
+
+
+def _within(watch: Watch, call: Call) -> Flow | None:
+    """What mixes numbers along dimensions, if channels lie along others: for each channel, or each head, by itself."""
+    x = watch.flow(call.args[0])
+    over = call.given(2, "dim", 1) if call.name == "normalize" else call.given(1, "dim")
+    if call.name in ("layer_norm", "rms_norm"):
+        over = range(-len(call.given(1, "normalized_shape")), 0)
+    given = {d for d in range(len(x.shape)) if varies(x.ids, d)}
+    dims = {d % len(x.shape) for d in ([over] if isinstance(over, int) else over)}
+    return None if not given or given & dims else alive(x.ids)
+
+
 def _like(watch: Watch, call: Call) -> Flow:
     """A new tensor of the same shape, whatever it contains."""
     return alive(watch.flow(call.args[0]).ids)
@@ -242,9 +262,10 @@ def _filter(watch: Watch, call: Call) -> Flow | None:
 
 
 FUNCTIONS: dict[str, Rule] = dict(MIXING)
-for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), (_MOVES, _moved)):
+for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), (_MOVES, _moved), (_CHOICES, _chosen)):
     FUNCTIONS.update(dict.fromkeys(_names.split(), _rule))
 FUNCTIONS |= dict.fromkeys(_POOLS.split(), each_channel)
+FUNCTIONS |= dict.fromkeys(("softmax", "log_softmax", "cumsum", "normalize", "layer_norm", "rms_norm"), _within)
 FUNCTIONS |= {"channel_shuffle": _shuffled, "native_channel_shuffle": _shuffled}
 FUNCTIONS |= {"pad": _padded, "sum": _reduced, "mean": _reduced, "amax": _reduced, "amin": _reduced}
 FUNCTIONS |= dict.fromkeys(("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"), _like)

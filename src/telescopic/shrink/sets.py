@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.cost.macs import Counter
-from telescopic.inputs import first_line
 from telescopic.layers.cuts import Cut, named_tensors, resize_
 from telescopic.shrink.channels import Axis, Channels
-from telescopic.shrink.compact import cuts_of
+from telescopic.shrink.compact import answers, cuts_of, outputs, require_equal
 from telescopic.shrink.example import Inputs, Run, unchanged
+from telescopic.shrink.failing import Shapings, Surprise, reason
 from telescopic.shrink.log import apply_
 from telescopic.shrink.sizes import following, written
 from telescopic.wrappers import copied
@@ -45,7 +45,8 @@ def sets_of(channels: Channels, multiple_of: int) -> list[ChannelSet]:
 
 def _set(channels: Channels, labels: Tensor, multiple_of: int) -> ChannelSet:
     label = channels.labels()
-    groups = [len(rows) for rows in channels.rows() if torch.isin(rows, labels).any()]
+    # Of a label that is in each of the rows equally many go from each, whatever goes.
+    groups = [len(rows) for rows in channels.rows() if torch.isin(rows, labels).any() and (rows != rows[0]).any()]
     # How many channels of a layer one label stands for, such as one of each group that are shuffled together.
     given = max(int((label[axis.ids] == labels[0]).sum()) for axis in channels.axes.values() if axis.makes)
     least = math.lcm(1, *groups)
@@ -149,12 +150,19 @@ class Trial:
         self.net, self.inputs, self.channels = net, inputs, channels
         self.label = channels.labels()
         self.wanted, self.macs = _run(net, inputs)
+        self.tensors = {name: _moving(tensor) for name, tensor in named_tensors(net).items()}
+        self.dtype = answers(net, inputs)[1]
 
-    def __call__(self, sets: Sequence[ChannelSet], kept: Sequence[int]) -> Cuts:
+    def __call__(self, sets: Sequence[ChannelSet], kept: Sequence[int], *, prove: bool = True) -> Cuts:
         """The network with so many of each set.
 
+        Args:
+            sets: the sets.
+            kept: how many labels of each.
+            prove: whether to compare what it computes with what the whole does if nothing comes from the others.
+
         Raises:
-            ValueError: if it does not run so, or gives something of another form.
+            ValueError: if it does not run so, or gives something else.
         """
         gone = torch.zeros(len(self.label), dtype=torch.bool)
         for each, number in zip(sets, kept, strict=True):
@@ -172,11 +180,47 @@ class Trial:
         try:
             with following(trial):
                 found, macs = _run(trial, self.inputs)
+                if found != self.wanted:
+                    raise Surprise(f"the network's outputs, which would be {found} instead of {self.wanted}")
+                if prove:
+                    self._prove(trial, cuts)
         except Exception as error:  # it is anyone's code
-            raise ValueError(f"the network does not run with fewer of them: {first_line(error)}") from error
-        if found != self.wanted:
-            raise ValueError(f"the network would give {found} instead of {self.wanted}")
+            before, after = (Shapings(net).during(Run(net, self.inputs)) for net in (self.net, trial))
+            raise ValueError(reason(trial, error, before, after)) from error
         return Cuts(removed, cuts, {path: now for path, now in written(trial).items() if now != sizes[path]}, macs)
+
+    def _prove(self, trial: nn.Module, cuts: Sequence[Cut]) -> None:
+        """Compare the narrow network with the whole in which nothing is read of the others, or all of theirs is 0.
+
+        Raises:
+            Surprise: if both differ, so that the network depends on how many channels there are.
+        """
+        reads = {(axis.name, axis.dim) for axis in self.channels.axes.values() if not axis.makes}
+        readers = [cut for cut in cuts if (cut.name, cut.dim) in reads and self.tensors[cut.name].ndim > 1]
+        few = outputs(trial, self.inputs, self.dtype, {n: t[at] for n, t, at in self._kept(cuts)})
+        for some in (readers, cuts):
+            whole = {n: torch.zeros_like(t).index_put((at,), t[at]) for n, t, at in self._kept(some)}
+            whole = {n: whole[n].view_as(t) for n, t in self.tensors.items()}
+            try:
+                return require_equal(few, outputs(self.net, self.inputs, self.dtype, whole))
+            except Surprise as error:
+                differing = error
+        raise Surprise(f"{differing}: something in it, such as a scale, depends on how many there are") from differing
+
+    def _kept(self, cuts: Sequence[Cut]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Tensors by name, in a row, and the indices of what stays of them."""
+        left = {name: torch.arange(t.numel(), device=t.device).view(t.shape) for name, t in self.tensors.items()}
+        for cut in cuts:
+            left[cut.name] = cut.of(left[cut.name])
+        return ((name, t.reshape(-1), left[name]) for name, t in self.tensors.items())
+
+
+def _moving(tensor: Tensor) -> Tensor:
+    """A parameter that is not 0, as many are in a network that has not learned yet, and hide what others do."""
+    if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
+        return tensor.detach()
+    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
+    return torch.where(tensor == 0, 0.05 * (noise - 0.5), tensor * (1 + 0.1 * noise)).detach()
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def by_macs(trial: Trial, sets: Sequence[ChannelSet], importance: Tensor, shares
         sizes.append(tuple(kept))
         if kept[i] > sets[i].step:
             heapq.heappush(heap, last(i))
-    least = trial(sets, sizes[-1]).macs
+    least = trial(sets, sizes[-1], prove=False).macs
     if least > shares[0] * trial.macs:
         raise ValueError(
             f"the narrowest member needs {least / trial.macs:.3f} of all multiply-adds, not {shares[0]:g}: "
@@ -101,7 +101,7 @@ def by_macs(trial: Trial, sets: Sequence[ChannelSet], importance: Tensor, shares
 
     def saved(place: int) -> float:
         if place not in needed:
-            needed[place] = trial(sets, sizes[place]).macs
+            needed[place] = trial(sets, sizes[place], prove=False).macs
         return -needed[place] / trial.macs
 
     return [list(sizes[bisect_left(range(len(sizes)), -share, key=saved)]) for share in shares]

@@ -16,7 +16,7 @@ from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.channels import INPUT, OUTPUT, Channels
 from telescopic.shrink.example import Inputs
-from telescopic.shrink.flow import FREE, Flow, alive, spread
+from telescopic.shrink.flow import FREE, Flow, alive, spread, varies
 
 Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]
 """What a function or a layer does to channels: from a call to what its outputs are, or None if it cannot tell."""
@@ -27,6 +27,18 @@ _ESCAPES = {"__setitem__", "numpy", "__array__", "tolist", "data_ptr", "untyped_
 
 
 _PLAIN = (type(None), bool, int, float, str)
+
+
+class Counted(int):
+    """A number of channels, as a network asks a tensor for it, or what it divides and multiplies that by."""
+
+    def __floordiv__(self, other: int) -> int:
+        return Counted(int(self) // other)
+
+    def __mul__(self, other: int) -> int:
+        return Counted(int(self) * other)
+
+    __rmul__ = __mul__
 
 
 class Unfollowed(ValueError):
@@ -151,9 +163,17 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             name = func.__self__.__name__
+        if name in ("shape", "size") and id(inputs[0]) in self.known:
+            return self._counted(out, self.known[id(inputs[0])][1].ids, args[1:] or tuple(kwargs.values()))
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)) or name in _ESCAPES:
             self._note(Call(name.strip("_"), func, args, kwargs, out), inputs)
         return out
+
+    def _counted(self, out: Any, ids: Tensor, dim: tuple[int, ...]) -> Any:
+        """The sizes, or that of one dimension; those along which channels lie are told from others."""
+        if isinstance(out, int):
+            return Counted(out) if varies(ids, dim[0]) else out
+        return torch.Size(Counted(size) if varies(ids, d) else size for d, size in enumerate(out))
 
     def _note(self, call: Call, inputs: list[Tensor]) -> None:
         """Keep what is known of the outputs of a call, and of its inputs."""
