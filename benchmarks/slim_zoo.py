@@ -129,7 +129,7 @@ class Recurrent(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A classifier of the library transformers, given pictures or vectors of tokens."""
+    """A classifier of the library transformers, given pictures or words."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -144,11 +144,10 @@ class Encoder(nn.Module):
             self.model = transformers.BertForSequenceClassification(
                 transformers.BertConfig(vocab_size=50, num_labels=10, **sizes)
             )
-        self.tokens = kind == "bert"
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs to scores."""
-        return self.model(inputs_embeds=x).logits if self.tokens else self.model(x).logits  # type: ignore[no-any-return]
+        return self.model(x).logits  # type: ignore[no-any-return]
 
 
 IMAGE = (3, 16, 16)
@@ -182,7 +181,7 @@ def encoder() -> nn.Sequential:
     return chain(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), nn.Flatten(), nn.Linear(256, 10))
 
 
-ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "ResNet-20": (lambda: networks.resnet(20), IMAGE),
     "ResNet-20 that pads": (lambda: networks.resnet(20, shortcut="pad"), IMAGE),
     "VGG with flatten": (vgg, IMAGE),
@@ -203,8 +202,13 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "transformer of torch": (encoder, (8, 32)),
     "ViT of transformers": (lambda: Encoder("vit"), IMAGE),
-    "BERT of transformers": (lambda: Encoder("bert"), (8, 32)),
+    "BERT of transformers": (lambda: Encoder("bert"), ("int64", 8)),
 }
+
+
+def example(shape: tuple[Any, ...], number: int) -> Tensor:
+    """Numbers, or words of a vocabulary of 50."""
+    return torch.randint(50, (number, *shape[1:])) if "int64" in shape else torch.randn(number, *shape)
 
 
 def examined(name: str) -> dict[str, Any]:
@@ -214,9 +218,9 @@ def examined(name: str) -> dict[str, Any]:
     net = build()
     with torch.no_grad():
         for _ in range(3):
-            net.train()(torch.randn(8, *shape))
+            net.train()(example(shape, 8))
     net.eval()
-    x = torch.randn(3, *shape)
+    x = example(shape, 3)
     start = time.process_time()
     try:
         family = tl.slim(net, x, 4)
