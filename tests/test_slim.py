@@ -76,6 +76,19 @@ class Encoder(nn.Module):
         return out
 
 
+class Halves(nn.Module):
+    """One half passes, and the halves are shuffled (ShuffleNetV2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(channels // 2, channels // 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        y = torch.cat((left, self.one(right)), 1)
+        return y.view(len(y), 2, y.shape[1] // 2, *y.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
 def pooled(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
 
@@ -110,6 +123,10 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], dict[str, tuple[int, ...]], set[
     "shuffled": (
         lambda: nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ChannelShuffle(4), nn.ReLU(), pooled(32)),
         (3, 8, 8), {"0": (16, 32)}, {"3.2"},
+    ),
+    "shuffled halves, twice": (
+        lambda: nn.Sequential(stem(32), Halves(32), Halves(32), pooled(32)),
+        (3, 8, 8), {"0.0": (16, 32), "1.one": (8, 16), "2.one": (8, 16)}, {"3.2"},
     ),
     "transformer": (
         lambda: nn.Sequential(Encoder(), Encoder(), nn.Flatten(), nn.Linear(48, 4)), (3, 16),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from telescopic.cost.macs import Counter
 from telescopic.layers.cuts import Cut, named_tensors, resize_
@@ -45,16 +46,16 @@ def sets_of(channels: Channels, multiple_of: int) -> list[ChannelSet]:
 
 def _set(channels: Channels, labels: Tensor, multiple_of: int) -> ChannelSet:
     label = channels.labels()
-    # Of a label that is in each of the rows equally many go from each, whatever goes.
-    groups = [len(rows) for rows in channels.rows() if torch.isin(rows, labels).any() and (rows != rows[0]).any()]
-    # How many channels of a layer one label stands for, such as one of each group that are shuffled together.
-    given = max(int((label[axis.ids] == labels[0]).sum()) for axis in channels.axes.values() if axis.makes)
-    least = math.lcm(1, *groups)
-    layers = (label[axis.ids] for axis in channels.axes.values() if axis.makes)
-    # How many layers stand beside each other in the widest.
-    beside = -(-len(labels) // min(len(torch.unique(each)) for each in layers if torch.isin(each, labels).any()))
-    step = beside * math.lcm(math.lcm(multiple_of, given) // given, least)
-    return ChannelSet(labels, min(len(labels), step), least)
+    labels, least = _by_turns(labels, channels.rows())
+    given = [
+        torch.bincount(label[axis.ids], minlength=len(label))[labels] for axis in channels.axes.values() if axis.makes
+    ]
+    numbers = torch.stack([each for each in given if each.any()])
+    # A label may stand for several channels of a layer, as in a head; then what has one number for it does not count.
+    ends = numbers[((numbers == numbers.amax(0)) & (numbers > 0)).any(1)].cumsum(1)
+    fits = (ends % multiple_of == 0) | (ends == ends[:, -1:])
+    step = next((n for n in range(least, len(labels), least) if fits[:, n - 1 :: n].all()), len(labels))
+    return ChannelSet(labels, step, least)
 
 
 def _together(channels: Channels) -> Iterator[Tensor]:
@@ -78,20 +79,21 @@ def _together(channels: Channels) -> Iterator[Tensor]:
             for labels in sorted(members, key=len, reverse=True):
                 places[labels.flip(0)] = (torch.arange(len(labels), dtype=torch.float64).flip(0) + 0.5) / len(labels)
             everything = torch.cat(members)
-            yield _in_order(everything[places[everything].argsort(stable=True)], channels.rows())
+            in_order = everything[places[everything].argsort(stable=True)].tolist()
+            yield torch.tensor(list(dict.fromkeys(in_order)))
 
 
-def _in_order(labels: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Each label once, as they first come; those of rows that keep equally many, by turns."""
-    for each in sorted(rows, key=len):  # groups of groups: by turns of the most
-        if torch.isin(each, labels).any() and bool((each[0] != each[1]).any()):
-            labels = torch.cat((each.T.reshape(-1), labels))
-    kept, seen = [], set[int]()
-    for number in labels.tolist():
-        if number not in seen:
-            seen.add(number)
-            kept.append(number)
-    return torch.tensor(kept)
+def _by_turns(labels: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Labels so that of each kind the same share comes first; kinds are in other rows of those that keep equally many.
+
+    Returns:
+        The labels, and after how many of them, and multiples of it, these shares are the same.
+    """
+    kinds = torch.stack([(labels[:, None] == row).sum(1) for each in rows for row in each] or [0 * labels], 1)
+    which = functional.one_hot(torch.unique(kinds, dim=0, return_inverse=True)[1])
+    sizes, place = which.sum(0), (which.cumsum(0) * which).sum(1)
+    shares = (place - 0.5) / sizes[which.argmax(1)]
+    return labels[shares.argsort(stable=True)], len(labels) // math.gcd(*sizes.tolist())
 
 
 def layers_of(channels: Channels) -> Iterator[tuple[str, Axis]]:
