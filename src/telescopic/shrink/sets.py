@@ -199,22 +199,24 @@ class Trial:
         """
         reads = {(axis.name, axis.dim) for axis in self.channels.axes.values() if not axis.makes}
         readers = [cut for cut in cuts if (cut.name, cut.dim) in reads and self.tensors[cut.name].ndim > 1]
-        few = outputs(trial, self.inputs, self.dtype, {n: t[at] for n, t, at in self._kept(cuts)})
+        few = outputs(trial, self.inputs, self.dtype, self._left(cuts, zeros=False))
         for some in (readers, cuts):
-            whole = {n: torch.zeros_like(t).index_put((at,), t[at]) for n, t, at in self._kept(some)}
-            whole = {n: whole[n].view_as(t) for n, t in self.tensors.items()}
             try:
-                return require_equal(few, outputs(self.net, self.inputs, self.dtype, whole))
+                return require_equal(few, outputs(self.net, self.inputs, self.dtype, self._left(some, zeros=True)))
             except Surprise as error:
                 differing = error
         raise Surprise(f"{differing}: something in it, such as a scale, depends on how many there are") from differing
 
-    def _kept(self, cuts: Sequence[Cut]) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Tensors by name, in a row, and the indices of what stays of them."""
-        left = {name: torch.arange(t.numel(), device=t.device).view(t.shape) for name, t in self.tensors.items()}
-        for cut in cuts:
-            left[cut.name] = cut.of(left[cut.name])
-        return ((name, t.reshape(-1), left[name]) for name, t in self.tensors.items())
+    def _left(self, cuts: Sequence[Cut], *, zeros: bool) -> dict[str, Tensor]:
+        """The network's tensors with what cuts leave of them, alone or with zeros for the rest."""
+        found = dict(self.tensors)
+        for name in {cut.name for cut in cuts}:
+            flat, shape = found[name].reshape(-1), found[name].shape
+            at = torch.arange(len(flat), device=flat.device).view(shape)
+            for cut in cuts:
+                at = cut.of(at) if cut.name == name else at
+            found[name] = torch.zeros_like(flat).index_put((at,), flat[at]).view(shape) if zeros else flat[at]
+        return found
 
 
 def _moving(tensor: Tensor) -> Tensor:
