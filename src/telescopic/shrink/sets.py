@@ -152,8 +152,8 @@ class Trial:
         self.net, self.inputs, self.channels = net, inputs, channels
         self.label = channels.labels()
         self.wanted, self.macs = _run(net, inputs)
-        self.tensors = {name: _moving(tensor) for name, tensor in named_tensors(net).items()}
         self.dtype = answers(net, inputs)[1]
+        self.tensors = {name: _moving(tensor, self.dtype) for name, tensor in named_tensors(net).items()}
 
     def __call__(self, sets: Sequence[ChannelSet], kept: Sequence[int], *, prove: bool = True) -> Cuts:
         """The network with so many of each set.
@@ -219,12 +219,16 @@ class Trial:
         return found
 
 
-def _moving(tensor: Tensor) -> Tensor:
+@torch.no_grad()
+def _moving(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A parameter that is not 0, as many are in a network that has not learned yet, and hide what others do."""
-    if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
-        return tensor.detach()
-    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
-    return torch.where(tensor == 0, 0.05 * (noise - 0.5), tensor * (1 + 0.1 * noise)).detach()
+    if not tensor.is_floating_point():
+        return tensor
+    wide = tensor.to(dtype or tensor.dtype)
+    if not isinstance(tensor, nn.Parameter):
+        return wide
+    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)).to(wide)
+    return torch.where(wide == 0, 0.05 * (noise - 0.5), wide * (1 + 0.1 * noise))
 
 
 @torch.no_grad()
