@@ -20,6 +20,8 @@ LAMBDAS: Mapping[str, Mapping[str, float]] = {
     "edges": {"full": 0.4, "edges": 0.6},
     "edges-macs": {"macs": 1, "full": 0.4, "edges": 0.4},
     "edges-and-macs": {"macs": 1, "full": 0.25, "edges": 0.375},
+    "rather-edges": {"macs": 1, "full": 0.33, "edges": 0.52},
+    "mostly-edges": {"macs": 1, "full": 0.37, "edges": 0.57},
     "depth-only": {"width": inf},
     "full-only": {"depth": inf, "width": inf},
 }
@@ -122,8 +124,9 @@ WAYS: Mapping[str, Way] = {
     "delayed-ema": Way(weights="macs", balanced=True, first="full-only", distillation=0.7, teacher="ema", ema=0.99),
     "taught": Way(weights="macs", balanced=True, distillation=0.7),
     "taught-exits": Way(weights="macs", balanced=True, distillation=0.7, teacher="exits"),
-    "probed": Way(weights="edges-and-macs", features="edges", balanced=True),
-    "probed-conditioned": Way(weights="edges-and-macs", features="edges", balanced=True, conditioned=True),
+    "probed": Way(weights="edges-and-macs", features="edges", balanced=True, conditioned=True),
+    "heard-6": Way(weights="edges-and-macs", features="mostly-edges", balanced=True, conditioned=True),
+    "heard-15": Way(weights="edges-and-macs", features="rather-edges", balanced=True, conditioned=True),
     "delayed-probed": Way(
         weights="edges-and-macs", features="edges", balanced=True, conditioned=True, first="full-only"
     ),
