@@ -252,9 +252,9 @@ def test_a_step_runs_the_members_that_are_drawn(monkeypatch: pytest.MonkeyPatch)
     x, labels = torch.randn(12, 6), torch.randint(3, (12,))
     drawn, total, asked, every = set(), [], list[int](), tl.Nested.all
 
-    def noted(net: tl.Nested, x: Tensor, mix: Any, members: list[int]) -> Tensor:
+    def noted(net: tl.Nested, x: Tensor, mix: Any, members: list[int], *heard: Any) -> Tensor:
         asked[:] = members
-        return every(net, x, mix, members)
+        return every(net, x, mix, members, *heard)
 
     monkeypatch.setattr(tl.Nested, "all", noted)
     for _ in range(40):

@@ -384,3 +384,23 @@ def test_embeddings_become_narrow() -> None:
     narrow = tl.extract(family, tl.Subnet(width=1))[0]
     assert narrow.words.embedding_dim == 16 and torch.equal(narrow.words.weight, net.words.weight[:, :16])
     check_nested(family, ("int64", 6), rebuild=False)
+
+
+def test_what_the_example_does_not_reach_is_the_first_reason() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm, self.up, self.out = (
+                nn.Embedding(9, 16),
+                nn.LayerNorm(16),
+                nn.Linear(16, 32),
+                nn.Linear(32, 2),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(self.up(self.norm(x if x.is_floating_point() else self.words(x))))
+            return out
+
+    with pytest.raises(ValueError, match=r"channels \(stages\.0\.up: .*words.weight, which the example does not reach"):
+        tl.slim(Two(), torch.randn(2, 16), (0.5, 1))
+    assert tl.slim(Two(), torch.tensor([1, 2]), (0.5, 1)).narrowing.channels == {("stages.0.up",): (16, 32)}

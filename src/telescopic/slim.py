@@ -17,7 +17,7 @@ from telescopic.layers.filter import Filter
 from telescopic.layers.slim import Slim, described
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.channels import Channels
-from telescopic.shrink.compact import watched
+from telescopic.shrink.compact import UNREACHED, watched
 from telescopic.shrink.example import Inputs, as_one, examples
 from telescopic.shrink.family import Every
 from telescopic.shrink.ordering import reorder_, sources
@@ -141,7 +141,8 @@ def slim(
     cut = [trial(sets, each) for each in kept]
     narrowing = _narrowing(channels, sets, [each.removed for each in cut], failing)
     if not any(each.cuts for each in cut):
-        reasons = [f"{layers}: {why}" for layers, why in narrowing.reasons()]
+        found = sorted(narrowing.reasons(), key=lambda each: UNREACHED not in each[1])  # which is one for all layers
+        reasons = [f"{layers}: {why}" for layers, why in found]
         more = f"; and {len(reasons) - 4} more" if len(reasons) > 4 else ""
         why = f" ({'; '.join(reasons[:4])}{more})" if reasons else ""
         raise ValueError(f"nothing in this network becomes narrow, in multiples of {multiple_of} channels{why}")

@@ -91,9 +91,9 @@ class Channels:
         if different.any():
             self._pairs.append(torch.unique(torch.stack((one[different], other[different])), dim=1))
 
-    def hold(self, ids: Tensor, reason: str, *, first: bool = False) -> None:
-        """Channels that stay; and whether that is said before any other reason."""
-        self._held.insert(0 if first else len(self._held), (torch.unique(ids[ids != FREE]), reason))
+    def hold(self, ids: Tensor, reason: str) -> None:
+        """Channels that stay."""
+        self._held.append((torch.unique(ids[ids != FREE]), reason))
 
     def read(self, ids: Tensor, reason: str) -> None:
         """Channels that something reads while they may be anything but zero."""

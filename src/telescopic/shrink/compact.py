@@ -210,8 +210,7 @@ def watched(model: nn.Module, inputs: Inputs) -> Channels:
         missed = {known: name for known, name in missed.items() if known not in watch.reached}
     if missed and channels.axes:
         names = ", ".join([*missed.values()][:3]) + ", …" * (len(missed) > 3)
-        every = torch.cat([axis.ids for axis in channels.axes.values()])
-        channels.hold(every, f"{names}, which {UNREACHED}", first=True)
+        channels.hold(torch.cat([axis.ids for axis in channels.axes.values()]), f"{names}, which {UNREACHED}")
     return channels
 
 

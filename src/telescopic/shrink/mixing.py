@@ -138,8 +138,10 @@ def _numbered(watch: Watch, call: Call) -> None:
 
 def _embedded(watch: Watch, call: Call) -> Flow | None:
     """A row of channels for each number."""
-    weight = call.given(1, "weight")
+    weight, numbers = call.given(1, "weight"), watch.flow(call.args[0]).ids
     if watch.name(weight) is None or call.given(3, "max_norm") is not None or not isinstance(call.out, Tensor):
+        return None
+    if any(varies(numbers, d) for d in range(numbers.ndim)):
         return None
     return alive(spread(watch.axis(weight, 1), call.out.shape, -1))
 

@@ -164,15 +164,16 @@ class Watch(TorchFunctionMode):
         if name == "__get__":
             name = func.__self__.__name__
         if name in ("shape", "size") and id(inputs[0]) in self.known:
-            return self._counted(out, self.known[id(inputs[0])][1].ids, args[1:] or tuple(kwargs.values()))
+            ids = self.known[id(inputs[0])][1].ids
+            return self._counted(out, ids, *args[1:], *kwargs.values()) if ids.shape == inputs[0].shape else out
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)) or name in _ESCAPES:
             self._note(Call(name.strip("_"), func, args, kwargs, out), inputs)
         return out
 
-    def _counted(self, out: Any, ids: Tensor, dim: tuple[int, ...]) -> Any:
+    def _counted(self, out: Any, ids: Tensor, dim: Any = None) -> Any:
         """The sizes, or that of one dimension; those along which channels lie are told from others."""
         if isinstance(out, int):
-            return Counted(out) if varies(ids, dim[0]) else out
+            return Counted(out) if isinstance(dim, int) and varies(ids, dim) else out
         return torch.Size(Counted(size) if varies(ids, d) else size for d, size in enumerate(out))
 
     def _note(self, call: Call, inputs: list[Tensor]) -> None:
