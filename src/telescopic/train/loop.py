@@ -6,7 +6,6 @@ import gc
 import math
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -19,7 +18,7 @@ from telescopic.data.streams import sampler_of
 from telescopic.denormals import denormals_as_zero
 from telescopic.evaluate import score_sums
 from telescopic.fits import check_training, tried
-from telescopic.inputs import Tensors
+from telescopic.inputs import Tensors, checksum
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
@@ -326,7 +325,7 @@ class Training:
         about |= {"precision": self.precision, "statistics": self.net.statistics}
         about |= {"task": self.task.facts()}
         if self.teacher is not None and self.recipe.teacher == "module":
-            about["teacher_weights"] = f"crc32 {_checksum(self.teacher):08x}"
+            about["teacher_weights"] = f"crc32 {checksum(named_tensors(self.teacher).values()):08x}"
         return about if self.out is None else about | {"images": data.fingerprint}
 
     def _wrapped(self) -> nn.Module:
@@ -362,13 +361,6 @@ class Training:
         )
         done = f"{self.position.batch} batches"
         raise KeyboardInterrupt(f"stopped in epoch {self.position.epoch} after {done}; {how}")
-
-
-def _checksum(module: nn.Module) -> int:
-    number = 0
-    for tensor in named_tensors(module).values():
-        number = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, number)
-    return number
 
 
 @torch.no_grad()
