@@ -52,9 +52,9 @@ def linear() -> tuple[Nested, Recipe]:
     return net, Recipe(epochs=3, batch_size=16, learning_rate=0.02, optimizer="adam", shrink=how, preprocess=PREPROCESS)
 
 
-def convolutional() -> tuple[Nested, Recipe]:
+def convolutional(scale: float = 0.0625) -> tuple[Nested, Recipe]:
     torch.manual_seed(0)
-    net = cnsn.network(scale=0.0625, classes=2, statistics="per-entry")
+    net = cnsn.network(scale=scale, classes=2, statistics="per-entry")
     augment = Augment(pad=2)
     return net, Recipe(epochs=4, batch_size=10, learning_rate=0.02, preprocess=PREPROCESS, augment=augment)
 
@@ -152,7 +152,7 @@ def test_optimizers_are_fused_and_layouts_are_those_measured(device: str) -> Non
     for make in NETWORKS.values():
         net, recipe = make()
         assert optimizer_for(net.to(device), recipe, torch.device(device)).defaults["fused"] is True
-    net = convolutional()[0].to(device)
+    net = convolutional(scale=0.125)[0].to(device)
     assert layout_for(net, torch.device(device), "bf16") == torch.channels_last
     assert layout_for(net, torch.device("cuda"), "fp32") == torch.contiguous_format
 

@@ -28,13 +28,13 @@ STORAGES = ("x.db", "x.journal")
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An MLP that starts with 12, 10 and 8 features, and a quarter of the images."""
+    """An MLP that starts with 12, 10 and 8 features, and a quarter of the images to learn from."""
     monkeypatch.setattr(shrinknets, "NETWORKS", {**shrinknets.NETWORKS, "mlp": ((), (12, 10, 8))})
     load = studies.load
 
     def few(*args: Any, **options: Any) -> Dataset:
         found = load(*args, **options)
-        return replace(found, train=found.train[:320], validation=found.validation[:64], test=found.test[:64])
+        return replace(found, train=found.train[:320]) if options["validation"] else found
 
     monkeypatch.setattr(studies, "load", few)
 
