@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, Where, interruptible, one_of, show_table, tell
+from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def anytime(
-    source: Where,
+    source: Annotated[str, typer.Argument(help="A run's folder, a bundle's file, or a shipped family.")],
     deadline_ms: Annotated[list[float], typer.Option(help="Milliseconds for an image; may be given several times.")],
     images: Annotated[str, typer.Option(help="Which images: test or validation.")] = "test",
     number: Annotated[int, typer.Option(min=1, help="How many of them, spread over all.")] = 500,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import DATA, DataDir, Size, tell
+from telescopic.cli.shown import DataDir, Size, tell
 
 app = typer.Typer(no_args_is_help=True, help="Get data sets, and see what there is.")
 
@@ -39,7 +39,7 @@ def names() -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help=DATA)],
+    name: Annotated[str, typer.Argument(help="A data set's name, an .npz file, or a folder of images by class.")],
     size: Size = None,
     data_dir: DataDir = None,
 ) -> None:

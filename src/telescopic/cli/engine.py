@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import Backend, DataDir, Import, Where, interruptible, numbers, show_table, tell
+from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def pack(
-    source: Where,
+    source: Annotated[str, typer.Argument(help="A run's folder, a bundle's file, or a shipped family.")],
     to: Annotated[Path, typer.Option(help="The folder to make, such as model.telescope.")],
     members: Annotated[
         str | None, typer.Option(help="How many of the Pareto front, or all. (default: the whole front)")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, Where, one_of, show_table, tell
+from telescopic.cli.shown import DataDir, Import, one_of, show_table, tell
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from telescopic.inputs import Tensors
     from telescopic.run import Source
 
+Where = Annotated[str, typer.Argument(help="A run's folder, a bundle's file, or a shipped family such as nsn-mnist.")]
 MaxMacs = Annotated[str | None, typer.Option(help="Most multiply-adds of one example, e.g. 700k.")]
 MaxParams = Annotated[str | None, typer.Option(help="Most parameters, e.g. 1M.")]
 MaxBytes = Annotated[str | None, typer.Option(help="Most bytes of weights, e.g. 2.5MB.")]

@@ -65,10 +65,6 @@ Import = Annotated[
         help="A Python file, or a module, to run first: one that registers blocks of your own. May be given twice.",
     ),
 ]
-Where = Annotated[str, typer.Argument(help="A run's folder, a bundle's file, or a shipped family such as nsn-mnist.")]
-DATA = "A data set's name, an .npz file, or a folder of images by class."
-Data = Annotated[str, typer.Option(help=DATA)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data's files (or environment: TELESCOPIC_DATA).")]
 Size = Annotated[int | None, typer.Option(min=1, help="Pixels, to which the images of a folder are brought.")]
 Seed = Annotated[int, typer.Option(min=0, help="Initial weights, order of the images, dropout.")]

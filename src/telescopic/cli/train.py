@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from telescopic.cli.options import command, first_words, group
-from telescopic.cli.shown import (
-    Data,
-    DataDir,
-    Precision,
-    Resume,
-    Seed,
-    Size,
-    function_in,
-    interruptible,
-    one_of,
-    show_table,
-    tell,
-)
+from telescopic.cli.shown import DataDir, Precision, Seed, Size, function_in, interruptible, one_of, show_table, tell
 
 if TYPE_CHECKING:
     from telescopic.catalogue import Catalogue
@@ -43,10 +31,12 @@ def _command(paper: "Paper") -> Any:
 
     def run(
         options: dict[str, Any],
-        data: Data = usual,
+        data: Annotated[
+            str, typer.Option(help="A data set's name, an .npz file, or a folder of images by class.")
+        ] = usual,
         out: Annotated[Path | None, typer.Option(help=folder)] = None,
         seed: Seed = 0,
-        resume: Resume = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")] = False,
         size: Size = None,
         data_dir: DataDir = None,
         validation: Annotated[
@@ -80,7 +70,7 @@ EXAMPLE = "mynet.py:family --data my.npz --task regression --epochs 50 --out run
 
 def _family(name: str) -> Callable[..., None]:
     def family(
-        data: Data,
+        data: Annotated[str, typer.Option(help="A data set's name, an .npz file, or a folder of images by class.")],
         task: Annotated[str, typer.Option(help="classification, multilabel, regression or tokens.")] = "classification",
         epochs: Annotated[int, typer.Option(min=1, help="Passes over the training examples.")] = 20,
         learning_rate: Annotated[float, typer.Option(help="Largest step size of Adam's one-cycle schedule.")] = 0.003,
@@ -91,7 +81,7 @@ def _family(name: str) -> Callable[..., None]:
         ] = 0.0,
         out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/<file>-<data>)")] = None,
         seed: Seed = 0,
-        resume: Resume = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")] = False,
         size: Size = None,
         data_dir: DataDir = None,
         validation: Annotated[
