@@ -73,7 +73,8 @@ def pack(
 
     Of members of several widths, each layer's rows are cut into blocks: wider members run the blocks of narrower ones
     and add their own. Widths whose channels are no multiples of 16 cost more time than wider ones that are, so they are
-    left out unless they are named; the card says so.
+    left out unless they are named; the card says so. Of a slim family each width has graphs of its own, which cut their
+    weights out of the widest one's, if that is packed.
 
     Args:
         net: a nested network, which is left as it is; or its bundle, or where that is.
