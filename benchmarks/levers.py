@@ -25,7 +25,16 @@ from telescopic.train.optimizer import groups_for, remember_
 import results
 from speed_cnsn import ratio, timed
 
-WAYS = ("balanced-macs", "taught", "taught-exits", "apart-5", "apart-taught", "delayed-ema")
+WAYS = (
+    "balanced-macs",
+    "taught",
+    "taught-exits",
+    "apart-5",
+    "apart-taught",
+    "delayed-ema",
+    "balanced-conditioned",
+    "heard-6",
+)
 
 
 def step(way: str, batch: int) -> Callable[[], None]:

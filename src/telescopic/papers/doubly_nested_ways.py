@@ -21,6 +21,7 @@ LAMBDAS: Mapping[str, Mapping[str, float]] = {
     "edges-macs": {"macs": 1, "full": 0.4, "edges": 0.4},
     "edges-and-macs": {"macs": 1, "full": 0.25, "edges": 0.375},
     "rather-edges": {"macs": 1, "full": 0.33, "edges": 0.52},
+    "somewhat-edges": {"macs": 1, "full": 0.27, "edges": 0.43},
     "mostly-edges": {"macs": 1, "full": 0.37, "edges": 0.57},
     "depth-only": {"width": inf},
     "full-only": {"depth": inf, "width": inf},
@@ -127,6 +128,8 @@ WAYS: Mapping[str, Way] = {
     "probed": Way(weights="edges-and-macs", features="edges", balanced=True, conditioned=True),
     "heard-6": Way(weights="edges-and-macs", features="mostly-edges", balanced=True, conditioned=True),
     "heard-15": Way(weights="edges-and-macs", features="rather-edges", balanced=True, conditioned=True),
+    "heard-30": Way(weights="edges-and-macs", features="somewhat-edges", balanced=True, conditioned=True),
+    "heard-15-by-heads": Way(weights="rather-edges", balanced=True, conditioned=True),
     "delayed-probed": Way(
         weights="edges-and-macs", features="edges", balanced=True, conditioned=True, first="full-only"
     ),
