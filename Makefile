@@ -29,8 +29,9 @@ demo: $(READY)
 
 # A process for each core, and one thread in each: the tests' networks are tiny, and on a busy machine torch's threads wait
 # for each other many times longer. A file's tests stay together, for what they share is made once; files go in the order
-# of their names, for xdist's own order keeps those of few tests for the end, and these take longest.
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs -n auto --dist loadfile --no-loadscope-reorder
+# of their names, for xdist's own order keeps those of few tests for the end, and these take longest. What is compiled is
+# kept, also where the environment has Python compile anew in each process: of the tests that takes seven seconds.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest -q -rs -n auto --dist loadfile --no-loadscope-reorder
 
 test check: style
 test:

@@ -67,6 +67,17 @@ def one_table_of_operators() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def whole_dpi() -> Iterator[int]:
+    """PNG files of plots have few pixels, for to draw many takes longer than all else; how many they have of users."""
+    from telescopic.report import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        whole = plots.DPI
+        patch.setattr(plots, "DPI", 40)
+        yield whole
+
+
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Packs of all families, each made once, for whoever does not change them: pytest-xdist's processes share them."""

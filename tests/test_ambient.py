@@ -29,13 +29,11 @@ def default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-AMBIENT: dict[str, Callable[[], Any]] = {
-    "inference mode": torch.inference_mode,
-    "no grad": torch.no_grad,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "float64": lambda: default(torch.float64),
-    "bfloat16": lambda: default(torch.bfloat16),
-    "the meta device": lambda: torch.device("meta"),
+AMBIENT: dict[str, Callable[[], tuple[Any, ...]]] = {  # in twos: what either of them does, both do
+    "inference mode, autocast": lambda: (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)),
+    "no grad, the meta device": lambda: (torch.no_grad(), torch.device("meta")),
+    "float64": lambda: (default(torch.float64),),
+    "bfloat16": lambda: (default(torch.bfloat16),),
 }
 
 
@@ -156,7 +154,9 @@ def test_nothing_ambient_matters(call: str, ambient: str, in_peace: Callable[[st
     make, do = CALLS[call]
     given = make()
     torch.manual_seed(1)
-    with AMBIENT[ambient]():
+    with contextlib.ExitStack() as stack:
+        for mode in AMBIENT[ambient]():
+            stack.enter_context(mode)
         found = do(given, tmp_path)
     wanted = in_peace(call)
     if not isinstance(wanted, nn.Module):

@@ -21,7 +21,6 @@ FILES = {
     ".".join(("telescopic", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 # Floors, lowest first. A room (a module or package directly under telescopic) imports from lower floors, or from rooms
 # of its own floor as long as that makes no circle. A new room goes as low as what it imports allows.
@@ -60,11 +59,17 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 @cache
+def trees() -> dict[str, ast.Module]:
+    """What each module is made of; read when it is asked for, and not by each process that collects tests."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+
+@cache
 def imports(name: str) -> set[str]:
     """The modules that a module imports anywhere in its text; ours to the module, others' to the top package."""
     package = name if FILES[name].stem == "__init__" else name.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(trees()[name]):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -123,14 +128,14 @@ def test_the_engine_needs_no_torch() -> None:
 
 
 def test_modules_are_short_and_documented() -> None:
-    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+    assert [name for name, tree in trees().items() if not ast.get_docstring(tree)] == []
     lines = {name: path.read_text(encoding="utf-8").count("\n") for name, path in FILES.items()}
     assert {name: number for name, number in lines.items() if number > 400} == {}
 
 
 def test_nothing_is_unpickled() -> None:
     # A bundle, checkpoint or data file from a stranger must not be able to run code.
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         assert not imports(name) & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, name
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert not [call.lineno for call in calls if ast.unparse(call.func) == "torch.load"], name
@@ -187,14 +192,15 @@ def test_what_is_listed_as_slow_is_there() -> None:
     assert not [name for file, _, name in places if name and f"\ndef {name}(" not in texts[file]]
 
 
-CLASSES = [
-    (name, node)
-    for name, tree in TREES.items()
-    for node in ast.walk(tree)
-    if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-]
 # Names that still mean two things.
 TWICE = {"Step", "Run", "Trial", "Watch", "Cut"}
+
+
+@cache
+def classes() -> list[tuple[str, ast.ClassDef]]:
+    """The public classes, each with its module."""
+    nodes = [(name, node) for name, tree in trees().items() for node in ast.walk(tree)]
+    return [(name, node) for name, node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
 
 
 def noun(name: str) -> str:
@@ -208,14 +214,16 @@ def test_every_class_is_called_by_a_word_of_the_glossary() -> None:
     # In the second column stands what a word is in the code: `Nested`.
     words |= set(map(noun, re.findall(r"`([A-Z]\w+)`", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"))))
     raised = {"Exception", "Warning", "Pruned"}
-    errors = {node.name for _, node in CLASSES if any(ast.unparse(b).endswith(("Error", *raised)) for b in node.bases)}
-    unknown = {node.name: name for name, node in CLASSES if node.name not in errors and noun(node.name) not in words}
+    errors = {
+        node.name for _, node in classes() if any(ast.unparse(b).endswith(("Error", *raised)) for b in node.bases)
+    }
+    unknown = {node.name: name for name, node in classes() if node.name not in errors and noun(node.name) not in words}
     assert not unknown, f"give them a name of docs/glossary.md, or say there what the word means: {unknown}"
 
 
 def test_a_name_means_one_thing() -> None:
     modules: dict[str, set[str]] = {}
-    for name, node in CLASSES:
+    for name, node in classes():
         if room(name) != "papers":  # where each paper has its rows and experiments
             modules.setdefault(node.name, set()).add(name)
     assert {name: places for name, places in modules.items() if len(places) > 1 and name not in TWICE} == {}

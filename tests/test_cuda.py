@@ -5,6 +5,7 @@ As a program (`torchrun --nproc-per-node 1 tests/test_cuda.py DEVICE FOLDER`) it
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -51,9 +52,9 @@ def linear() -> tuple[Nested, Recipe]:
     return net, Recipe(epochs=3, batch_size=16, learning_rate=0.02, optimizer="adam", shrink=how, preprocess=PREPROCESS)
 
 
-def convolutional() -> tuple[Nested, Recipe]:
+def convolutional(scale: float = 0.0625) -> tuple[Nested, Recipe]:
     torch.manual_seed(0)
-    net = cnsn.network(scale=0.125, classes=2, statistics="per-entry")
+    net = cnsn.network(scale=scale, classes=2, statistics="per-entry")
     augment = Augment(pad=2)
     return net, Recipe(epochs=4, batch_size=10, learning_rate=0.02, preprocess=PREPROCESS, augment=augment)
 
@@ -151,7 +152,7 @@ def test_optimizers_are_fused_and_layouts_are_those_measured(device: str) -> Non
     for make in NETWORKS.values():
         net, recipe = make()
         assert optimizer_for(net.to(device), recipe, torch.device(device)).defaults["fused"] is True
-    net = convolutional()[0].to(device)
+    net = convolutional(scale=0.125)[0].to(device)
     assert layout_for(net, torch.device(device), "bf16") == torch.channels_last
     assert layout_for(net, torch.device("cuda"), "fp32") == torch.contiguous_format
 
@@ -168,6 +169,11 @@ def test_memory_that_was_needed_is_told(device: str) -> None:
 def test_one_process_under_torchrun_trains_as_one_without(device: str, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if device == "cpu":  # with what it sets, for test_distributed.py starts it there, and it loads torch once more
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        torchrun, environment = [sys.executable], environment | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     command = [*torchrun, __file__, device, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -469,8 +469,14 @@ def test_inputs_that_are_not_like_the_network_s_are_told(tmp_path: Path) -> None
     images.Images.of(prepare(data.train.images[:20]), shape, prepare)  # without a warning
 
 
-def test_manifests_of_before_and_of_strangers(tmp_path: Path) -> None:
-    text = (tl.pack(mlp(), tmp_path / "int8", input_shape=(48,), int8=torch.randn(8, 48)) / MANIFEST).read_text()
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack that nobody changes."""
+    return tl.pack(mlp(), tmp_path_factory.mktemp("small") / "int8", input_shape=(48,), int8=torch.randn(8, 48))
+
+
+def test_manifests_of_before_and_of_strangers(small: Path) -> None:
+    text = (small / MANIFEST).read_text()
     assert Manifest.from_json(text).to_json() == text
     data = json.loads(text)
     assert data.pop("precision") == "int8" and data.pop("uint8") == []
@@ -491,14 +497,13 @@ def test_manifests_of_before_and_of_strangers(tmp_path: Path) -> None:
             Manifest.from_json(json.dumps(data | {"uint8": [name]}))
 
 
-def test_the_engine_needs_no_torch_for_int8(tmp_path: Path) -> None:
-    folder = tl.pack(mlp(), tmp_path / "int8", input_shape=(48,), int8=torch.randn(8, 48))
+def test_the_engine_needs_no_torch_for_int8(small: Path) -> None:
     code = f"""
 import sys
 sys.modules["torch"] = None  # cannot be imported
 import numpy as np
 import telescopic as tl
-engine = tl.Engine({str(folder)!r}, cache=False)
+engine = tl.Engine({str(small)!r}, cache=False)
 print(engine.precision, engine.run(np.zeros((2, 48), np.float32)).logits.shape)
 """
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)

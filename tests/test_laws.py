@@ -211,7 +211,10 @@ NOT_REBUILT = {"attention", "tied in a stage"}  # a description of these would b
 def test_families_keep_the_laws(name: str) -> None:
     torch.manual_seed(1)
     build, shape = FAMILIES[name]
-    check_nested(build(), shape, rebuild=name not in NOT_REBUILT)
+    net = build()
+    # All members of a family with widths are checked once, and some of them when each entry has its statistics.
+    some = 6 if net.groups > 1 and net.statistics == "per-entry" else None
+    check_nested(net, shape, members=some, rebuild=name not in NOT_REBUILT)
 
 
 @examples(few=4, many=100)
@@ -281,14 +284,14 @@ def test_members_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hundreds_of_members_are_checked_by_a_sample() -> None:
     torch.manual_seed(0)
-    stages = [causal(22, 22, 22) for _ in range(15)]
-    heads = {i: wide_head(22, 22) for i in range(-1, 15)}
+    stages = [causal(22, 22, 22) for _ in range(9)]
+    heads = {i: wide_head(22, 22) for i in range(-1, 9)}
     net = Nested(stages, {0: nn.Conv2d(2, 22, 1)}, heads, groups=22)
-    assert len(net.grid) == 352
+    assert len(net.grid) == 220
     check_nested(net, (2, 4, 4), members=6)
-    net.exits["14"].insert(0, nn.GroupNorm(1, 22, affine=False))
-    with pytest.raises(AssertionError, match=r"^Sized: .* exits\.14 knows nothing of the 22 .* GroupNorm cannot be in"):
-        check_nested(net, (2, 4, 4), members=[Subnet(width=1), Subnet(exit=14, width=1)])
+    net.exits["8"].insert(0, nn.GroupNorm(1, 22, affine=False))
+    with pytest.raises(AssertionError, match=r"^Sized: .* exits\.8 knows nothing of the 22 .* GroupNorm cannot be in"):
+        check_nested(net, (2, 4, 4), members=[Subnet(width=1), Subnet(exit=8, width=1)])
 
 
 @pytest.mark.parametrize(("shape", "message"), [((5,), r"shape \(3, 5\).*Is input_shape right"), ((0,), "above 0")])

@@ -22,7 +22,7 @@ from telescopic import (
 )  # fmt: skip
 from telescopic.data import Split
 from telescopic.layers import pooled_head, step_down, strided_stem
-from telescopic.networks import resnet
+from telescopic.networks import resnet, vgg
 from telescopic.papers import cnsn
 from telescopic.testing import check_nested
 
@@ -289,17 +289,22 @@ def signal() -> list[nn.Module]:
     ]
 
 
+def shorter(**options: Any) -> Nested:
+    """As CNSN makes one of VGG-16, of VGG-11."""
+    return nest(vgg(11, scale=1 / 32), input_shape=(3, 32, 32), entries=(1, 4), **options)
+
+
 FAMILIES: dict[str, tuple[Callable[[], Nested], tuple[int, ...], int | None]] = {
     "vgg, shared": (lambda: cnsn.network(scale=1 / 32), (3, 32, 32), None),
-    "vgg, per entry": (lambda: cnsn.network(scale=1 / 32, statistics="per-entry"), (3, 32, 32), None),
-    "vgg, recalibrated": (lambda: cnsn.network(scale=1 / 32, statistics="recalibrated"), (3, 32, 32), None),
-    "vgg, stems": (lambda: cnsn.network(scale=1 / 32, adapter=strided_stem), (3, 32, 32), None),
+    "vgg, per entry": (lambda: shorter(statistics="per-entry"), (3, 32, 32), None),
+    "vgg, recalibrated": (lambda: shorter(statistics="recalibrated"), (3, 32, 32), None),
+    "vgg, stems": (lambda: shorter(adapter=strided_stem), (3, 32, 32), None),
     "resnet": (
-        lambda: nest(resnet(8, width=4), input_shape=IMAGE, entries=(2, 3), exits=(1, 2, 3)), IMAGE, None
+        lambda: nest(resnet(8, width=4), input_shape=IMAGE, entries=(2, 3), exits=(1, 2, 3)), IMAGE, 6
     ),
     "flat": (lambda: nest(flat(), input_shape=IMAGE, entries=(1, 4, 8), exits=(3, 5, 9)), IMAGE, 6),
     "flat, in place": (lambda: nest(flat(inplace=True), input_shape=IMAGE, entries=(4, 8), exits=(6,)), IMAGE, None),
-    "separable": (lambda: nest(separable(), input_shape=IMAGE, entries=(1, 3), exits=(2, 3)), IMAGE, None),
+    "separable": (lambda: nest(separable(), input_shape=IMAGE, entries=(1, 3), exits=(2, 3)), IMAGE, 6),
     "signal": (lambda: nest(signal(), input_shape=(2, 16), entries=(1, 2, 3), exits=(0, 1, 2)), (2, 16), None),
     "float64": (lambda: nest(small().double(), input_shape=IMAGE, entries=(2,), exits=(1,)), IMAGE, None),
 }  # fmt: skip
@@ -434,8 +439,7 @@ def test_heads_of_series_read_the_mean_over_time() -> None:
     torch.testing.assert_close(net(x, Subnet(entry=0, exit=2)), net.exits["2"][-1](features.mean(2)))
 
 
-@pytest.mark.parametrize("member", [Subnet(exit=0), Subnet(exit=1)])
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize(("member", "suffix"), [(Subnet(exit=0), ".onnx"), (Subnet(exit=1), ".pt2")])
 def test_heads_of_tokens_leave_with_an_open_batch(member: Subnet, suffix: str, tmp_path: Any) -> None:
     net = nest(TOKENS["block of one's own"](), input_shape=(5, 4), exits=[0, 1]).eval()
     export(extract(net, member), tmp_path / f"net{suffix}", torch.randn(3, 5, 4))  # which compares 1 and 3

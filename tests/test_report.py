@@ -3,6 +3,7 @@ import math
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from telescopic.catalogue import Catalogue, measure
 from telescopic.nested import Nested
 from telescopic.networks import causal_resnet, mlp
+from telescopic.report import plots
 from telescopic.report.heatmaps import HEAT, heatmap, heatmaps
 from telescopic.report.page import _DARK, _picture, summary, write_report
 from telescopic.report.plots import VARIABLES, Plot, curves, ramp, some, spread, tradeoff
@@ -142,15 +144,17 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert used <= defined
 
 
-def test_plots_are_files_too(tmp_path: Path) -> None:
+def test_plots_are_files_too(tmp_path: Path, whole_dpi: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net, catalogue = family(machine="A machine")
+    monkeypatch.setattr(plots, "DPI", whole_dpi)
     page(tmp_path, net, catalogue, history=learned(catalogue))
     names = {"accuracy-macs", "accuracy-params", "accuracy-latency", "training-accuracy", "training-loss"}
     files = {path.name for path in (tmp_path / "plots").iterdir()}
     assert files == {f"{name}.{suffix}" for name in names for suffix in ("svg", "png")}
     svg = ElementTree.parse(tmp_path / "plots" / "accuracy-macs.svg").getroot()
     assert {"entry=0", "entry=1", "entry=2", "validation accuracy"} <= {text.text for text in svg.iter() if text.text}
-    assert (tmp_path / "plots" / "training-loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    png = (tmp_path / "plots" / "training-loss.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">2I", png[16:24]) == (880, 660)
     mine = tmp_path / "plots" / "mine.svg"
     mine.touch()
     page(tmp_path, *family())  # without latency and history: what an earlier report drew of them is gone
@@ -396,25 +400,24 @@ def test_many_cells_stay_readable() -> None:
 
 def test_heat_maps_of_what_was_measured() -> None:
     grid, catalogue = wide()
-    plots = {plot.name: plot for plot in heatmaps(grid, catalogue)}
-    assert list(plots) == ["grid-accuracy", "grid-macs", "grid-params", "grid-largest-feature-map"]
-    assert "exit=1,width=4: 95.83 %" in plots["grid-accuracy"].svg
+    maps = {plot.name: plot for plot in heatmaps(grid, catalogue)}
+    assert list(maps) == ["grid-accuracy", "grid-macs", "grid-params", "grid-largest-feature-map"]
+    assert "exit=1,width=4: 95.83 %" in maps["grid-accuracy"].svg
     assert (
-        "exit=1,width=4: 48" in plots["grid-macs"].svg
-        and "exit=1,width=4: 4 B" in plots["grid-largest-feature-map"].svg
+        "exit=1,width=4: 48" in maps["grid-macs"].svg and "exit=1,width=4: 4 B" in maps["grid-largest-feature-map"].svg
     )
     for name, cost, words in (
         ("accuracy", "macs", "with as few MACs"),
         ("macs", "macs", "with as few MACs"),
         ("params", "params", "with as few parameters"),
     ):
-        plot = plots[f"grid-{name}"]
+        plot = maps[f"grid-{name}"]
         rings = plot.svg[plot.svg.index('<g id="rings">') :].split("</g>")[0]
         marked = {(x, y) for x, y in re.findall(r'<(?:use|path) [^>]*x="([\d.]+)" y="([\d.]+)"', rings)}
         places = {title.split(":")[0]: (x, y) for title, x, y, _ in cells(plot)}
         assert {(float(x), float(y)) for x, y in marked} == {places[m.label] for m in catalogue.front(cost)}  # type: ignore[arg-type]
         assert words in plot.caption
-    assert plots["grid-largest-feature-map"].caption == "" and "rings" not in plots["grid-largest-feature-map"].svg
+    assert maps["grid-largest-feature-map"].caption == "" and "rings" not in maps["grid-largest-feature-map"].svg
     tested = Catalogue(tuple(replace(m, score=None, test_score=0.5) for m in catalogue), (8,))
     assert next(plot.name for plot in heatmaps(grid, tested)) == "grid-test-accuracy"
     timed = {"latency_ms": 0.25, "latency_p95_ms": 0.5}

@@ -53,8 +53,9 @@ def cells(table: Table) -> list[list[str]]:
 
 
 def by_title(out: Path) -> dict[str, Table]:
-    found = {str(table.title): table for table in tables(cnsn_runs.PAPER, out)}
-    assert len(found) == len(tables(cnsn_runs.PAPER, out))
+    every = tables(cnsn_runs.PAPER, out)
+    found = {str(table.title): table for table in every}
+    assert len(found) == len(every)
     return found
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from telescopic.data import Dataset
 from telescopic.nested import Nested
 from telescopic.papers import search, shrinknets
 from telescopic.papers.search import parallel
@@ -27,8 +28,15 @@ STORAGES = ("x.db", "x.journal")
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An MLP that starts with 12, 10 and 8 features."""
+    """An MLP that starts with 12, 10 and 8 features, and a quarter of the images to learn from."""
     monkeypatch.setattr(shrinknets, "NETWORKS", {**shrinknets.NETWORKS, "mlp": ((), (12, 10, 8))})
+    load = studies.load
+
+    def few(*args: Any, **options: Any) -> Dataset:
+        found = load(*args, **options)
+        return replace(found, train=found.train[:320]) if options["validation"] else found
+
+    monkeypatch.setattr(studies, "load", few)
 
 
 def states(storage: str, kind: str = "shrinknets") -> list[str]:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 import telescopic as tl
+from telescopic import cli
 from telescopic.engine.timings import Timing, Timings
 from telescopic.serve import application, listening, run_on
 from telescopic.serve.connections import ARRIVED
@@ -459,9 +460,20 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(folder: Path) -> Non
     assert "Traceback" not in run.stderr and {"fastapi", "uvicorn"} <= set(run.stderr.split())
 
 
-def test_no_pack_is_said_before_anything_listens(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-m", "telescopic", "serve", str(tmp_path)], capture_output=True, text=True)
-    assert run.returncode == 1 and "is no pack: it has no manifest.json" in run.stderr and "http" not in run.stdout
+def failing(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What `telescopic serve` says on standard output and standard error when it ends at once with 1."""
+    monkeypatch.setattr(sys, "argv", ["telescopic", "serve", *words])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        cli.main()
+    told = capsys.readouterr()
+    return told.out, told.err
+
+
+def test_no_pack_is_said_before_anything_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, error = failing([str(tmp_path), "--port", "0"], monkeypatch, capsys)
+    assert "is no pack: it has no manifest.json" in error and "http" not in out
 
 
 def test_answers_are_sent_at_once() -> None:
@@ -470,13 +482,14 @@ def test_answers_are_sent_at_once() -> None:
         assert taken.proto == socket.IPPROTO_TCP
 
 
-def test_a_port_that_is_taken_is_said_at_once(server: tuple[subprocess.Popen, str], folder: Path) -> None:
-    port = server[1].rsplit(":", 1)[1]
-    run = subprocess.run(
-        [sys.executable, "-m", "telescopic", "serve", str(folder), "--port", port], capture_output=True, text=True
-    )
-    assert run.returncode == 1 and f"cannot listen on 127.0.0.1, port {port}: " in run.stderr
-    assert "Name another with --port" in run.stderr and "Traceback" not in run.stderr
+def test_a_port_that_is_taken_is_said_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("telescopic.engine.Engine", lambda *args, **options: pytest.fail("the pack was opened before"))
+    with listening("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        _, error = failing([str(folder), "--port", port], monkeypatch, capsys)
+    assert f"cannot listen on 127.0.0.1, port {port}: " in error and "Name another with --port" in error
 
 
 def test_the_server_does_not_close_connections_before_a_load_balancer_would(monkeypatch: pytest.MonkeyPatch) -> None:

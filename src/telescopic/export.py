@@ -1,6 +1,5 @@
 """How a member leaves for another runtime: one file, tried out before it takes its place, and a card about it."""
 
-import hashlib
 import io
 import json
 import logging
@@ -18,7 +17,7 @@ from telescopic.ambient import plain
 from telescopic.bundle import load, save
 from telescopic.data import Preprocess
 from telescopic.extras import needs
-from telescopic.files import held, make_folder, replacing
+from telescopic.files import held, make_folder, replacing, sha256
 from telescopic.inputs import Tensors, each, fault_of, first, first_line, leaves, named, shape_of
 from telescopic.layers.cuts import named_tensors
 from telescopic.neighbours import require_alone
@@ -126,7 +125,7 @@ def export(
                     "file": path.name,
                     "format": path.suffix[1:],
                     "bytes": _size(file, network, written.num_nodes),
-                    "sha256": _checksum(file),
+                    "sha256": sha256(file),
                     "input": _forms(samples if folded or not preprocess else preprocess(samples), written.names),
                     "output": ({"name": "logits"} if written.names else {}) | _form(logits),
                     "preprocess": {**asdict(preprocess), "folded": folded} if preprocess else None,
@@ -319,11 +318,6 @@ def _size(file: Path, network: nn.Module, num_nodes: int) -> int:
             f"the file has {size} bytes, but the module's tensors only {tensors}: it holds something else too"
         )
     return size
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _name(example: Tensors) -> str:

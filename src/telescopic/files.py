@@ -1,6 +1,7 @@
 """How files are written: whole or not at all, and by one process at a time where that matters. No torch."""
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -91,6 +92,12 @@ def replacing_folder(path: Path, *, replace: bool) -> Iterator[Path]:
                 old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of what a file holds, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(path: Path) -> Path:

