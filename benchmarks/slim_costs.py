@@ -1,4 +1,4 @@
-"""Claims: a step of a slim family costs what its members cost apart; what is taken out is as written by hand; its size.
+"""Claims: a step of a slim family costs what its members cost apart; what is taken out is as written by hand.
 
 A ResNet-20 for CIFAR-10 in four widths, on one thread. A step of the sandwich rule (the widest, the narrowest and one
 other, the widest teaching) stands beside steps of the three as plain modules, and beside the widest alone and the bound
@@ -8,10 +8,8 @@ by multiply-adds. Times are the processor's, turns change places, and a ratio is
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -95,19 +93,6 @@ def main() -> None:
     figures["extracted by hand-written"] = {
         "ratio": ratio(times["extracted"], times["by hand"]), "identical": identical,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        sizes = []
-        for member, module in zip(costs, members, strict=True):
-            file = tl.export(module.eval(), Path(folder) / f"{member.label}.onnx", x[:2])
-            sizes.append(sum(one.stat().st_size for one in Path(folder).glob(f"{file.name}*") if one.suffix != ".json"))
-        packed = tl.pack(family.eval(), Path(folder) / "pack", members="all", input_shape=SHAPE)
-        bundle = tl.save(family, Path(folder) / "family.safetensors")
-        figures["bytes"] = {
-            "four ONNX files": sum(sizes),
-            "the widest alone": sizes[-1],
-            "pack": sum(one.stat().st_size for one in packed.rglob("*") if one.is_file()),
-            "bundle": bundle.stat().st_size,
-        }
     results.write("slim-costs", {k: v for k, v in vars(args).items()} | {"threads": 1}, figures)
 
 

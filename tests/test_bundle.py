@@ -25,6 +25,7 @@ from telescopic.layers.filter import attach_
 from telescopic.layers.slim import Slim
 from telescopic.nested import Nested
 from telescopic.networks import mlp
+from telescopic.slim import slim
 from telescopic.subnet import Grid, Subnet
 from telescopic.train import CheckpointError
 
@@ -273,6 +274,71 @@ def test_a_member_of_some_width_is_read_from_its_own_parts(tmp_path, monkeypatch
     for width in (0, 4):
         with pytest.raises(BundleError, match=rf"there is no member width={width}: .* nearest is entry=0,exit=1,width"):
             load(path, Subnet(width=width))
+
+
+def test_of_a_slim_family_a_narrow_member_reads_its_rows(tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3)
+    x = torch.randn(8, 6)
+    net = slim(nn.Sequential(*layers), x, (0.25, 0.5, 1)).eval()
+    path, read = save(net, tmp_path / "net.safetensors"), []
+    once = tensorfile.TensorFile.read
+
+    def noted(file, name, rows=None):
+        tensor = once(file, name, rows)
+        read.append(file._file.tell() - file._start - file.places[name].first)
+        return tensor
+
+    monkeypatch.setattr(tensorfile.TensorFile, "read", noted)
+    start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    (name,) = (n for n, tensor in architecture.named_tensors(net).items() if tensor.shape == (512, 512))
+    numbers = []
+    for width in (1, 2, 3):
+        read.clear()
+        member = load(path, Subnet(width=width))
+        numbers.append(max(read))
+        assert torch.equal(member(x), net(x, Subnet(width=width)))
+        assert len(member[3].weight) == len(member[0].bias) == (128, 256, 512)[width - 1]
+    step = tensorfile._STEP
+    assert numbers == [2 * step, 3 * step, 2**20]  # a quarter of its rows is a little more than a step
+    data = bytearray(path.read_bytes())
+    first, last = json.loads(data[8:start])[name]["data_offsets"]
+    data[start + first + 2 * step : start + last] = b"\xff" * (last - first - 2 * step)
+    path.write_bytes(data)
+    assert torch.equal(load(path, Subnet(width=1))(x), net(x, Subnet(width=1)))
+    for subnet in (Subnet(width=2), Subnet(), None):
+        with pytest.raises(BundleError, match="it is damaged"):
+            load(path, subnet)
+    save(net, path)
+    other = slim(nn.Sequential(*layers), x, (0.25, 0.5, 1))
+    assert torch.equal(load(path, Subnet(width=1), into=other)(x), net(x, Subnet(width=1)))
+
+
+class TwoWays(nn.Module):
+    """Channels that are joined, and groups of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 64, 3), nn.Conv2d(2, 64, 3)
+        self.joined, self.grouped = nn.Conv2d(128, 64, 3), nn.Conv2d(64, 64, 3, groups=4)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.a(x).relu(), self.b(x).relu()], 1)
+        return self.head(self.grouped(self.joined(x)).relu().mean((2, 3)))
+
+
+def test_of_a_slim_family_rows_are_told_wherever_channels_lie(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 9, 9)
+    register_layer(TwoWays)
+    try:
+        net = slim(TwoWays(), x, (0.5, 1)).eval()
+        path = save(net, tmp_path / "net.safetensors")
+        for width in (1, 2):
+            assert torch.equal(load(path, Subnet(width=width))(x), net(x, Subnet(width=width)))
+    finally:
+        del architecture._LAYERS["TwoWays"]
 
 
 def test_a_catalogue_of_hundreds_of_members_fits(tmp_path) -> None:

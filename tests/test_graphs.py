@@ -252,6 +252,37 @@ def behind_the_first(model: onnx.ModelProto) -> None:
     front(model, helper.make_node("Slice", ["in0", "many", "end", "zero"], ["rest"]))
 
 
+def weights(model: onnx.ModelProto, length: int) -> None:
+    """So many numbers, said to lie in the pack's own file."""
+    tensor = model.graph.initializer.add(name="wide", data_type=TensorProto.FLOAT, dims=[length])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", "64")):
+        tensor.external_data.add(key=key, value=value)
+    for name, value in {"from": 0, "behind": length + 5, "to": length + 9, "of": 0}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+
+
+def cut_often(model: onnx.ModelProto) -> None:
+    """Narrow weights are cut out of wide ones: as a tensor each, which is not in the file."""
+    weights(model, 2**24)
+    front(model, *(helper.make_node("Slice", ["wide", "from", "to", "of"], [f"part{i}"]) for i in range(17)))
+
+
+def cut_behind_the_end(model: onnx.ModelProto) -> None:
+    weights(model, 16)
+    front(model, helper.make_node("Slice", ["wide", "behind", "to", "of"], ["nothing"]))
+
+
+def cut_by_data(model: onnx.ModelProto) -> None:
+    """How much is cut depends on the input."""
+    weights(model, 16)
+    most = helper.make_node("ReduceMax", ["in0"], ["most"], keepdims=0)
+    flat = helper.make_node("Reshape", ["most", "one"], ["flat"])
+    end = helper.make_node("Cast", ["flat"], ["end"], to=TensorProto.INT64)
+    cut = helper.make_node("Slice", ["wide", "from", "end", "of"], ["narrow"])
+    front(model, constant("one", np.array([1])), most, flat, end, cut)
+
+
 def elsewhere(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer.add(name="stolen", data_type=TensorProto.FLOAT, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
@@ -311,6 +342,9 @@ GRAPHS: dict[Callable[[onnx.ModelProto], None], str] = {
     from_behind: "what Slice makes depends on the number of examples",
     every_second: "what Slice makes depends on the number of examples",
     behind_the_first: r"'rest' is of shape \[0, 1, 6, 5\] for one example",
+    cut_often: "all of at most 268,435,456 numbers",
+    cut_behind_the_end: r"'nothing' is of shape \[0\]",
+    cut_by_data: "not bounded|does not follow",
     elsewhere: "lie in 'card.bin', not in weights.bin",
     behind: "end behind the end of weights.bin",
     without_inputs: r"its inputs are \[\], and the manifest says 1",

@@ -196,6 +196,87 @@ def test_one_narrow_width_is_an_ordinary_network(tmp_path: Path) -> None:
     assert len(made.segments) == 1 and made.members[0].chain[0].inputs == ("input",)
 
 
+class Ways(nn.Module):
+    """Channels that are joined, groups of them, a transposed convolution, and what is linear, with norms behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = block(2, 64), block(2, 64)
+        self.joined, self.alone = block(128, 64), nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.grouped = nn.Conv2d(64, 64, 3, groups=2)
+        self.up, self.norm = nn.ConvTranspose2d(64, 64, 2, 2), nn.BatchNorm2d(64)
+        self.hidden = nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
+        self.last = nn.Linear(256, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(self.alone(self.joined(torch.cat([self.a(x), self.b(x)], 1)))).relu()
+        logits: Tensor = self.last(self.hidden(self.norm(self.up(x)).relu().mean((2, 3))))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def slim() -> tl.Nested:
+    torch.manual_seed(0)
+    return trained(tl.slim(Ways(), torch.randn(4, *SHAPE), (0.25, 0.5, 1)))
+
+
+def counted(folder: Path) -> dict[str, list[str]]:
+    """The operators in each graph, smallest member first."""
+    graphs = (onnx.load(file, load_external_data=False).graph for file in sorted(folder.glob("segment*.onnx")))
+    return {graph.name: [node.op_type for node in graph.node] for graph in graphs}
+
+
+def test_widths_that_are_told_share_the_widest_ones_weights(slim: tl.Nested, tmp_path: Path) -> None:
+    folder = tl.pack(slim, tmp_path / "slim", members="all", input_shape=SHAPE)
+    assert_same_answers(slim, folder)
+    widest = sum(p.nbytes for p in slim.parameters())
+    assert widest <= (folder / WEIGHTS).stat().st_size < 1.15 * widest
+    narrow, _, wide = counted(folder).values()
+    assert narrow.count("Slice") >= 8 and "Slice" not in wide and narrow.count("BatchNormalization") >= 3
+    assert "Narrow widths have the weights of the widest" in (folder / "README.md").read_text()
+    tl.Engine(folder, cache=tmp_path / "cache")
+    for made in counted(next((tmp_path / "cache").rglob("graphs"))).values():  # cut and folded, once
+        assert "Slice" not in made and made.count("Concat") == 1  # of features
+        assert made.count("BatchNormalization") <= 2  # behind a linear layer and a transposed convolution
+    weights = np.fromfile(folder / WEIGHTS, np.uint8)
+    weights[weights.size // 2] ^= 1
+    weights.tofile(folder / WEIGHTS)
+    with pytest.raises(PackError, match="its checksum is another one"):
+        tl.Engine(folder, cache=False)
+
+
+def test_without_the_widest_each_width_has_its_own_weights(slim: tl.Nested, tmp_path: Path) -> None:
+    members = [Subnet(width=1), Subnet(width=2)]
+    folder = tl.pack(slim, tmp_path / "slim", members=members, input_shape=SHAPE)
+    assert_same_answers(slim, folder)
+    made = counted(folder).values()
+    assert not any({"Slice", "BatchNormalization"} & {*nodes} for nodes in made)
+    assert (folder / WEIGHTS).stat().st_size < 0.5 * sum(p.nbytes for p in slim.parameters())
+
+
+def test_in_int8_each_width_has_its_own_weights(slim: tl.Nested, tmp_path: Path) -> None:
+    x, members = torch.randn(200, *SHAPE), [Subnet(width=1), Subnet(width=3)]
+    folder = tl.pack(slim, tmp_path / "int8", members=members, input_shape=SHAPE, int8=x, max_loss=1)
+    engine = tl.Engine(folder, cache=False)
+    for subnet in members:
+        with torch.no_grad():
+            wanted = slim(x, subnet).numpy()
+        apart = np.abs(engine.run(x.numpy(), subnet=subnet).logits - wanted)
+        assert np.median(apart.max(1)) < 0.1 * np.abs(wanted).max()
+    assert all("BatchNormalization" not in nodes and "Slice" not in nodes for nodes in counted(folder).values())
+
+
+@pytest.mark.parametrize("fold_bn", [False, True])
+def test_widths_that_are_told_behind_entries_with_statistics_of_their_own(fold_bn: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stages = nn.Sequential(block(2, 64), block(64, 64)), nn.Sequential(block(64, 64), head(64))
+    entered = tl.Nested(stages, {0: nn.Identity(), 1: nn.Conv2d(2, 64, 1)}, statistics="per-entry")
+    net = trained(tl.slim(entered, torch.randn(4, *SHAPE), (0.5, 1)))
+    folder = tl.pack(net, tmp_path / "slim", members="all", input_shape=SHAPE, fold_bn=fold_bn)
+    assert_same_answers(net, folder)
+    assert (folder / WEIGHTS).stat().st_size < 1.15 * sum(p.nbytes for p in net.parameters())
+
+
 def test_what_cannot_be_made_wider_is_refused(tmp_path: Path) -> None:
     net = wide()
     net.stages[0] = nn.Sequential(net.stages[0], nn.Softmax(1)).eval()

@@ -151,6 +151,74 @@ def test_checksums_that_are_none(sums: str, message: str, tmp_path: Path) -> Non
         file.read("large")
 
 
+TALL = torch.randn(1000, 700, generator=torch.Generator().manual_seed(1))  # of 2.8 MB
+
+
+def rows_read(path: Path, rows: int) -> tuple[torch.Tensor, int]:
+    """The first rows, and how many bytes were read for them."""
+    with opened(path, FileError) as file:
+        read = file.read("tall", rows)
+        return read, file._file.tell() - file._start - file.places["tall"].first
+
+
+def test_the_first_rows_are_read_and_verified_without_the_others(tmp_path: Path) -> None:
+    write(tmp_path / "tall", {"tall": TALL}, "{}")
+    step, whole = tensorfile._STEP, (tmp_path / "tall").read_bytes()
+    for rows in (1, 93, 94, 372, 373, 900, 999, 1000, 2000):
+        read, number = rows_read(tmp_path / "tall", rows)
+        assert torch.equal(read, TALL[:rows])
+        assert number == min(-(-rows * 2800 // step) * step, 2_800_000) and read.untyped_storage().nbytes() == number
+        for place in {0, number // 2, number - 1, min(number, 2_799_999), 2_799_999}:
+            damaged = bytearray(whole)
+            damaged[start(whole) + place] ^= 16
+            (tmp_path / "damaged").write_bytes(damaged)
+            if place < number:
+                with pytest.raises(FileError, match="'tall' has another checksum"):
+                    rows_read(tmp_path / "damaged", rows)
+            else:
+                assert torch.equal(rows_read(tmp_path / "damaged", rows)[0], TALL[:rows])
+    (tmp_path / "short").write_bytes(whole[:-5])
+    with pytest.raises(FileError):
+        rows_read(tmp_path / "short", 1)
+
+
+def test_rows_of_a_file_of_before_are_verified_by_all(tmp_path: Path) -> None:
+    write(tmp_path / "tall", {"tall": TALL}, "{}")
+
+    def older(metadata) -> None:
+        sums = json.loads(metadata["checksums"])
+        assert [len(steps) for steps in sums["begun"].values()] == [10]
+        metadata["checksums"] = json.dumps({key: sums[key] for key in ("document", "tensors")})
+
+    path = rewritten(tmp_path / "tall", older)
+    read, number = rows_read(path, 7)
+    assert torch.equal(read, TALL[:7]) and number == 2_800_000
+    rewritten(path, lambda metadata: metadata.pop("checksums"))
+    assert torch.equal(rows_read(path, 7)[0], TALL[:7]) and rows_read(path, 7)[1] == 7 * 2800
+
+
+@pytest.mark.parametrize(
+    ("begun", "message"),
+    [
+        (3, "its checksums cannot be read"),
+        ({"tall": 3}, "its checksums cannot be read"),
+        ({"tall": [1]}, "'tall' has another checksum"),
+        ({"tall": ["1"]}, "'tall' has another checksum"),
+        ({"tall": [[1]]}, "'tall' has another checksum"),
+        ({"tall": [None]}, "'tall' has another checksum"),
+    ],
+)
+def test_checksums_of_beginnings_that_are_none(begun: object, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "tall", {"tall": TALL}, "{}")
+
+    def change(metadata) -> None:
+        metadata["checksums"] = json.dumps(json.loads(metadata["checksums"]) | {"begun": begun})
+
+    path = rewritten(tmp_path / "tall", change)
+    with pytest.raises(FileError, match=message):
+        rows_read(path, 7)
+
+
 def test_parts_of_something_larger_are_written_alone(tmp_path: Path) -> None:
     whole = torch.arange(12.0)
     write(tmp_path / "parts", {"a": whole[:4], "b": whole[4:].reshape(2, 4)}, "{}")

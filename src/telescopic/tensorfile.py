@@ -1,10 +1,12 @@
 """Tensors in one safetensors file with a document about them; both have checksums, verified when they are read.
 
 The checksums are kept beside the document, in the file's metadata. They protect from damage, not from malice: whoever
-changes a file on purpose changes them too. A file without them, as telescopic 0.1.0 wrote, is read unverified.
+changes a file on purpose changes them too. A file without them, as telescopic 0.1.0 wrote, is read unverified. Of large
+tensors those of their beginnings are kept, too, so that the first rows can be read and verified without the others.
 """
 
 import json
+import math
 import os
 import sys
 import zlib
@@ -28,6 +30,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WORDS = 509  # a prime, so that not even whole pages that changed places have their words in the same columns
 _ROW = 8 * _WORDS
 _PIECE = 256 * _ROW  # bytes, about a million: it is summed up while the processor still has it at hand
+_STEP = _PIECE // 4  # bytes: whoever needs the first few reads up to a multiple of this many
 
 
 class TensorFile:
@@ -41,12 +44,16 @@ class TensorFile:
     def __init__(self, file: FileIO, most_bytes: int, most_values: int) -> None:
         """Read the header. Nothing in it is taken for granted."""
         self._file = file
-        self.document, self.places, self._checksums, self._start = read_header(
+        self.document, self.places, self._checksums, self._begun, self._start = read_header(
             file, most_bytes=most_bytes, most_values=most_values
         )
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, rows: int | None = None) -> Tensor:
         """One tensor, from its own bytes alone.
+
+        Args:
+            name: which.
+            rows: how many of its first rows are wanted, if not all. Little more than these is read.
 
         Raises:
             ValueError: if its checksum is another than when it was written, or the file changes meanwhile.
@@ -54,21 +61,30 @@ class TensorFile:
         place = self.places[name]
         if place.dtype not in DTYPES:
             raise ValueError(f"{name!r:.200} is {place.dtype!r:.20}")
-        tensor = torch.empty(place.shape, dtype=DTYPES[place.dtype])
-        if place.last - place.first != tensor.nbytes or self._file.seek(self._start + place.first) < place.first:
+        dtype, shape = DTYPES[place.dtype], list(place.shape)
+        size = math.prod(shape) * dtype.itemsize
+        if place.last - place.first != size or self._file.seek(self._start + place.first) < place.first:
             raise ValueError("it changed while it was read")
-        found = _begun(tensor)
-        for piece in _pieces(tensor):
+        found, expected, number = _begun(dtype, shape), (self._checksums or {}).get(name), size
+        if rows is not None and rows < shape[0]:
+            number = size // shape[0] * rows
+            shape[0] = rows
+            if self._checksums is not None:
+                steps, sums = -(-number // _STEP), self._begun.get(name, [])
+                known = 0 < steps <= len(sums)
+                number, expected = (steps * _STEP, sums[steps - 1]) if known else (size, expected)
+        content = torch.empty(number, dtype=torch.uint8)
+        for piece in _pieces(content):
             rest = piece
             while rest:
-                if not (number := self._file.readinto(rest)):
+                if not (read := self._file.readinto(rest)):
                     raise ValueError("it became shorter while it was read")
-                rest = rest[number:]
+                rest = rest[read:]
             if self._checksums is not None:
                 found = _checksum(piece, found)
-        if self._checksums is not None and self._checksums.get(name) != found:
+        if self._checksums is not None and expected != found:
             raise ValueError(f"it is damaged: {name!r:.200} has another checksum than when it was written")
-        return tensor
+        return content[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
 @contextmanager
@@ -107,17 +123,21 @@ def write(path: Path, tensors: Mapping[str, Tensor], document: str) -> None:
         # What is a part of something larger is copied, for the format refuses tensors that share memory.
         kept[name] = plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
     sums: dict[str, int] = {}
+    begun: dict[str, list[int]] = {}
     for name, tensor in kept.items():
-        sums[name] = _begun(tensor)
+        sums[name] = _begun(tensor.dtype, list(tensor.shape))
+        steps: list[int] = []
         for piece in _pieces(tensor):
+            steps += [_checksum(piece[:end], sums[name]) for end in range(_STEP, len(piece) + 1, _STEP)]
             sums[name] = _checksum(piece, sums[name])
-    checksums = {"document": zlib.crc32(document.encode()), "tensors": sums}
+        begun |= {name: steps} if steps else {}
+    checksums = {"document": zlib.crc32(document.encode()), "tensors": sums, "begun": begun}
     save_file(kept, path, {DOCUMENT: document, CHECKSUMS: json.dumps(checksums, separators=(",", ":"))})
 
 
-def _begun(tensor: Tensor) -> int:
+def _begun(dtype: torch.dtype, shape: list[int]) -> int:
     """Where a tensor's checksum begins: with what it is, for its bytes alone could be something else."""
-    return zlib.crc32(f"{_NAMES[tensor.dtype]}{list(tensor.shape)}".encode())
+    return zlib.crc32(f"{_NAMES[dtype]}{shape}".encode())
 
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:

@@ -35,12 +35,14 @@ class Header(NamedTuple):
         document: what the file says of its tensors; None if that is not for us.
         places: where its tensors are, by name.
         checksums: of the tensors, by name; None if the file has none.
+        begun: of large tensors, those of their first bytes, by name; `tensorfile` knows of how many.
         size: bytes before the first tensor.
     """
 
     document: str | None
     places: dict[str, Place]
     checksums: dict[str, Any] | None
+    begun: dict[str, list[Any]]
     size: int
 
 
@@ -67,15 +69,18 @@ def read_header(file: FileIO, *, most_bytes: int, most_values: int) -> Header:
         pass  # safetensors has checked its form, and that the tensors fill the file, each in the size of its shape
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
     places = {n: Place(s["dtype"], tuple(s["shape"]), *s["data_offsets"]) for n, s in header.items()}
-    document, checksums = metadata.get(DOCUMENT), None
+    document, checksums, begun = metadata.get(DOCUMENT), None, dict[str, Any]()
     if CHECKSUMS in metadata:
         sums = _parsed(metadata[CHECKSUMS].encode(), most_values)
         if not isinstance(sums, dict) or not isinstance(sums.get("tensors"), dict):
             raise ValueError("its checksums cannot be read")
+        begun = sums.get("begun", begun)
+        if not isinstance(begun, dict) or not all(isinstance(each, list) for each in begun.values()):
+            raise ValueError("its checksums cannot be read")
         if document is None or sums.get("document") != zlib.crc32(document.encode()):
             raise ValueError("it is damaged: what it says of its tensors has another checksum than when written")
         checksums = sums["tensors"]
-    return Header(document, places, checksums, 8 + length)
+    return Header(document, places, checksums, begun, 8 + length)
 
 
 @contextmanager

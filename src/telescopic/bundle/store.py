@@ -18,6 +18,7 @@ from telescopic.extract import joined
 from telescopic.files import make_folder, replacing
 from telescopic.inputs import plain_shape
 from telescopic.layers.cuts import named_tensors
+from telescopic.layers.slim import InWidth
 from telescopic.nested import Nested
 from telescopic.provenance import versions
 from telescopic.shapes import Shape
@@ -86,6 +87,8 @@ class Bundle:
     def member(self, subnet: Subnet | None, into: nn.Module | None = None) -> nn.Module:
         """One member, as `extract` gives it; only its own parts' bytes are read from disk.
 
+        Of the large tensors of a slim family, only the rows that it has are.
+
         Args:
             subnet: which one; parts left open take the full network's value.
             into: a nested network of the same architecture from which to extract; it is left as it is.
@@ -101,7 +104,10 @@ class Bundle:
             name = {id(tensor): name for name, tensor in named_tensors(net).items()}
             parts = nn.ModuleList(module for _, module in net.path(subnet))
             names = [name[id(tensor)] for tensor in named_tensors(parts).values()]
-            filled = _filled(parts if into is None else copied(parts), names, file)
+            # Of a slim family's large tensors a narrow member has the first rows; what `into` holds is whole.
+            narrow = [part for part in parts if isinstance(part, InWidth)] if into is None else []
+            rows = {id(tensor): number for part in narrow for tensor, number in part.rows()}
+            filled = _filled(parts if into is None else copied(parts), names, file, rows)
             assert isinstance(filled, nn.ModuleList)
             try:
                 return joined(net, list(filled), subnet.width).eval()
@@ -214,12 +220,12 @@ def load(path_or_name: str | Path, subnet: Subnet | None = None, *, into: nn.Mod
     return bundle.network(into) if subnet is None else bundle.member(subnet, into)
 
 
-def _filled(module: nn.Module, names: Sequence[str], file: TensorFile) -> nn.Module:
-    """Read a module's tensors; `names` says in their order what the file calls each."""
+def _filled(module: nn.Module, names: Sequence[str], file: TensorFile, rows: Mapping[int, int] = {}) -> nn.Module:
+    """Read a module's tensors; `names` says in their order what the file calls each, `rows` by id which are cut."""
     read: dict[int, Tensor] = {}
     with torch.no_grad():
         for tensor, name in zip(named_tensors(module).values(), names, strict=True):
-            stored = file.read(name)
+            stored = file.read(name, rows.get(id(tensor)))
             if not tensor.is_meta:
                 tensor.copy_(stored)
             else:

@@ -5,7 +5,7 @@ of its tensors for each width is found by `telescopic.slim`.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -122,6 +122,13 @@ class InWidth(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """What the module computes in this width."""
         return self._shown(lambda name, tensor: tensor)(*inputs)
+
+    def rows(self) -> Iterator[tuple[Tensor, int]]:
+        """Parameters of which it reads the first rows only, each with their number."""
+        for name, cuts in self.cuts.items():
+            number = max((row[-1][1] for dim, (row, *_) in cuts if dim == 0), default=None)
+            if number is not None and all(len(runs) == 1 for _, runs in cuts):
+                yield _named(self.skeleton, name), number
 
     def narrow(self, width: int) -> nn.Module:
         """The same as ordinary layers with copies of the parameters."""

@@ -44,10 +44,15 @@ class Atom:
 
 
 class Parts:
-    """Parts of members of one width; or of several, each with graphs of its own, if parts are told their width."""
+    """Parts of members of one width; or of several, each with graphs of its own, if parts are told their width.
 
-    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool, x: Tensors) -> None:
-        self.net, self.fold_bn = net, fold_bn
+    Sharing, a narrow one is what the network runs, which cuts the weights that all widths have; else it has copies.
+    """
+
+    def __init__(
+        self, net: Nested, members: Sequence[Coordinates], fold_bn: bool, x: Tensors, *, sharing: bool = False
+    ) -> None:
+        self.net, self.fold_bn, self.sharing = net, fold_bn, sharing
         self.values = {INPUT: x}  # of what passes between parts
         self.made: dict[tuple[str, nn.Module, int], nn.Module] = {}
         self.done: dict[int, dict[nn.Module, nn.Module]] = {}
@@ -87,7 +92,7 @@ class Parts:
 
     def _narrow(self, name: str, part: nn.Module, width: int) -> nn.Module:
         net, adapter = self.net, name.startswith("entries.")
-        if net.groups == 1:
+        if net.groups == 1 or self.sharing:
             return part
         if (name, part, width) not in self.made:
             done = self.done.setdefault(width, {})

@@ -58,14 +58,15 @@ class _Together(nn.Module):
         return [made for module, inputs in zip(self.modules_, given, strict=True) for made in module(*inputs)]
 
 
-def exported(segments: Sequence[Segment]) -> Iterator[Any]:
+def exported(segments: Sequence[Segment], *, sharing: bool = False) -> Iterator[Any]:
     """Segments as ONNX graphs with inputs in0, in1, ... and outputs out0, out1, ...
 
     They are exported as one graph, which is then taken apart: an export takes seconds, however small the network. Those
-    that share weights take turns, for the exporter makes no BatchNorm a part of a convolution that another one needs.
+    that share weights take turns, for the exporter makes no BatchNorm a part of a convolution that another one needs;
+    unless they are to go on sharing them.
     """
     made: dict[int, Any] = {}
-    for some in _rounds(segments):
+    for some in [[*range(len(segments))]] if sharing else _rounds(segments):
         made |= zip(some, _together([segments[number] for number in some]), strict=True)
     return iter([made[number] for number in range(len(segments))])
 

@@ -73,7 +73,8 @@ def pack(
 
     Of members of several widths, each layer's rows are cut into blocks: wider members run the blocks of narrower ones
     and add their own. Widths whose channels are no multiples of 16 cost more time than wider ones that are, so they are
-    left out unless they are named; the card says so.
+    left out unless they are named; the card says so. Of a slim family each width has graphs of its own, which cut their
+    weights out of the widest one's, if that is packed.
 
     Args:
         net: a nested network, which is left as it is; or its bundle, or where that is.
@@ -152,7 +153,8 @@ def pack(
         subnets = [member.subnet for member in chosen]
         for subnet in subnets:
             require_alone(partial(network, subnet=subnet), network.path(subnet), x, _ALONE)
-        made = cut(network, subnets, each(lambda x: x[:2], x), fold_bn=fold_bn)
+        # Of int8 each width has scales of its own, by weights in which BatchNorm is folded.
+        made = cut(network, subnets, each(lambda x: x[:2], x), fold_bn=fold_bn, sharing=images is None)
         checked_batches(made.segments, 2)
         report = progress or (lambda what, done, of: None)
         with replacing_folder(to, replace=replace) as folder, tempfile.TemporaryDirectory() as aside:
@@ -243,7 +245,8 @@ def _written(folder: Path, made: Cut, members: Sequence[Member], report: Report)
     with (folder / WEIGHTS).open("wb") as opened:
         weights = Weights(opened)
         constants = {name: weights.constant(tensor) for name, tensor in made.constants.items()}
-        for number, (segment, graph) in enumerate(zip(made.segments, exported(made.segments), strict=True)):
+        graphs = exported(made.segments, sharing=made.sharing)
+        for number, (segment, graph) in enumerate(zip(made.segments, graphs, strict=True)):
             files[segment.name] = f"segment{number:03}.onnx"
             write_graph(graph, folder / files[segment.name], weights)
             report("writing", number + 1, len(made.segments))
@@ -303,6 +306,8 @@ def _notes(manifest: Manifest, made: Cut, parity: float) -> list[str]:
         notes.append(f"{made.copied} parts are there more than once: their BatchNorm differs between entries.")
     if made.constants:
         notes.append("BatchNorm differs between entries: its statistics are given to the segments that they share.")
+    if made.sharing:
+        notes.append("Narrow widths have the weights of the widest, which are cut when the pack is opened.")
     if manifest.left_out:
         reasons = {why for why in manifest.left_out.values()}
         notes.append(f"Left out: {', '.join(manifest.left_out)} ({'; '.join(sorted(reasons))}).")

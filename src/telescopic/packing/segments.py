@@ -53,6 +53,7 @@ class Cut:
         tensors: what passes between segments → an example of it.
         constants: statistics that are inputs of segments.
         copied: number of parts that stand in more than one segment, since their BatchNorm differs between entries.
+        sharing: whether narrow widths cut their weights out of the widest one's.
     """
 
     segments: Sequence[Segment]
@@ -60,10 +61,11 @@ class Cut:
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Tensor]
     copied: int
+    sharing: bool
 
 
 @torch.no_grad()
-def cut(net: Nested, members: Sequence[Coordinates], x: Tensors, *, fold_bn: bool = False) -> Cut:
+def cut(net: Nested, members: Sequence[Coordinates], x: Tensors, *, fold_bn: bool = False, sharing: bool = True) -> Cut:
     """Cut a network where the members enter, leave, and end their width.
 
     Args:
@@ -73,12 +75,16 @@ def cut(net: Nested, members: Sequence[Coordinates], x: Tensors, *, fold_bn: boo
         fold_bn: whether parts whose statistics differ between entries are copied for each, with BatchNorm folded. Else
             they are one segment, and the statistics are inputs of it. Copied they are in any case if there are several
             widths.
+        sharing: whether widths that are told to parts share the widest one's weights, if it is among the members.
+            Whoever opens the graphs cuts these, and folds each width's BatchNorm. Else each width has its own, folded.
 
     Raises:
         ValueError: if a part cannot be made as narrow as a member, or wider step by step.
     """
-    several = net.causal and len({member.width for member in members}) > 1
-    atoms = (PartsBySpan if several else Parts)(net, members, fold_bn, x)
+    widths = {member.width for member in members}
+    sharing = sharing and not net.causal and len(widths) > 1 and net.groups in widths
+    several = net.causal and len(widths) > 1
+    atoms = PartsBySpan(net, members, fold_bn, x) if several else Parts(net, members, fold_bn, x, sharing=sharing)
     paths = {member: atoms.path(member) for member in members}
     users: dict[str, set[Coordinates]] = {}
     for member, path in paths.items():
@@ -97,7 +103,7 @@ def cut(net: Nested, members: Sequence[Coordinates], x: Tensors, *, fold_bn: boo
                 groups.setdefault(atom.key, [atom])
                 runs[member].append(atom.key)
             previous = atom
-    return _traced({key: _Run(run) for key, run in groups.items()}, runs, paths, atoms.constants, x)
+    return _traced({key: _Run(run) for key, run in groups.items()}, runs, paths, atoms.constants, x, sharing)
 
 
 def _one_segment(one: Atom, other: Atom, users: Mapping[str, set[Coordinates]]) -> bool:
@@ -185,6 +191,7 @@ def _traced(
     paths: Mapping[Coordinates, Sequence[Atom]],
     constants: Mapping[str, Tensor],
     x: Tensors,
+    sharing: bool,
 ) -> Cut:
     """Run every member once, and write down which tensors go where."""
     segments: dict[str, Segment] = {}
@@ -225,4 +232,4 @@ def _traced(
             tensors |= {key: known[key] for key in outputs}
         chains[member] = tuple(steps), paths[member][-1].writes[-1]
     copies = {name for segment in segments.values() for name in segment.copied}
-    return Cut(list(segments.values()), chains, tensors, constants, len(copies))
+    return Cut(list(segments.values()), chains, tensors, constants, len(copies), sharing)
