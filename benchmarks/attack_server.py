@@ -359,7 +359,7 @@ def main() -> None:
                 times = serving.poisson(rate, given.load_seconds)
                 requests = [serving.request("POST", "/predict", bodies[i % len(bodies)]) for i in range(len(times))]
                 with attacked(server.port, given.idle, kinds, statuses):
-                    answers = asyncio.run(serving.ask_all(server.port, requests, times))
+                    load = serving.Load(server.port, requests, times)
                 truth = [labels[i % len(labels)] for i in range(len(times))]
                 found[name] = {"requests a second": round(rate), **serving.figures(answers, truth, given.slo_ms)}
                 found[name].pop("right in time")

@@ -21,6 +21,7 @@ from telescopic import decoder
 from telescopic.engine.engine import Engine
 from telescopic.engine.given import Inputs, size_of
 from telescopic.limits import Limits
+from telescopic.serve.admission import Admission
 from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
 from telescopic.serve.connections import ARRIVED
 from telescopic.serve.decoders import Decoders
@@ -31,7 +32,6 @@ from telescopic.serve.worker import Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 _SLOW = "the body is slow"
-_ANSWERED = 8  # of so many requests that waited too long to be read, one is answered
 _SMALL = 2**16  # bytes of a body that is read at once; others are read while something else goes on
 _PAGE_RULES = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
@@ -92,6 +92,7 @@ def application(
 
     # FastAPI's own pages load scripts from elsewhere; ours loads nothing.
     app = FastAPI(title="telescopic", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.refuses = Admission(worker, lambda seconds: records.answered(503, seconds)).refuses
     app.add_middleware(_First, predict=predict)
     app.add_middleware(Door, hosts=allow_hosts, origins=allow_origins, token=token)
     app.router.routes.append(Route("/predict", predict, methods=["POST"]))
@@ -149,7 +150,7 @@ class _Predict:
         engine = worker.engine
         self._engine, self._worker, self._records, self._decoders = engine, worker, records, decoders
         self._limits, self._max_body, self._bodies = limits, max_body, 0
-        self._turning, self._behind = False, 0
+        self._turning = False
         self.takes = Takes.of(engine.input_shape, engine.takes_pixels, worker.max_batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,13 +181,7 @@ class _Predict:
         found = dict(scope["headers"])
         kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self.takes)
         asked = wishes(scope["query_string"])
-        # Who waited for half of the time before anything of it was read would be late, and make others late. A few are
-        # answered all the same: where hundreds ask again at once, refusing them alone may take that long.
         lag = time.perf_counter() - arrived
-        if 2000 * lag > max(asked.deadline_ms or 0.0, worker.slo_ms):
-            self._behind += 1
-            if self._behind % _ANSWERED:
-                raise Overloaded(f"more is asked than can be read: this waited {1000 * lag:.0f} ms for it", 1)
         with self._room() as take:
             body = await self._body(found, receive, take)
             x, more = await self._read(body, kind)

@@ -48,7 +48,7 @@ def run_on(taken: socket.socket, app: FastAPI, limits: Limits | None = None) -> 
     limits = limits or Limits()
     config = uvicorn.Config(
         app,
-        http=type("Limited", (Connection,), {"limits": limits}),
+        http=type("Limited", (Connection,), {"limits": limits, "refuses": staticmethod(app.state.refuses)}),
         access_log=False,
         log_level="error",  # not a line for every request that is no HTTP: strangers would fill the disk
         lifespan="on",

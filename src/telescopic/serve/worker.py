@@ -18,6 +18,7 @@ from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
+_GAIN = 0.2  # of the newest pause between passes in their mean
 _SAID = 60.0  # seconds from one line in the log to the next
 _log = logging.getLogger("telescopic.serve")
 
@@ -89,6 +90,7 @@ class Worker:
         self._handed: Pass | None = None
         self._parts: list[Pass] = []  # of passes that failed, to find who is to blame
         self._said = -math.inf  # when the log was told of one
+        self._ended: float | None = None  # when the last pass did, if something waited then
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -150,6 +152,17 @@ class Worker:
             if not turns:
                 self._change.notify()
         return job
+
+    def room(self, lag: float, due: float, requests: int) -> bool:
+        """Whether so many more requests of the usual size would be taken in and, as far as can be foreseen, be in time.
+
+        Args:
+            lag: seconds that will have passed since the last one's arrival when it is handed in.
+            due: seconds from its arrival within which its answer is due.
+            requests: how many, it among them.
+        """
+        waiting = self._waiting
+        return 2 * lag < due and waiting.examples + (requests - 1) * waiting.usual < waiting.most(lag, due)
 
     def turn(self) -> bool:
         """Run the next pass here if it is short and nothing else runs; otherwise see to it that the thread does.
@@ -229,6 +242,9 @@ class Worker:
             self._failed(run, error)
             return
         ended = self.clock()
+        if self._ended is not None:
+            self._waiting.between += _GAIN * (began - self._ended - self._waiting.between)
+        self._ended = ended if self._more() else None
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
         self._told(run, ended - began, sum(job.late(began, ended) for job in run.jobs))
         with np.errstate(invalid="ignore", over="ignore"):  # infinite logits have no shares
