@@ -275,7 +275,6 @@ def main() -> None:
 
 def killed(server: Server, pack: Path, given: argparse.Namespace, body: bytes, capacity: float) -> float:
     """Kill it under load, and start it again."""
-
     times = poisson(capacity, 1.0)
     threading.Timer(0.5, server.kill).start()
     load = Load(server.port, [request("POST", "/predict", body)] * len(times), times)

@@ -452,7 +452,7 @@ def test_graphs_that_are_not_as_the_manifest_says_are_refused(packed: Path, tmp_
 
 def test_what_a_library_says_of_a_strangers_graph_is_one_harmless_line() -> None:
     assert str(PackError("it cannot be opened: \x1b[31mFail\n\n  see\tbelow\n")) == (
-        r"it cannot be opened: \x1b[31mFail   see\tbelow"
+        r"it cannot be opened: \x1b[31mFail    see\tbelow"
     )
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import os
@@ -375,22 +376,21 @@ def test_a_full_queue_is_503_and_says_when_to_come_again(engine: tl.Engine, monk
         assert [each.result(30).status_code for each in taken] == [200, 200]
 
 
-def test_who_has_waited_too_long_to_be_read_is_refused_before_it_is(engine: tl.Engine, pixels: np.ndarray) -> None:
-    app, waited = application(engine, slo_ms=60_000, max_batch=8), 0.0
+def test_a_wait_outside_counts_and_a_refusal_by_the_head_too(engine: tl.Engine, pixels: np.ndarray) -> None:
+    app, waited = application(engine, slo_ms=60_000, max_batch=8), 25.0
 
     async def late(scope: dict, receive: object, send: object) -> None:
         await app(scope | {ARRIVED: time.perf_counter() - waited}, receive, send)  # type: ignore[arg-type]
 
+    async def refused() -> list[bool]:
+        return [app.state.refuses(b"/predict", time.perf_counter() - waited) for waited in (25, 35, 25)]
+
     with TestClient(late, base_url=HERE) as client:
-        for waited, query, status in ((25, "", 200), (35, "", 503), (35, "?deadline_ms=80000", 200), (35, "?x=1", 422)):
-            told = client.post(f"/predict{query}", content=npy(pixels), headers=NPY)
-            assert told.status_code == status, (waited, query, told.text)
-            if status == 503:
-                assert int(told.headers["retry-after"]) >= 1 and "more is asked than can be read" in told.text
-                more = [client.post("/predict", content=npy(pixels), headers=NPY).status_code for _ in range(15)]
-                assert more.count(503) == 13 and more.count(200) == 2  # where all are behind, some are answered
-            if status == 200:
-                assert told.json()["waited_ms"] >= 1000 * waited
+        told = client.post("/predict", content=npy(pixels), headers=NPY)
+        assert told.status_code == 200 and told.json()["waited_ms"] >= 1000 * waited
+        assert asyncio.run(refused()) == [False, True, False]
+        assert client.get("/load").json()["seconds"][-1]["refused"] == 1
+        assert 'telescopic_requests_total{code="503"} 1.0' in client.get("/metrics").text
 
 
 def test_an_answer_that_is_no_number_is_no_answer(

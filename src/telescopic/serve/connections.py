@@ -5,6 +5,7 @@ hold all connections and ask nothing. What follows counts and times, and leaves 
 """
 
 import asyncio
+import contextlib
 import socket
 import sys
 import time
@@ -30,6 +31,7 @@ _LAST = 1.0  # seconds at the end in which who is connected may ask once more, a
 _TOLD = 0.1  # seconds that uvicorn takes before it counts those of the end
 _LINGER = 0.5  # seconds after which a connection that was closed on our side is closed on the other's
 _PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
+_CLOSE = b"connection: close\r\n"
 _NEW, _HEAD, _BODY, _ANSWER, _IDLE, _OVER = range(6)
 
 
@@ -66,8 +68,11 @@ class Connection(HttpToolsProtocol):
             if oldest is self:
                 idle = [c for c in self.connections if isinstance(c, Connection) and c._state == _IDLE]
                 oldest = min(idle, key=lambda connection: connection._since, default=self)
-            if oldest is not self or len(self.connections) > self.limits.connections + _SPARE:
+            if oldest is not self and not oldest._has_asked():
                 oldest._end()
+            elif len(self.connections) > self.limits.connections + _SPARE:
+                transport.write(REFUSAL % _CLOSE)  # whatever it asks, which nobody reads
+                self._end(flush=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
@@ -129,12 +134,12 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._strangers.pop(self, None)
         if self._skipped:
             self._skipped, stays = False, self.parser.should_keep_alive() and self._stays()
-            self.transport.write(REFUSAL % (b"" if stays else b"connection: close\r\n"))
+            self.transport.write(REFUSAL % (b"" if stays else _CLOSE))
             self._enter(_IDLE)
             self._free = time.perf_counter()
-            self._strangers.pop(self, None)
             if not stays:
                 self.transport.close()
             return
@@ -150,7 +155,6 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             self.pipeline[-1][0].scope[ARRIVED] = self._free  # type: ignore[literal-required]
         super().on_response_complete()
-        self._strangers.pop(self, None)
         if self._state == _ANSWER and not self.pipeline:
             self._enter(_IDLE)
 
@@ -217,12 +221,25 @@ class Connection(HttpToolsProtocol):
         """Seconds since the last of what is read came, or fewer; 0 where the system does not say."""
         if not _COUNTED:
             return 0.0
-        wire = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, self.transport.get_extra_info("socket").fileno())
-        try:
+        with self._wire() as wire:
             facts = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _WAITED + 4)
+        return max(int.from_bytes(facts[_WAITED:], sys.byteorder) / 1000 - _TICK, 0.0)
+
+    def _has_asked(self) -> bool:
+        """Whether there is something that was not read yet."""
+        with contextlib.suppress(OSError), self._wire() as wire:
+            return self._state in (_NEW, _IDLE) and bool(wire.recv(1, socket.MSG_PEEK))
+        return False
+
+    @contextlib.contextmanager
+    def _wire(self) -> Iterator[socket.socket]:
+        """What the loop has of it, lent: for that one to close."""
+        taken = self.transport.get_extra_info("socket")
+        wire = socket.socket(taken.family, taken.type, taken.proto, taken.fileno())
+        try:
+            yield wire
         finally:
             wire.detach()
-        return max(int.from_bytes(facts[_WAITED:], sys.byteorder) / 1000 - _TICK, 0.0)
 
     def _count(self, length: int) -> None:
         self._length += length

@@ -170,7 +170,7 @@ class Waiting:
         self.examples += job.examples
 
     def most(self, lag: float, due: float) -> int:
-        """How many examples may wait, for one who asks: fewer when passes take longer than was measured, or begin later.
+        """How many examples may wait, for one who asks: fewer when passes take longer than measured, or begin later.
 
         Args:
             lag: seconds for which he has waited already; so will his answer, before it is sent.
