@@ -32,6 +32,7 @@ from telescopic.serve.worker import Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 _SLOW = "the body is slow"
+_TURN = 0.01  # seconds of passes without a look at who asks
 _SMALL = 2**16  # bytes of a body that is read at once; others are read while something else goes on
 _PAGE_RULES = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
@@ -226,8 +227,10 @@ class _Predict:
         return job.answer.result()
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._turning = False
-        self._turning = self._worker.turn()
+        """Answer what waits, for some time, before more is read: what was let in shall not wait for what was not yet."""
+        self._turning, end = True, time.perf_counter() + _TURN
+        while self._turning and time.perf_counter() < end:
+            self._turning = self._worker.turn()
         if self._turning:
             loop.call_soon(self._turn, loop)
 

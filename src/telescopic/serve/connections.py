@@ -57,7 +57,7 @@ class Connection(HttpToolsProtocol):
         self._refused: _TooMuch | None = None
         self._skipped = False  # this request is refused, and nothing of it is kept
         self._strangers: dict[Connection, None] = self.server_state.__dict__.setdefault("strangers", {})
-        self._free = time.perf_counter()  # since when the client may ask, having its answer
+        self._free = 0.0  # since when the client may ask, having its answer
 
     def connection_made(self, transport: Any) -> None:
         """Make room for it: who has asked nothing for longest goes."""

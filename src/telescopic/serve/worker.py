@@ -19,6 +19,7 @@ from telescopic.serve.waiting import Job, Pass, Served, Waiting
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
 _GAIN = 0.2  # of the newest pause between passes in their mean
+_AIM = 0.5  # of the time, in which an answer is expected where more is asked than can be answered: some take longer
 _SAID = 60.0  # seconds from one line in the log to the next
 _log = logging.getLogger("telescopic.serve")
 
@@ -161,8 +162,8 @@ class Worker:
             due: seconds from its arrival within which its answer is due.
             requests: how many, it among them.
         """
-        waiting = self._waiting
-        return 2 * lag < due and waiting.examples + (requests - 1) * waiting.usual < waiting.most(lag, due)
+        waiting, aim = self._waiting, _AIM * due
+        return 2 * lag < aim and waiting.examples + (requests - 1) * waiting.usual < _AIM * waiting.most(lag, aim)
 
     def turn(self) -> bool:
         """Run the next pass here if it is short and nothing else runs; otherwise see to it that the thread does.
