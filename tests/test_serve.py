@@ -348,15 +348,46 @@ def test_closing_answers_what_was_taken_in(engine: tl.Engine, monkeypatch: pytes
 
 
 def test_a_pass_that_fails_is_told_and_the_next_one_runs(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, x = Worker(engine, slo_ms=60_000, max_batch=8), np.zeros((1, *SHAPE), np.float32)
+    worker, x = Worker(engine, slo_ms=60_000, max_batch=8), np.ones((1, *SHAPE), np.float32)
+    run = engine.run
     worker.start()
     with monkeypatch.context() as broken:
-        broken.setattr(engine, "run", lambda x, subnet: 1 // 0)
+        broken.setattr(engine, "run", lambda x, subnet: 1 // 0 if x.any() else run(x, subnet=subnet))
         with pytest.raises(Refused, match="by zero") as told:
             worker.submit(x).answer.result(30)
         assert isinstance(told.value.__cause__, ZeroDivisionError)
+        assert worker.submit(np.zeros_like(x)).answer.result(30).logits.shape == (1, 3)
     assert worker.submit(x).answer.result(30).logits.shape == (1, 3)
     worker.close()
+
+
+def test_what_fails_whatever_is_asked_is_the_servers_own_fault(
+    engine: tl.Engine, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def failing(x: np.ndarray, subnet: Subnet) -> None:
+        tried.append((len(x), bool(x.any()), subnet))
+        raise MemoryError("no room")
+
+    with TestClient(application(engine, slo_ms=60_000, max_batch=8), base_url=HERE) as client:
+        monkeypatch.setattr(engine, "run", failing)
+        told = client.post("/predict", content=npy(pixels), headers=NPY)
+        assert told.status_code == 500 and "fails whatever is asked: the server's log says why" in told.json()["error"]
+        assert tried == [(2, True, LARGE), (2, False, LARGE)]
+        assert "no room, even zeros" in caplog.text and "MemoryError" in caplog.text
+        monkeypatch.undo()
+        assert client.post("/predict", content=npy(pixels), headers=NPY).status_code == 200
+
+
+def test_closing_ends_in_time_whatever_runs(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, worker = Gate(engine, monkeypatch), Worker(engine, slo_ms=60_000, max_batch=8)
+    job = worker.submit(np.zeros((1, *SHAPE), np.float32))
+    gate.wait_for(1)
+    worker.close(0.1)
+    assert not job.answer.done()
+    gate.open.set()
+    job.answer.result(30)
 
 
 def test_a_full_queue_is_503_and_says_when_to_come_again(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +414,7 @@ def test_a_wait_outside_counts_and_a_refusal_by_the_head_too(engine: tl.Engine, 
         await app(scope | {ARRIVED: time.perf_counter() - waited}, receive, send)  # type: ignore[arg-type]
 
     async def refused() -> list[bool]:
-        return [app.state.refuses(b"/predict", time.perf_counter() - waited) for waited in (25, 35, 25)]
+        return [app.state.refuses(b"/predict", time.perf_counter() - waited) for waited in (10, 20, 10)]
 
     with TestClient(late, base_url=HERE) as client:
         told = client.post("/predict", content=npy(pixels), headers=NPY)

@@ -23,12 +23,12 @@ from telescopic.engine.given import Inputs, size_of
 from telescopic.limits import Limits
 from telescopic.serve.admission import Admission
 from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
-from telescopic.serve.connections import ARRIVED
+from telescopic.serve.connections import ARRIVED, CLOSING
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
 from telescopic.serve.records import Records
 from telescopic.serve.waiting import Job, Overloaded, Served
-from telescopic.serve.worker import Closed, Refused, Worker
+from telescopic.serve.worker import Broken, Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 _SLOW = "the body is slow"
@@ -88,7 +88,7 @@ def application(
         worker.start()
         decoders.start()
         yield
-        await run_in_threadpool(worker.close)
+        await run_in_threadpool(worker.close, CLOSING)
         await run_in_threadpool(decoders.close)
 
     # FastAPI's own pages load scripts from elsewhere; ours loads nothing.
@@ -166,6 +166,8 @@ class _Predict:
                 headers = [(b"retry-after", b"1")]
         except Refused as error:
             status, answer = 422, {"error": str(error)}
+        except Broken as error:
+            status, answer = 500, {"error": str(error)}
         except Overloaded as error:
             status, answer, headers = 503, {"error": str(error)}, [(b"retry-after", b"%d" % error.retry_after)]
         except Closed as error:
@@ -227,7 +229,7 @@ class _Predict:
         return job.answer.result()
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer what waits, for some time, before more is read: what was let in shall not wait for what was not yet."""
+        """Answer for some time before more is read: what was let in shall not wait for what was not yet."""
         self._turning, end = True, time.perf_counter() + _TURN
         while self._turning and time.perf_counter() < end:
             self._turning = self._worker.turn()

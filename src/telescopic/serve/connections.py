@@ -29,6 +29,8 @@ _WAITED = 52  # where `tcpi_last_data_recv` is in its `tcp_info`: milliseconds
 _SPARE = 100  # connections beyond all others, for those
 _LAST = 1.0  # seconds at the end in which who is connected may ask once more, and is answered that it was the last time
 _TOLD = 0.1  # seconds that uvicorn takes before it counts those of the end
+CLOSING = 1.0
+"""Seconds, of those of the end, in which a pass that still runs may end."""
 _LINGER = 0.5  # seconds after which a connection that was closed on our side is closed on the other's
 _PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
 _CLOSE = b"connection: close\r\n"
@@ -47,7 +49,7 @@ class Connection(HttpToolsProtocol):
     """One connection. What it may take, and which requests are refused (see `Admission`), is said of its class."""
 
     limits: Limits
-    refuses: Callable[[bytes, float], bool]
+    refuses: Callable[[bytes, float], bool] = staticmethod(lambda url, arrived: False)
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -284,16 +286,16 @@ class Server(uvicorn.Server):
         for connection in self._connections():
             if connection.cycle is not None:
                 connection.cycle.keep_alive = False
-        left = [wire for listening in sockets or () for wire in _taken(listening)]
+        wires = [wire for listening in sockets or () for wire in _taken(listening)]
         for server in self.servers:
             server.close()
-        for wire in left:
+        for wire in wires:
             await loop.connect_accepted_socket(self._connection, wire)
         end = began + min(_LAST, seconds)
         while self.server_state.connections and loop.time() < end:
             await asyncio.sleep(0.01)
-        left_seconds: Any = max(began + whole - loop.time() - _TOLD, 0)  # uvicorn says int, and takes any number
-        self.config.timeout_graceful_shutdown = left_seconds
+        left: Any = max(began + whole - loop.time() - _TOLD - CLOSING, 0)  # uvicorn says int, and takes any number
+        self.config.timeout_graceful_shutdown = left
         await super().shutdown(sockets)
         waiting.cancel()
 

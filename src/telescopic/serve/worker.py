@@ -49,6 +49,10 @@ class Refused(Exception):
     """A pass failed for this request alone: what it holds is nothing that the network can compute with."""
 
 
+class Broken(Exception):
+    """A pass failed, and so does one of zeros, which any network can compute with: nobody's request did it."""
+
+
 class Worker:
     """Answers requests, one pass at a time: an engine's passes use as many processors as its threads.
 
@@ -102,13 +106,17 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name="telescopic-worker", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Take nothing in any more, and return when all that was taken in is answered."""
+    def close(self, seconds: float | None = None) -> None:
+        """Take nothing in any more, and return when all that was taken in is answered.
+
+        Args:
+            seconds: after which to return in any case; by default never.
+        """
         with self._change:
             self._open = False
             self._change.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def submit(
         self,
@@ -227,12 +235,23 @@ class Worker:
             self._parts += [Pass(run.member, jobs) for jobs in (run.jobs[middle:], run.jobs[:middle])]
             return
         why = f"{run.member.label} cannot compute this: {(str(error).splitlines() or [repr(error)])[0]:.300}"
-        refused = Refused(why)
-        refused.__cause__ = error
-        run.jobs[0].answer.set_exception(refused)
+        told: Exception = Refused(why)
+        x = run.jobs[0].x
+        try:
+            zeros = (
+                {name: np.zeros_like(one) for name, one in x.items()} if isinstance(x, Mapping) else np.zeros_like(x)
+            )
+            self.engine.run(zeros, subnet=run.member.subnet)
+        except Exception:
+            told = Broken(f"{run.member.label} fails whatever is asked: the server's log says why")
+        told.__cause__ = error
+        run.jobs[0].answer.set_exception(told)
         if (now := self.clock()) > self._said + _SAID:  # not for each: strangers would fill the disk
             self._said = now
-            _log.warning("a request was refused, and others may have been: %r", why)  # strangers named what is in it
+            if isinstance(told, Broken):
+                _log.error("%s, even zeros", why, exc_info=error)
+            else:
+                _log.warning("a request was refused, and others may have been: %r", why)  # strangers named what it says
 
     def _run(self, run: Pass) -> None:
         began = self.clock()
