@@ -190,21 +190,31 @@ def measured(given: Given, *, tiny: bool) -> None:
         (given.out / "measure.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def train(given: Given, names: list[str], beside: int, command: list[str]) -> None:
-    """Do jobs in turn, or several at a time, each in a process of its own."""
+def train(given: Given, names: list[str], beside: int, command: list[str], left: Callable[[], float]) -> bool:
+    """Do jobs in turn, or several at a time, each in a process that gets the minutes left; whether all went well."""
     todo = jobs(given.sizes)
     if unknown := set(names) - todo.keys():
         raise SystemExit(f"there is no job {', '.join(sorted(unknown))}; there are {', '.join(todo)}")
     chosen = [name for name in todo if name in names or not names]
     if beside > 1:
+
+        def apart(name: str) -> int:
+            if given.late():
+                return 0
+            say(f"--- {name}")
+            code = subprocess.run([*command, "--minutes", f"{left():.2f}", "--jobs", name]).returncode
+            if code:
+                say(f"--- {name} ended with {code}")
+            return code
+
         with ThreadPoolExecutor(beside) as pool:
-            list(pool.map(lambda name: None if given.late() else subprocess.run([*command, "--jobs", name]), chosen))
-        return
+            return not any(list(pool.map(apart, chosen)))
     for name in chosen:
         if given.late():
-            return
+            break
         say(f"--- {name}")
         todo[name](given)
+    return True
 
 
 def tables(out: Path) -> None:
@@ -324,8 +334,8 @@ def main(argv: list[str] | None = None) -> int:
             if "measure" in steps:
                 measured(given, tiny=args.rehearse)
             if "train" in steps:
-                minutes = args.minutes - (time.monotonic() - began) / 60 - 0.1
-                train(given, args.jobs, args.beside, [*command, "--minutes", f"{minutes:.2f}"])
+                over = began + 60 * args.minutes - 6  # seconds
+                good &= train(given, args.jobs, args.beside, command, lambda: (over - time.monotonic()) / 60)
     except KeyboardInterrupt as stopped:
         say(str(stopped) or "the time is over")
     tables(args.out)
@@ -338,12 +348,16 @@ def rehearsed(file: Path) -> Sizes:
     """Next to nothing to learn from."""
     import numpy as np
 
+    nested = {"epochs": 2, "groups": 4, "blocks": 1}
+    sizes = Sizes(str(file), scale=0.05, cnsn_epochs=1, nested=nested, models=2, search_epochs=1)
+    if file.exists():  # another process, beside this one, reads it
+        return sizes
+
     random = np.random.default_rng(0)
     labels = np.arange(100) % 10
     images = random.integers(256, size=(100, 3, 32, 32)).astype(np.uint8)
     np.savez(file, images=images, labels=labels)
-    nested = {"epochs": 2, "groups": 4, "blocks": 1}
-    return Sizes(str(file), scale=0.05, cnsn_epochs=1, nested=nested, models=2, search_epochs=1)
+    return sizes
 
 
 if __name__ == "__main__":

@@ -25,7 +25,16 @@ from telescopic.train.optimizer import groups_for, remember_
 import results
 from speed_cnsn import ratio, timed
 
-WAYS = ("balanced-macs", "taught", "taught-exits", "apart-5", "apart-taught", "delayed-ema")
+WAYS = (
+    "balanced-macs",
+    "taught",
+    "taught-exits",
+    "apart-5",
+    "apart-taught",
+    "delayed-ema",
+    "balanced-conditioned",
+    "heard-6",
+)
 
 
 def step(way: str, batch: int) -> Callable[[], None]:
@@ -36,7 +45,7 @@ def step(way: str, batch: int) -> Callable[[], None]:
     average = copy.deepcopy(net).requires_grad_(False) if recipe.ema else None
     objective = Objective(net, recipe, teacher=average if recipe.teacher == "ema" else None)
     objective.begin(recipe.epochs)
-    factors = gradient_factors(net, objective_weights(net, recipe), recipe.group_gradient)
+    factors = gradient_factors(net, objective_weights(net, recipe), recipe.group_gradient, recipe.feature_weights)
     optimizer = torch.optim.SGD(groups_for(net, recipe), lr=1e-3, momentum=0.9, nesterov=True, fused=True)
     remember_(optimizer)
     x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=layout)

@@ -62,7 +62,8 @@ def everything() -> str:
         text += f"{_markdown(table)[1:]}\n"
     text += (
         "## Members and twins\n"
-        + _screen()
+        + _screen("screen")
+        + _screen("screen-30")
         + "\n## Slim\n"
         + _slim()
         + _pretrained()
@@ -79,9 +80,9 @@ def _markdown(table: Table) -> str:
     return f"\n{table.title}\n\n{_table(head, rows)}" + (f"\n{table.caption}\n" if table.caption else "")
 
 
-def _screen() -> str:
-    """Ways to train all members together, in short."""
-    found = _read("screen")
+def _screen(name: str) -> str:
+    """Ways to train all members together."""
+    found = _read(name)
     if found is None:
         return ""
     config, rows = found["config"], []
@@ -95,7 +96,8 @@ def _screen() -> str:
     ]
     for way, one in found["figures"].items():
         by_exit = {name: row.split() for name, row in one["test %, narrowest first"].items()}
-        cells = [by_exit.get(f"exit {exit_}", [])[width - 1 : width] for exit_, width in places]
+        widths = 4 if way.startswith("slim") else groups  # a slim family has quarters
+        cells = [by_exit.get(f"exit {exit_}", [])[width * widths // groups - 1 :][:1] for exit_, width in places]
         rows.append(
             [f"`{way}`", *("".join(cell) or "–" for cell in cells), f"{one['mean']:.1f}", f"{one['minutes']:.1f}"]
         )

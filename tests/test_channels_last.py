@@ -7,6 +7,7 @@ from torch import nn
 from telescopic.data import Dataset, Split
 from telescopic.layers import Filter
 from telescopic.nested import Nested
+from telescopic.slim import slim
 from telescopic.train import Recipe, fit
 from telescopic.train.layout import layout_for
 
@@ -40,6 +41,17 @@ WIDE = (nn.Conv2d(3, 8, 3), nn.Conv2d(8, 128, 1, stride=2))
 def test_where_it_is_taken(layers: tuple[nn.Module, ...], device: str, precision: str, last: bool) -> None:
     layout = torch.channels_last if last else torch.contiguous_format
     assert layout_for(nn.Sequential(*layers), torch.device(device), precision) is layout
+
+
+@pytest.mark.parametrize(("narrowest", "last"), [(4, False), (8, True), (12, False), ({"stages.0.0": 12}, False)])
+def test_what_the_narrowest_member_runs_counts(narrowest: int | dict[str, int], last: bool) -> None:
+    """The widest has channels in eights, and a narrower one would end the process."""
+    layers = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(576, 2)
+    given = narrowest if isinstance(narrowest, dict) else {"stages.0.0": narrowest, "stages.0.2": narrowest}
+    family = slim(nn.Sequential(*layers), torch.randn(2, 3, 13, 13), (given, 1), multiple_of=1)
+    assert family.narrowing.channels[("stages.0.0",)][0] in (narrowest, 12)
+    layout = torch.channels_last if last else torch.contiguous_format
+    assert layout_for(family, torch.device("cpu"), "fp32") is layout
 
 
 @pytest.mark.parametrize(("channels", "last"), [(4, False), (8, True)])

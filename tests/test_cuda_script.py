@@ -5,10 +5,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +94,25 @@ def test_models_that_are_trained_together_go_on_after_a_piece(tmp_path: Path) ->
         gpu._figure_2("mlp", "fixed-l2", given)
     gpu._figure_2("mlp", "fixed-l2", replace(given, late=lambda: False))
     assert len((tmp_path / "figure2" / "mlp-fixed-l2.csv").read_text().splitlines()) == 3
+
+
+def test_jobs_beside_each_other_share_the_time_and_say_how_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+
+    def took_a_minute(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        called.append(command)
+        now[0] += 60
+        return subprocess.CompletedProcess(command, 3 if TWO[1] in command else 0)
+
+    now = [0.0]
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(subprocess, "run", took_a_minute)
+    monkeypatch.setattr(gpu, "ThreadPoolExecutor", lambda beside: ThreadPoolExecutor(1))
+    assert run("train", "--out", str(tmp_path), "--minutes", "8", "--beside", "2", "--jobs", *TWO) == 1
+    assert [command[command.index("--minutes") + 1] for command in called] == ["7.90", "6.90"]
+    assert f"{TWO[1]} ended with 3" in capsys.readouterr().out
 
 
 def test_a_second_batch_size_is_another_recipe(tmp_path: Path) -> None:

@@ -137,6 +137,78 @@ def test_balanced_gradients_know_how_little_groups_hear() -> None:
     assert half[head.bias].item() == pytest.approx(all_[head.bias].item())  # of no group
 
 
+def nested(kind: str) -> tuple[tl.Nested, Tensor]:
+    if kind == "causal":
+        net = causal_resnet(3, (2, 2), 1, 5, conditioned=True)
+        with torch.no_grad():
+            for parameter in net.parameters():  # so that heads' scales and shifts matter
+                parameter += 0.1 * torch.randn_like(parameter)
+        return net.double(), torch.randn(6, 3, 8, 8).double()
+    return (family() if kind == "slim" else mlp()).double(), torch.randn(6, 1, 8, 8).double()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("kind", ["causal", "slim", "mlp"])
+def test_heads_learn_from_their_weights_and_what_lies_before_from_others(kind: str, mixed: bool) -> None:
+    torch.manual_seed(0)
+    net, x = nested(kind)
+    members, targets = len(net.grid), torch.randint(5, (6,))
+    weights = tuple(torch.rand(members).tolist())
+    features = tuple(0.0 if m % 3 == 0 else 0.3 * (1 + m) for m in range(members))
+    mix = tuple(tuple(torch.rand(members).tolist()) for _ in range(members)) if mixed else None
+
+    def gradients(**told: Any) -> dict[str, Tensor]:
+        net.zero_grad()
+        tl.Objective(net, tl.Recipe(epochs=1, mix=mix, **told))(x, targets)[0].backward()
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    apart = gradients(weights=weights, feature_weights=features)
+    own, before = gradients(weights=weights), gradients(weights=features)
+    heads = [name for name in own if name.startswith("exits.")]
+    assert heads and len(heads) < len(own)
+    for name, told in apart.items():
+        expected = (own if name in heads else before)[name]
+        torch.testing.assert_close(told, expected, rtol=1e-9, atol=1e-12)
+    assert not any(torch.allclose(own[name], before[name]) for name in heads)
+    heard = torch.rand(members).double()
+    assert torch.equal(net.eval().all(x), net.all(x, heard=heard)) and torch.equal(
+        net.all(x), net.all(x, mix, None, heard)
+    )
+
+
+def test_balanced_gradients_know_who_is_heard() -> None:
+    net, _ = nested("causal")
+    weights = [1 / len(net.grid)] * len(net.grid)
+    features = [float(member == net.grid.full) for member in net.grid]
+    apart = loss_shares(net, weights, features=features)
+    own, before = loss_shares(net, weights), loss_shares(net, features)
+    for name, parameter in net.named_parameters():
+        assert torch.equal(apart[parameter], (own if name.startswith("exits.") else before)[parameter])
+
+
+def test_feature_weights_that_do_not_fit_are_refused_before_anything_is_trained() -> None:
+    def told(net: tl.Nested, **told: Any) -> None:
+        tl.Objective(net, tl.Recipe(epochs=3, **told))
+
+    for wrong in ((1.0,), (0.0, 0.0), (1.0, -1.0)):
+        with pytest.raises(ValueError, match="2 members need as many feature weights"):
+            told(mlp(), feature_weights=wrong)
+    with pytest.raises(ValueError, match="entry=1 has a feature weight and no weight"):
+        told(mlp(), weights="full", feature_weights=(1.0, 1.0))
+    # A phase with weights of its own has none of the recipe's feature weights, unless it says so.
+    told(mlp(), feature_weights=(0.0, 1.0), phases=(FULL,))
+    with pytest.raises(ValueError, match="entry=1 has a feature weight"):
+        told(mlp(), phases=(replace(FULL, feature_weights=(1.0, 1.0)),))
+    for part in (nn.Dropout(), nn.BatchNorm1d(64)):
+        head = nn.Sequential(part, nn.Linear(64, 10))
+        net = tl.Nested(
+            [nn.Flatten()], {0: nn.Identity()}, {-1: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0: head}
+        )
+        with pytest.raises(ValueError, match="exit 0 has dropout, or statistics"):
+            told(net, feature_weights=(0.5, 1.0))
+        told(net)
+
+
 def test_what_has_no_groups_is_refused_a_share() -> None:
     with pytest.raises(ValueError, match=r"0\.5.*no channel-causal layer"):
         tl.Objective(mlp(), tl.Recipe(epochs=1, group_gradient=0.5))

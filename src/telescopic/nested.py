@@ -6,10 +6,10 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from telescopic.inputs import Tensors, each, leaves, raise_fault
 from telescopic.layers.causal import prefix
+from telescopic.layers.gradients import run_scaled
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import in_width, takes_width
 from telescopic.layers.sized import require_channels_first, require_sized
@@ -139,7 +139,13 @@ class Nested(nn.Module):
             raise_fault(x, [[module for _, module in path]], error)
             raise
 
-    def all(self, x: Tensors, mix: Mix | None = None, members: Collection[int] | None = None) -> Tensor:
+    def all(
+        self,
+        x: Tensors,
+        mix: Mix | None = None,
+        members: Collection[int] | None = None,
+        heard: Tensor | None = None,
+    ) -> Tensor:
         """Logits of every member in one pass that computes what members share once.
 
         Args:
@@ -149,6 +155,9 @@ class Nested(nn.Module):
                 of one entry that see a layer differently each run it themselves. None: all gradients as they are.
                 With a mix, one thread at a time.
             members: places in the grid of those to answer for, if not all; it saves what the others alone run.
+            heard: share `[members]` of each one's gradient, in grid order, that goes on from its head to what lies
+                before it; with 0 its head learns to read what is there. It changes no output, but each head is run
+                twice, so it may have no dropout and no statistics. None: all of it.
 
         Returns:
             Logits `[members, batch, classes]`, in grid order.
@@ -160,8 +169,9 @@ class Nested(nn.Module):
         if mix is not None and (len(mix) != len(self.grid) or any(len(row) != len(self.grid) for row in mix)):
             shape = f"{len(mix)} rows of {sorted({len(row) for row in mix})}"
             raise ValueError(f"a gradient mix of this network is {len(self.grid)} × {len(self.grid)}; this has {shape}")
-        lanes = self._lanes(mix if torch.is_grad_enabled() else None, members)
-        answers: list[Tensor] = []
+        mix, heard = (mix, heard) if torch.is_grad_enabled() else (None, None)
+        lanes = self._lanes(mix, members)
+        answers, again = list[Tensor](), list[Tensor]()
         order: list[int] = []
         levels = self.groups if self.causal else 1
         every = list(range(levels))
@@ -175,12 +185,14 @@ class Nested(nn.Module):
             for (module, scale, last), group in ways.items():
                 if last:
                     # Wide features hold the narrow ones, so one pass answers for all widths.
-                    rows = _run_head(module, x, scale, levels)
+                    rows = _run_head(module, x if heard is None else each(Tensor.detach, x), scale, levels)
+                    path = rows if heard is None else _run_head(module, x, 0, levels)
                     for lane in group:
                         answers.append(rows if lane.widths == every else rows[lane.widths])
+                        again.append(path if lane.widths == every else path[lane.widths])
                         order.extend(lane.members)
                 else:
-                    out = _run(module, x, scale)
+                    out = run_scaled(module, x, scale)
                     if not step and levels > 1:
                         require_channels_first(module, out)
                     branch(self._drop(out, step - 1) if step else out, step + 1, group)
@@ -190,9 +202,17 @@ class Nested(nn.Module):
         except Exception as error:
             raise_fault(x, [lane.path for lane in lanes], error)
             raise
-        logits = torch.cat(answers)
         place = sorted(range(len(order)), key=order.__getitem__)
-        return logits if place == list(range(len(place))) else logits[place]
+
+        def in_order(answers: list[Tensor]) -> Tensor:
+            logits = torch.cat(answers)
+            return logits if place == list(range(len(place))) else logits[place]
+
+        logits = in_order(answers)
+        if heard is None:
+            return logits
+        path, share = in_order(again), heard if members is None else torch.stack([heard[m] for m in sorted(order)])
+        return logits + share.to(logits).view(-1, *[1] * (path.ndim - 1)) * (path - path.detach())
 
     def path(self, subnet: Subnet | None = None) -> list[tuple[str, nn.Module]]:
         """What a member runs, in order: its adapter, its stages, its head; each as (name of the part, module).
@@ -363,34 +383,10 @@ def _dropped(x: Tensor, p: float) -> Tensor:
     return x * (kept.to(x.dtype) / (1 - p))
 
 
-def _run(module: nn.Module, x: Tensors, scale: float) -> Tensors:
-    """Call a module whose parameters' gradients are scaled; 0 detaches them, so that they cost nothing."""
-    if scale == 1:
-        return module(x)
-    scaled = {parameter: _scaled(parameter, scale) for parameter in module.parameters()}
-    # Each place that holds a parameter once: with tie_weights, functional_call would not give back the parameters of a
-    # layer that stands in the module twice.
-    places = {
-        name: scaled[parameter]
-        for prefix, part in module.named_modules()
-        for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
-    }
-    return functional_call(module, places, (x,), tie_weights=False)
-
-
 def _run_head(head: nn.Module, x: Tensors, scale: float, groups: int) -> Tensor:
     """Logits of every width `[groups, batch, classes]`, with the head's gradients scaled."""
     # A module made at each step is dear: it has many parts to be collected again.
     if groups > 1 and scale == 1:
         return _every_width(head, x, groups)
-    logits: Tensor = _run(head if groups == 1 else _EveryWidth(head, groups), x, scale)
+    logits: Tensor = run_scaled(head if groups == 1 else _EveryWidth(head, groups), x, scale)
     return logits[None] if groups == 1 else logits
-
-
-def _scaled(parameter: Tensor, scale: float) -> Tensor:
-    if scale == 0 or not parameter.requires_grad:
-        return parameter.detach()
-    view = parameter.view_as(parameter)
-    # A hook on a view, not `scale * p + (1 - scale) * p.detach()`: the value must stay exactly the parameter's.
-    view.register_hook(lambda grad: grad * scale)  # type: ignore[no-untyped-call]
-    return view

@@ -17,6 +17,7 @@ from telescopic.layers.causal import (
     require_groups,
     width_of,
 )
+from telescopic.layers.gradients import scaled
 
 Head = Callable[[Sequence[int], int], nn.Module]
 """Makes a head from the features' shape, without the batch, and the number of classes."""
@@ -110,13 +111,7 @@ class GradientScale(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features of any shape to the same."""
-        if self.scale == 1 or not input.requires_grad:
-            return input
-        if self.scale == 0:
-            return input.detach()
-        view = input.view_as(input)
-        view.register_hook(lambda grad: grad * self.scale)  # type: ignore[no-untyped-call]
-        return view
+        return scaled(input, self.scale)
 
     def narrow(self, width: int) -> nn.Identity:
         """Nothing is left of it outside training."""

@@ -19,6 +19,10 @@ LAMBDAS: Mapping[str, Mapping[str, float]] = {
     "half-macs": {"macs": 1, "full": 0.5},
     "edges": {"full": 0.4, "edges": 0.6},
     "edges-macs": {"macs": 1, "full": 0.4, "edges": 0.4},
+    "edges-and-macs": {"macs": 1, "full": 0.25, "edges": 0.375},
+    "rather-edges": {"macs": 1, "full": 0.33, "edges": 0.52},
+    "somewhat-edges": {"macs": 1, "full": 0.27, "edges": 0.43},
+    "mostly-edges": {"macs": 1, "full": 0.37, "edges": 0.57},
     "depth-only": {"width": inf},
     "full-only": {"depth": inf, "width": inf},
 }
@@ -69,6 +73,7 @@ class Way:
 
     Attributes:
         weights: λ of the joint loss, a name in `LAMBDAS`.
+        features: the same of what lies before the heads (`Recipe.feature_weights`); the same as `weights` if empty.
         drawn: see `Recipe`.
         balanced: see `Recipe`.
         first: weights of a first phase, which takes `share` of the epochs and in which nobody is taught; none if empty.
@@ -83,6 +88,7 @@ class Way:
     """
 
     weights: str = "uniform"
+    features: str = ""
     drawn: int | None = None
     balanced: bool = False
     first: str = ""
@@ -119,6 +125,14 @@ WAYS: Mapping[str, Way] = {
     "delayed-ema": Way(weights="macs", balanced=True, first="full-only", distillation=0.7, teacher="ema", ema=0.99),
     "taught": Way(weights="macs", balanced=True, distillation=0.7),
     "taught-exits": Way(weights="macs", balanced=True, distillation=0.7, teacher="exits"),
+    "probed": Way(weights="edges-and-macs", features="edges", balanced=True, conditioned=True),
+    "heard-6": Way(weights="edges-and-macs", features="mostly-edges", balanced=True, conditioned=True),
+    "heard-15": Way(weights="edges-and-macs", features="rather-edges", balanced=True, conditioned=True),
+    "heard-30": Way(weights="edges-and-macs", features="somewhat-edges", balanced=True, conditioned=True),
+    "heard-15-by-heads": Way(weights="rather-edges", balanced=True, conditioned=True),
+    "delayed-probed": Way(
+        weights="edges-and-macs", features="edges", balanced=True, conditioned=True, first="full-only"
+    ),
     "apart-7": Way(weights="macs", balanced=True, group_gradient=0.7),
     "apart-5": Way(weights="macs", balanced=True, group_gradient=0.5),
     "apart-3": Way(weights="macs", balanced=True, group_gradient=0.3),
@@ -150,4 +164,5 @@ def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32
     )
     same = ("drawn", "balanced", "distillation", "teacher", "ema", "group_gradient")
     told = {name: getattr(way, name) for name in same}
-    return replace(how, weights=named(way.weights), phases=tuple(first), **told)
+    features = named(way.features) if way.features else None
+    return replace(how, weights=named(way.weights), feature_weights=features, phases=tuple(first), **told)

@@ -5,6 +5,8 @@ from torch import nn
 
 from telescopic.inputs import Tensors, each
 from telescopic.layers.filter import Filter
+from telescopic.layers.narrowing import takes_width, used
+from telescopic.nested import Nested
 
 
 def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.memory_format:
@@ -15,9 +17,10 @@ def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.me
 
     On the CPU it is safe with channels in eights, as oneDNN's kernels take them. With fewer than 8, those for AVX2
     write past the end of a buffer in the backward pass of strided 1 × 1 convolutions, also of one that reads an image:
-    with one thread it crashes, with two the gradient is wrong at times (benchmarks/crashes.py).
+    with one thread it crashes, with two the gradient is wrong at times (benchmarks/crashes.py). Where each width is a
+    pass, what narrower members run counts as well.
     """
-    kernels = [p.shape for p in net.parameters() if p.ndim > 3]
+    kernels = [p.shape for p in net.parameters() if p.ndim > 3] + narrow_kernels(net)
     if not kernels or any(len(kernel) > 4 for kernel in kernels):  # there is another such layout for 3-d convolutions
         return torch.contiguous_format
     if device.type == "cuda":
@@ -33,6 +36,21 @@ def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.me
     else:
         pays = False
     return torch.channels_last if pays else torch.contiguous_format
+
+
+def narrow_kernels(net: nn.Module) -> list[torch.Size]:
+    """Shapes of the kernels of two dimensions that narrower members convolve with, where each width is a pass."""
+    if not isinstance(net, Nested) or net.causal:
+        return []
+    kernels = []
+    for part in (part for _, part in net.parts() if takes_width(part)):
+        for width in range(1, net.groups):
+            for parameter, mask in used(part, width):
+                if mask is not None and parameter.ndim == 4:
+                    left = mask.expand_as(parameter).flatten(2).any(2)  # [outputs, inputs of one]
+                    sizes = int(left.any(1).sum()), int(left.sum(1).max())
+                    kernels.append(torch.Size((*sizes, *parameter.shape[2:])))
+    return kernels
 
 
 def lay_out_(net: nn.Module, layout: torch.memory_format) -> None:

@@ -106,7 +106,9 @@ class Training:
         self.layout, self.like = layout_for(net, device, self.precision), next(net.parameters()).new_empty(0)
         lay_out_(net, self.layout)
         self.factors = [
-            gradient_factors(net, objective_weights(net, part), recipe.group_gradient) if recipe.balanced else []
+            gradient_factors(net, objective_weights(net, part), part.group_gradient, part.feature_weights)
+            if recipe.balanced
+            else []
             for part in recipe.by_phase()
         ]
         self.optimizer = optimizer_for(net, recipe, device)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from telescopic.fits import in_eval_mode
 from telescopic.inputs import Tensors
@@ -50,6 +51,7 @@ class Objective(nn.Module):
     """
 
     weights: Tensor
+    shares: Tensor
 
     def __init__(
         self, net: Nested, recipe: Recipe, task: Task | None = None, *, teacher: nn.Module | None = None
@@ -57,6 +59,7 @@ class Objective(nn.Module):
         super().__init__()
         self.net, self.whole, self.phases = net, recipe, recipe.by_phase()
         weights = [objective_weights(net, phase) for phase in self.phases]
+        shares = [feature_shares(net, phase) for phase in self.phases]
         self.task = task_for(task, recipe)
         self.full = net.grid.index(net.grid.full)
         if (teacher is not None) != (recipe.teacher in ("ema", "module")):
@@ -76,6 +79,8 @@ class Objective(nn.Module):
         require_groups_apart(net.stages, [*net.exits.values()], recipe.group_gradient)
         exact = torch.promote_types(next(net.parameters()).dtype, torch.float32)
         self.register_buffer("weights", torch.tensor(weights, dtype=exact), persistent=False)
+        self.register_buffer("shares", torch.tensor(shares, dtype=exact), persistent=False)
+        self.all_heard = [min(some) == max(some) == 1 for some in shares]
         self.unweighted = [{m for m, weight in enumerate(some) if not weight} for some in weights]
         self.begin(1)
 
@@ -106,8 +111,9 @@ class Objective(nn.Module):
         elif self.idle:
             asked = [m for m in members if m not in self.idle]
         # In float32 at least: bf16 is too coarse for sums over a batch.
+        heard = None if self.all_heard[self.place] else self.shares[self.place]
         with between_groups(self.net, self.recipe.group_gradient):
-            outputs = self.net.all(x, self.recipe.mix, asked).to(self.weights.dtype)
+            outputs = self.net.all(x, self.recipe.mix, asked, heard).to(self.weights.dtype)
         losses = self.task.loss(outputs, targets).sum(1)
         if self.recipe.distillation:
             losses = torch.lerp(losses, self._taught(x, outputs, losses, asked), self.recipe.distillation)
@@ -202,3 +208,28 @@ def objective_weights(net: Nested, recipe: Recipe) -> tuple[float, ...]:
     if mix is not None and (len(mix) != members or any(len(row) != members for row in mix)):
         raise ValueError(f"this network has {members} members: its gradient mix is {members} × {members} numbers")
     return weights
+
+
+def feature_shares(net: Nested, recipe: Recipe) -> tuple[float, ...]:
+    """Of each member's gradient, in grid order, the share that its head gives on: its feature weight by its weight.
+
+    Raises:
+        ValueError: if the recipe's feature weights do not fit the network or its weights, or heads draw or count.
+    """
+    weights, wanted = objective_weights(net, recipe), recipe.feature_weights
+    if wanted is None:
+        return (1.0,) * len(weights)
+    if len(wanted) != len(weights) or min(wanted) < 0 or not sum(wanted) > 0:
+        raise ValueError(f"{len(weights)} members need as many feature weights, none negative, not all 0; got {wanted}")
+    deaf = [
+        net.grid.label(m) for m, weight, feature in zip(net.grid, weights, wanted, strict=True) if feature > weight == 0
+    ]
+    if deaf:
+        raise ValueError(f"{deaf[0]} has a feature weight and no weight: what has no loss has no gradient to give on")
+    for exit_, head in net.exits.items():
+        if any(True for _ in head.buffers()) or any(isinstance(part, _DropoutNd) and part.p for part in head.modules()):
+            raise ValueError(
+                f"with feature weights each head is run twice, and that of exit {exit_} has dropout, or statistics, "
+                "which would not be the same: let the stage before it have them"
+            )
+    return tuple(feature / weight if weight else 0.0 for feature, weight in zip(wanted, weights, strict=True))

@@ -56,7 +56,7 @@ class Shrink:
 
 Weights = tuple[float, ...] | Literal["full", "sum"] | None
 Teacher = Literal["full", "exits", "ema", "module"]
-OF_PHASES = ("weights", "drawn", "distillation")
+OF_PHASES = ("weights", "feature_weights", "drawn", "distillation")
 """What of a recipe a phase may change."""
 
 
@@ -68,6 +68,7 @@ class Phase:
         name: of it, as the log has it.
         until: number of epochs, counted from the beginning of the training, after which it is over.
         weights: see `Recipe`; None leaves them as the recipe says, which is true of the others too.
+        feature_weights: see `Recipe`; with weights of the phase's own, None is the same as these.
         drawn: see `Recipe`.
         distillation: see `Recipe`.
 
@@ -78,6 +79,7 @@ class Phase:
     name: str
     until: int
     weights: Weights = None
+    feature_weights: tuple[float, ...] | None = None
     drawn: int | None = None
     distillation: float | None = None
 
@@ -117,6 +119,8 @@ class Recipe:
         weights: weight of each member's loss in grid order, used as given; None weighs all by 1 / members; `full` is
             1 for the full network and 0 for all others; `sum` is 1 for each, drawn or not, so that it learns as fast
             as if alone. Where each width is a pass, members that weigh nothing are not run.
+        feature_weights: the same for what lies before the heads, where None is the same. So all members' heads may
+            learn to read features that learn from a few members alone: those that are to be as good as can be.
         drawn: None takes all members' losses at each step; a number takes the full network's, the smallest member's
             and as many others, drawn anew (the sandwich rule of Yu and Huang 2019), with weights of the same sum.
         balanced: divide each weight's gradient by the sum of the loss weights of the members that use it: so it learns
@@ -158,6 +162,7 @@ class Recipe:
     l2: float = 0.0
     weight_decay: float = 0.0
     weights: Weights = None
+    feature_weights: tuple[float, ...] | None = None
     drawn: int | None = None
     balanced: bool = False
     mix: Mix | None = None
@@ -232,6 +237,8 @@ class Recipe:
         found = []
         for phase in (*self.phases, None):
             told: dict[str, Any] = {n: v for n in OF_PHASES if (v := getattr(phase, n, None)) is not None}
+            if "weights" in told:
+                told.setdefault("feature_weights", None)
             if not told.get("distillation", self.distillation):
                 told["teacher"] = "full"  # in which nobody is taught, so it does not matter who would teach
             found.append(replace(self, phases=(), **told))
