@@ -29,7 +29,8 @@ from telescopic import cli
 from telescopic.engine.timings import Timing, Timings
 from telescopic.serve import application, listening, run_on
 from telescopic.serve.connections import ARRIVED
-from telescopic.serve.worker import Closed, Refused, Worker
+from telescopic.serve.waiting import Job
+from telescopic.serve.worker import Broken, Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 from packs import MEMBERS, small_pack
@@ -379,6 +380,64 @@ def test_what_fails_whatever_is_asked_is_the_servers_own_fault(
         assert "no room, even zeros" in caplog.text and "MemoryError" in caplog.text
         monkeypatch.undo()
         assert client.post("/predict", content=npy(pixels), headers=NPY).status_code == 200
+
+
+def test_who_is_refused_costs_no_second_pass_and_hides_no_fault(
+    engine: tl.Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, tried, bad = 100.0, list[float](), 1.0
+
+    def failing(x: np.ndarray, subnet: Subnet) -> None:
+        tried.append(float(x.max()))
+        if tried[-1] >= bad:
+            raise RuntimeError(f"{bad} is too much")
+
+    worker = Worker(engine, slo_ms=60_000, max_batch=8, clock=lambda: now)
+    monkeypatch.setattr(engine, "run", failing)
+    worker.start()
+
+    def told() -> type:
+        answer = worker.submit(np.ones((1, *SHAPE), np.float32), member=engine.members[0]).answer
+        return type(answer.exception(30))
+
+    assert [told(), told(), told()] == 3 * [Refused] and tried == [1, 0, 1, 1]
+    now, bad = now + 2, 0.0
+    assert [told(), told()] == 2 * [Broken] and tried[4:] == [1, 0, 1]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+    worker.close()
+
+
+def test_a_pause_between_passes_is_one_in_which_something_waits(
+    engine: tl.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, run = 100.0, engine.run
+    worker = Worker(engine, slo_ms=60_000, max_batch=1, clock=lambda: now)
+    worker._open, worker._thread = True, threading.current_thread()
+    monkeypatch.setattr("telescopic.serve.worker._SHORT_MS", 1e9)
+    monkeypatch.setattr(engine, "run", lambda x, subnet: 1 // 0 if x.any() else run(x, subnet=subnet))
+
+    def ask(value: float = 0.0) -> Job:
+        return worker.submit(np.full((1, *SHAPE), value, np.float32), turns=True)
+
+    def later(seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        worker.turn()
+        return worker._waiting.between
+
+    ask(), ask()
+    assert later(0) == 0 and later(1) == pytest.approx(0.2)
+    ask()
+    assert later(3600) == pytest.approx(0.2)  # nothing waited
+    ask(), ask(1.0)
+    later(0), later(0)  # which fails, while nothing waits
+    ask()
+    assert later(3600) == pytest.approx(0.2)
+    ask()
+    gone = ask()
+    later(0), gone.answer.cancel(), later(0)
+    ask()
+    assert later(3600) == pytest.approx(0.2)
 
 
 def test_closing_ends_in_time_whatever_runs(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,67 @@ def test_who_is_refused_is_told_so_when_his_body_is_there_and_nothing_is_run(mon
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("asked_in", "head"),
+    [
+        (b"HEAD /predict HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 200 OK"),
+        (POSTED % b"Origin: https://a.example\r\n" + b"onetwo", b"HTTP/1.1 200 OK"),
+        (POSTED % b"Origin: http://localhost\r\n" + b"onetwo", b"HTTP/1.1 503"),
+        (POSTED.replace(b"/1.1", b"/1.0") % b"Connection: keep-alive\r\n" + b"onetwo", b"connection: close"),
+    ],
+    ids=["an answer without a body", "a page of another site", "a page of our own", "HTTP/1.0"],
+)
+def test_a_refusal_is_one_that_the_client_can_read(
+    monkeypatch: pytest.MonkeyPatch, asked_in: bytes, head: bytes
+) -> None:
+    async def run() -> None:
+        asked = Asked(monkeypatch)
+        asked.refused = True
+        await asked.gets(asked_in, now=101.0)
+        await asked.answers(now=102.0)
+        assert head in asked.wire.written and asked.wire.closed == (head == b"connection: close")
+
+    asyncio.run(run())
+
+
+def test_refusals_have_a_bound_as_answers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        asked = Asked(monkeypatch, Limits(pipelined=3))
+        asked.refused = True
+        await asked.gets(2 * (POSTED % b"" + b"onetwo"), now=101.0)
+        asked.connection.pause_writing()  # he reads nothing: what he asks for now waits
+        await asked.gets(POSTED % b"" + b"onetwo", now=102.0)
+        assert asked.wire.written.count(b" 503 ") == 2
+        asked.connection.resume_writing()
+        await asked.answers(now=103.0)
+        await asked.gets(1000 * (POSTED % b"" + b"onetwo"), now=104.0)
+        assert asked.wire.written.count(b" 503 ") == 2 + 4 and b" 429 " in asked.wire.written and asked.wire.closed
+
+    asyncio.run(run())
+
+
+def test_nothing_is_run_behind_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        asked = Asked(monkeypatch, Limits(requests=1))
+        asked.refused = True
+        await asked.gets(3 * (POSTED % b"" + b"onetwo"), now=101.0)
+        assert len(asked.told) == 1 and asked.wire.written.count(b"HTTP/1.1") == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no such sockets")
+def test_a_socket_that_is_no_tcp_has_waited_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        asked = Asked(monkeypatch)
+        monkeypatch.setattr(asked.wire, "get_extra_info", lambda name: here)
+        assert Connection._waited(asked.connection) == 0.0
+
+    here, there = socket.socketpair()
+    with here, there:
+        asyncio.run(run())
+
+
 def test_a_refusal_that_is_the_last_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         asked = Asked(monkeypatch, Limits(requests=2))

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from telescopic.limits import Limits
 from telescopic.serve.admission import REFUSAL
+from telescopic.serve.door import foreign
 
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
@@ -56,6 +57,7 @@ class Connection(HttpToolsProtocol):
         self._state, self._since = _NEW, self.loop.time()
         self._stalled = 0.0
         self._head = self._length = self._requests = self._pieces = self._received = 0
+        self._at_once = 0  # requests in what is read now
         self._refused: _TooMuch | None = None
         self._skipped = False  # this request is refused, and nothing of it is kept
         self._strangers: dict[Connection, None] = self.server_state.__dict__.setdefault("strangers", {})
@@ -85,7 +87,7 @@ class Connection(HttpToolsProtocol):
         """Count what is no body: a line without an end, in the head or behind the body, reaches no other function."""
         if self._state == _OVER:
             return  # nobody can be answered any more
-        self._head += len(data)
+        self._head, self._at_once = self._head + len(data), 0
         super().data_received(data)
         if self._state in (_HEAD, _BODY) and self._head > self.limits.head and not self.transport.is_closing():
             self._refused = _TooMuch(431, f"a request's head has at most {self.limits.head:,} bytes")
@@ -111,13 +113,14 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole: the request may be answered."""
-        if len(self.pipeline) >= self.limits.pipelined:
-            raise self._told(429, f"at most {self.limits.pipelined} requests wait for the one before")
-        self._head, self._requests = 0, self._requests + 1
+        most = self.limits.pipelined
+        if len(self.pipeline) >= most or self._at_once > most or self.transport.is_closing():
+            raise self._told(429, f"at most {most} requests wait for the one before")
+        self._head, self._requests, self._at_once = 0, self._requests + 1, self._at_once + 1
         self._pieces = self._received = 0
         arrived = max(self._free, time.perf_counter() - self._waited())
         self._enter(_BODY)
-        if (self.cycle is None or self.cycle.response_complete) and not self.expect_100_continue:
+        if self._is_plain():
             crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
             if crowded or self.refuses(self.url, arrived):
                 self._skipped = True
@@ -138,7 +141,8 @@ class Connection(HttpToolsProtocol):
         """The request is whole."""
         self._strangers.pop(self, None)
         if self._skipped:
-            self._skipped, stays = False, self.parser.should_keep_alive() and self._stays()
+            stays = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0" and self._stays()
+            self._skipped = False
             self.transport.write(REFUSAL % (b"" if stays else _CLOSE))
             self._enter(_IDLE)
             self._free = time.perf_counter()
@@ -215,16 +219,26 @@ class Connection(HttpToolsProtocol):
     def _enter(self, state: int) -> None:
         self._state, self._since = state, self.loop.time()
 
+    def _is_plain(self) -> bool:
+        """Whether what is always the same may be answered, and now."""
+        free = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+        return (
+            free
+            and not self.expect_100_continue
+            and self.parser.get_method() != b"HEAD"  # which has no body in its answer
+            and not foreign(dict(self.headers))  # who must be told whether he may read it
+        )
+
     def _stays(self) -> bool:
         """Whether another request may follow this one."""
         return self._requests < self.limits.requests and not self.server_state.__dict__.get("leaving")
 
     def _waited(self) -> float:
         """Seconds since the last of what is read came, or fewer; 0 where the system does not say."""
-        if not _COUNTED:
-            return 0.0
-        with self._wire() as wire:
-            facts = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _WAITED + 4)
+        facts = b""
+        if _COUNTED:
+            with contextlib.suppress(OSError), self._wire() as wire:  # not of sockets that are no TCP
+                facts = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _WAITED + 4)
         return max(int.from_bytes(facts[_WAITED:], sys.byteorder) / 1000 - _TICK, 0.0)
 
     def _has_asked(self) -> bool:

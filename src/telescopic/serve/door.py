@@ -2,7 +2,7 @@
 
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 Scope = dict[str, Any]
@@ -17,6 +17,12 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _OURS = [(b"cross-origin-resource-policy", b"same-origin")]
+
+
+def foreign(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a page of another site asks. By which scheme ours came is known only to what stands before us."""
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
 
 
 class Door:
@@ -47,8 +53,8 @@ class Door:
             return await self._app(scope, receive, send)
         found = dict(scope["headers"])
         host, origin = found.get(b"host", b""), found.get(b"origin")
-        foreign = origin is not None and self._foreign(origin, host)
-        allowed = _allowing(origin) if foreign and origin in self._origins else []
+        elsewhere = foreign(found)
+        allowed = _allowing(origin) if elsewhere and origin in self._origins else []
         more = [*_HEADERS, *(allowed or _OURS)]
 
         async def answer(message: dict[str, Any]) -> None:
@@ -61,7 +67,7 @@ class Door:
         if host not in self._known and not self._named(host):
             shown = host.decode("latin-1").encode("unicode_escape").decode()[:100]
             await _refuse(answer, 421, f"this server is not called {shown!r}: start it with --allow-host NAME")
-        elif foreign and not allowed:
+        elif elsewhere and not allowed:
             await _refuse(answer, 403, "pages of other sites may not ask: start the server with --allow-origin URL")
         elif allowed and scope["method"] == "OPTIONS":
             await answer({"type": "http.response.start", "status": 204, "headers": []})
@@ -80,10 +86,6 @@ class Door:
         if len(self._known) < 100:
             self._known.add(host)
         return True
-
-    def _foreign(self, origin: bytes, host: bytes) -> bool:
-        """Whether a page of another site asks. By which scheme ours came is known only to what stands before us."""
-        return origin.partition(b"://")[2].lower() != host.lower()
 
     def _borne(self, given: bytes, scope: Scope) -> bool:
         assert self._token is not None

@@ -20,7 +20,8 @@ _BATCHES = (1, 2, 4, 8, 16, 32)
 _SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
 _GAIN = 0.2  # of the newest pause between passes in their mean
 _AIM = 0.5  # of the time, in which an answer is expected where more is asked than can be answered: some take longer
-_SAID = 60.0  # seconds from one line in the log to the next
+_SAID = 60.0  # seconds from one line in the log to the next of its kind
+_TRIED = 1.0  # seconds for which it is known whether a member can compute anything
 _log = logging.getLogger("telescopic.serve")
 
 
@@ -36,6 +37,10 @@ def _sigmoid(logits: Floats) -> NDArray[np.float64]:
 
 def _as_they_are(outputs: Floats) -> NDArray[np.float64]:
     return outputs.astype(np.float64)
+
+
+def _zeros(x: Inputs) -> Inputs:
+    return {name: np.zeros_like(one) for name, one in x.items()} if isinstance(x, Mapping) else np.zeros_like(x)
 
 
 _SHARES = {"classification": _softmax, "multilabel": _sigmoid}
@@ -94,7 +99,8 @@ class Worker:
         self._running: str | None = None  # where a pass is: in the thread, or with who asked
         self._handed: Pass | None = None
         self._parts: list[Pass] = []  # of passes that failed, to find who is to blame
-        self._said = -math.inf  # when the log was told of one
+        self._said: dict[type, float] = {}  # when the log was told of one
+        self._tried: dict[tuple[str, int], tuple[float, bool]] = {}  # when zeros were, and whether they failed
         self._ended: float | None = None  # when the last pass did, if something waited then
         self._thread: threading.Thread | None = None
 
@@ -226,7 +232,10 @@ class Worker:
         return bool(self._parts or self._waiting.examples)
 
     def _next(self) -> Pass | None:
-        return self._parts.pop() if self._parts else self._waiting.take(self.clock())
+        run = self._parts.pop() if self._parts else self._waiting.take(self.clock())
+        if run is None:
+            self._ended = None
+        return run
 
     def _failed(self, run: Pass, error: Exception) -> None:
         """One of several may be to blame, and is alone in the end: each half is a pass of its own, run in its turn."""
@@ -236,25 +245,33 @@ class Worker:
             return
         why = f"{run.member.label} cannot compute this: {(str(error).splitlines() or [repr(error)])[0]:.300}"
         told: Exception = Refused(why)
-        x = run.jobs[0].x
-        try:
-            zeros = (
-                {name: np.zeros_like(one) for name, one in x.items()} if isinstance(x, Mapping) else np.zeros_like(x)
-            )
-            self.engine.run(zeros, subnet=run.member.subnet)
-        except Exception:
+        if self._fails(run.member, run.jobs[0].x):
             told = Broken(f"{run.member.label} fails whatever is asked: the server's log says why")
         told.__cause__ = error
         run.jobs[0].answer.set_exception(told)
-        if (now := self.clock()) > self._said + _SAID:  # not for each: strangers would fill the disk
-            self._said = now
+        # Not for each: strangers would fill the disk.
+        if (now := self.clock()) > self._said.get(type(told), -math.inf) + _SAID:
+            self._said[type(told)] = now
             if isinstance(told, Broken):
                 _log.error("%s, even zeros", why, exc_info=error)
             else:
                 _log.warning("a request was refused, and others may have been: %r", why)  # strangers named what it says
 
+    def _fails(self, member: Packed, x: Inputs) -> bool:
+        """Whether a member fails on as many zeros. Once in a while: who is refused shall cost no second pass."""
+        key = str(member.subnet), size_of(x)
+        tried, failed = self._tried.get(key, (-math.inf, False))
+        if self.clock() > tried + _TRIED:
+            try:
+                self.engine.run(_zeros(x), subnet=member.subnet)
+                failed = False
+            except Exception:
+                failed = True
+            self._tried[key] = self.clock(), failed
+        return failed
+
     def _run(self, run: Pass) -> None:
-        began = self.clock()
+        began, ended_before, self._ended = self.clock(), self._ended, None
         try:
             inputs = together([job.x for job in run.jobs])
             answer = self.engine.run(inputs, subnet=run.member.subnet)
@@ -262,8 +279,8 @@ class Worker:
             self._failed(run, error)
             return
         ended = self.clock()
-        if self._ended is not None:
-            self._waiting.between += _GAIN * (began - self._ended - self._waiting.between)
+        if ended_before is not None:
+            self._waiting.between += _GAIN * (began - ended_before - self._waiting.between)
         self._ended = ended if self._more() else None
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
         self._told(run, ended - began, sum(job.late(began, ended) for job in run.jobs))
