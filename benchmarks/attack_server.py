@@ -5,7 +5,9 @@ much in little, heads without end, connections that ask nothing, bodies that do 
 and an honest client asks for predictions; the slowest `/health`, the client's p50 and p99, and memory (the server's and
 that of the processes that decode for it) are told for each. Then four times the load that the full network can serve,
 by a clock and not by answers, alone and while all of the above goes on: what was answered shall be in time, and by
-members that are better than the smallest. Then SIGTERM, under load and among clients that begin and never end: all that
+members that are better than the smallest. What the full network can serve is asked of the server, in the same way, by
+naming that member; times begin when a request was due, and how late it was sent, and how much of a processor that took,
+is told, too. Then SIGTERM, under load and among clients that begin and never end: all that
 was taken in is answered, and no connection reset. The server has a processor of its own, where there are several: what
 attacks and what asks would be other machines, and attackers let those who ask go first. It ends by itself, and attacks
 nothing but its own server. Writes results/attack-server.json:
@@ -14,7 +16,6 @@ nothing but its own server. Writes results/attack-server.json:
 """
 
 import argparse
-import asyncio
 import contextlib
 import http.client
 import io
@@ -310,10 +311,19 @@ def of_its_own() -> Iterator[None]:
         os.sched_setaffinity(0, all_of_them - {first})
 
 
-def accuracy(answers: Sequence[tuple[float, int, Any]]) -> float:
+def served_by(server: serving.Server, engine: tl.Engine, bodies: Sequence[bytes], seconds: float = 5.0) -> float:
+    """Requests a second that the full network answers when twice as much is asked as it computes in full passes."""
+    full, images = engine.members[-1], len(bodies[0]) // int(np.prod(engine.input_shape))
+    times = serving.poisson(2 * 1000 * 32 / engine.timing(full.subnet, 32).median_ms / images, seconds)
+    path = f"/predict?subnet={full.subnet}"
+    requests = [serving.request("POST", path, bodies[i % len(bodies)]) for i in range(len(times))]
+    load = serving.Load(server.port, requests, times)
+    return sum(answer.status == 200 for answer in load.answers) / seconds
+
+
+def accuracy(answers: Sequence[serving.Answer]) -> float:
     """Of those who answered, as was measured when they were packed: noise shows nothing of it."""
-    told = [answer["member"]["accuracy"] for _, status, answer in answers if status == 200]
-    return round(float(np.mean(told)), 4)
+    return round(float(np.mean([each.told["member"]["accuracy"] for each in answers if each.status == 200])), 4)
 
 
 def main() -> None:
@@ -326,7 +336,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=4, help="of what the full network can serve")
     parser.add_argument("--slo-ms", type=float, default=100)
     parser.add_argument("--images", type=int, default=8, help="in a request of the load")
-    parser.add_argument("--most", type=float, default=500, help="requests a second that this machine can send besides")
+    parser.add_argument("--most", type=float, default=2000, help="requests a second that this process can send")
     given = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000), hard))
@@ -351,19 +361,25 @@ def main() -> None:
                 serving.saved(chance.integers(0, 256, (given.images, *engine.input_shape), np.uint8)) for _ in range(50)
             ]
             labels = [np.zeros(given.images, np.int64)] * len(bodies)
-            full = engine.members[-1]
-            rate = given.load * 1000 * 32 / engine.timing(full.subnet, 32).median_ms / given.images
-            found["full network's capacity, requests a second"] = round(rate / given.load, 1)
-            rate = min(rate, given.most)
+            capacity = served_by(server, engine, bodies)
+            found["full network's capacity, requests a second"] = round(capacity, 1)
+            rate = min(given.load * capacity, given.most)
             for name, kinds in (("open loop", ()), ("open loop, attacked", KINDS)):
                 times = serving.poisson(rate, given.load_seconds)
                 requests = [serving.request("POST", "/predict", bodies[i % len(bodies)]) for i in range(len(times))]
+                own = psutil.Process(server.process.pid)
                 with attacked(server.port, given.idle, kinds, statuses):
-                    answers = asyncio.run(serving.ask_all(server.port, requests, times))
+                    before = sum(own.cpu_times()[:2])
+                    load = serving.Load(server.port, requests, times)
+                    took = sum(own.cpu_times()[:2]) - before
+                answers = load.answers
                 truth = [labels[i % len(labels)] for i in range(len(times))]
                 found[name] = {"requests a second": round(rate), **serving.figures(answers, truth, given.slo_ms)}
                 found[name].pop("right in time")
+                in_time = sum(each.status == 200 and 1000 * each.seconds <= given.slo_ms for each in answers)
+                found[name] |= {"in time, requests a second": round(in_time / given.load_seconds, 1)}
                 found[name] |= {"accuracy": accuracy(answers), "of the smallest": engine.members[0].accuracy}
+                found[name] |= {"server, of a processor": round(took / load.wall, 3), "client": load.figures()}
                 print(name, found[name], flush=True)
             found["attackers got"] = {str(status): statuses[status] for status in sorted(statuses)}
             found["SIGTERM"] = stopped(server, one)

@@ -11,17 +11,20 @@ long a new one takes to answer is measured. It ends by itself. Writes results/se
 """
 
 import argparse
-import asyncio
+import contextlib
 import io
 import json
+import selectors
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +34,6 @@ from telescopic.engine.host import num_cpus
 import results
 
 LOADS = (0.5, 1.0, 2.0, 4.0)
-CONNECTIONS = 256
 
 
 class Server:
@@ -45,7 +47,7 @@ class Server:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         self.port = int(line.split("127.0.0.1:")[1].split(",")[0])
-        asyncio.run(ask_all(self.port, [request("GET", "/health")], [0.0]))
+        Load(self.port, [request("GET", "/health")], [0.0])
         self.ready_in = time.perf_counter() - began
 
     def kill(self) -> None:
@@ -69,31 +71,132 @@ def saved(images: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-async def ask_all(port: int, requests: Sequence[bytes], times: Sequence[float]) -> list[tuple[float, int, Any]]:
-    """Send requests at their times, in seconds; what came back: seconds it took, status (0 if none), answer."""
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-    room = asyncio.Semaphore(CONNECTIONS)
-    began = time.perf_counter()
+class Answer(NamedTuple):
+    """What came of a request: seconds since it was due, status (0 if nothing came), and what was told."""
 
-    async def ask(message: bytes, at: float) -> tuple[float, int, Any]:
-        await asyncio.sleep(max(0.0, at - (time.perf_counter() - began)))
-        sent = time.perf_counter()
-        async with room:
-            try:
-                reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-                writer.write(message)
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                size = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-                body = await reader.readexactly(size)
-            except (OSError, asyncio.IncompleteReadError):
-                return time.perf_counter() - sent, 0, None
-            idle.append((reader, writer))
-        return time.perf_counter() - sent, int(head.split()[1]), json.loads(body)
+    seconds: float
+    status: int
+    told: Any
 
-    answers = await asyncio.gather(*(ask(*each) for each in zip(requests, times, strict=True)))
-    for _, writer in idle:
-        writer.close()
-    return answers
+
+class Wire:
+    """A connection, and the request that is under way on it."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.connect_ex(("127.0.0.1", port))
+        self.number: int | None = None
+        self.left, self.got, self.wanted = memoryview(b""), b"", 0
+
+    def send(self) -> bool:
+        """As much as goes; whether that was all."""
+        with contextlib.suppress(BlockingIOError):
+            self.left = self.left[self.socket.send(self.left) :]
+        return not self.left
+
+    def receive(self) -> tuple[int, bytes, bool] | None:
+        """Status, body, and whether the connection stays; None if the answer is not whole."""
+        piece = self.socket.recv(2**18)
+        if not piece:
+            raise ConnectionResetError("it was closed")
+        self.got += piece
+        head, end, body = self.got.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0) if end else 0
+        if not end or len(body) < length:
+            return None
+        self.got = b""
+        return int(head[9:12]), body, b"connection: close" not in head.lower()
+
+
+class Load:
+    """Requests that are sent when they are due, whether or not those before are answered, and what came back.
+
+    One thread, which waits for all connections at once and reads no answer before the end: what asks must take little
+    of a machine that it shares with what it asks. A request is sent on a connection that is free, or on a new one.
+
+    Attributes:
+        answers: of each request. Its time begins when it was due, however late it was sent.
+        behind: seconds from when each was due to when it was begun to be sent.
+        processor: seconds of it that this thread took.
+        wall: seconds that all of it took.
+        most: connections at once.
+    """
+
+    def __init__(self, port: int, requests: Sequence[bytes], times: Sequence[float], *, patience: float = 30.0) -> None:
+        self._port, self._requests = port, requests
+        self._idle: list[Wire] = []
+        self._raw: list[tuple[float, int, bytes]] = [(patience, 0, b"")] * len(requests)
+        self.behind, self.most, self._open, self._left = [0.0] * len(requests), 0, 0, len(requests)
+        self._waiting = selectors.DefaultSelector()
+        self._began, processor = time.perf_counter(), time.thread_time()
+        self._due = [self._began + at for at in times]
+        end = self._due[-1] + patience
+        number = 0
+        while self._left and (now := time.perf_counter()) < end:
+            while number < len(requests) and self._due[number] <= now:
+                self._ask(number, now)
+                number, now = number + 1, time.perf_counter()
+            until = self._due[number] if number < len(requests) else end
+            for key, _ in self._waiting.select(max(until - now, 0)):
+                self._go_on(key.data)
+        for key in [*self._waiting.get_map().values()]:
+            key.data.socket.close()
+        self._waiting.close()
+        self.processor, self.wall = time.thread_time() - processor, time.perf_counter() - self._began
+        self.answers = [Answer(took, status, json.loads(body) if body else None) for took, status, body in self._raw]
+
+    def _ask(self, number: int, now: float) -> None:
+        self.behind[number] = now - self._due[number]
+        wire = self._idle.pop() if self._idle else Wire(self._port)
+        wire.number, wire.left = number, memoryview(self._requests[number])
+        if wire.wanted:
+            self._go_on(wire)
+        else:  # it is not connected yet
+            wire.wanted = selectors.EVENT_WRITE
+            self._waiting.register(wire.socket, wire.wanted, wire)
+            self._open += 1
+            self.most = max(self.most, self._open)
+
+    def _go_on(self, wire: Wire) -> None:
+        """Send, or read."""
+        try:
+            if wire.left:
+                wanted = selectors.EVENT_READ if wire.send() else selectors.EVENT_WRITE
+                if wanted != wire.wanted:
+                    self._waiting.modify(wire.socket, wanted, wire)
+                    wire.wanted = wanted
+                return
+            if (answer := wire.receive()) is None:
+                return
+            status, body, stays = answer
+            assert wire.number is not None
+            self._end(wire, status, body)
+            if stays:
+                self._idle.append(wire)
+                return
+        except OSError:
+            if wire.number is not None:
+                self._end(wire, 0, b"")
+            elif wire in self._idle:
+                self._idle.remove(wire)
+        self._waiting.unregister(wire.socket)
+        wire.socket.close()
+        self._open -= 1
+
+    def _end(self, wire: Wire, status: int, body: bytes) -> None:
+        assert wire.number is not None
+        self._raw[wire.number] = (time.perf_counter() - self._due[wire.number], status, body)
+        wire.number, self._left = None, self._left - 1
+
+    def figures(self) -> dict[str, Any]:
+        """Of the asking itself."""
+        return {
+            "sent late by ms, p99": round(1000 * float(np.quantile(self.behind, 0.99)), 1),
+            "of a processor": round(self.processor / self.wall, 3),
+            "connections at most": self.most,
+        }
 
 
 def poisson(rate: float, seconds: float) -> list[float]:
@@ -102,7 +205,7 @@ def poisson(rate: float, seconds: float) -> list[float]:
     return list(np.cumsum(gaps))
 
 
-def figures(answers: list[tuple[float, int, Any]], labels: list[np.ndarray], slo_ms: float) -> dict[str, Any]:
+def figures(answers: list[Answer], labels: list[np.ndarray], slo_ms: float) -> dict[str, Any]:
     """Of one run."""
     times = np.array([1000 * seconds for seconds, status, _ in answers if status == 200])
     right = [
@@ -162,7 +265,7 @@ def main() -> None:
                 ("smallest always", f"/predict?subnet={small.subnet}"),
             ):
                 requests = [request("POST", path, bodies[i % len(bodies)]) for i in range(len(times))]
-                answers = asyncio.run(ask_all(server.port, requests, times))
+                answers = Load(server.port, requests, times).answers
                 truth = [labels[i % len(labels)] for i in range(len(times))]
                 found.setdefault(f"load {load:g}", {})[name] = figures(answers, truth, given.slo_ms)
                 time.sleep(0.5)
@@ -172,15 +275,10 @@ def main() -> None:
 
 def killed(server: Server, pack: Path, given: argparse.Namespace, body: bytes, capacity: float) -> float:
     """Kill it under load, and start it again."""
-
-    async def under_load() -> None:
-        times = poisson(capacity, 1.0)
-        asking = asyncio.create_task(ask_all(server.port, [request("POST", "/predict", body)] * len(times), times))
-        await asyncio.sleep(0.5)
-        server.kill()
-        assert 0 in {status for _, status, _ in await asking}, "it was not killed under load"
-
-    asyncio.run(under_load())
+    times = poisson(capacity, 1.0)
+    threading.Timer(0.5, server.kill).start()
+    load = Load(server.port, [request("POST", "/predict", body)] * len(times), times)
+    assert 0 in {answer.status for answer in load.answers}, "it was not killed under load"
     again = Server(pack, given.slo_ms, given.max_batch, given.threads)
     again.kill()
     return round(again.ready_in, 2)

@@ -212,6 +212,10 @@ def test_npz_of_several_inputs(tmp_path: Path) -> None:
             read_npz(save(tmp_path, **(both | change), targets=np.arange(6), test_targets=np.arange(2)))
 
 
+def test_names_in_files_are_harmless_to_show() -> None:
+    assert str(DataError("images\x1b[31m would not be used")) == r"images\x1b[31m would not be used"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -490,6 +490,7 @@ def changed(text: str, *keys: object, value: object) -> str:
         (("classes",), ["a"], "there are 1 classes, but 5 logits"),
         (("files", WEIGHTS, "bytes"), "1", "no whole number"),
         (("extra",), 1, "extra"),
+        (("provenance",), "x", "'x' is no dict"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_contradicts_itself_is_refused(keys, value, message, packed: Path) -> None:
@@ -528,6 +529,12 @@ def test_graphs_that_are_not_as_the_manifest_says_are_refused(packed: Path, tmp_
     (wrong / MANIFEST).write_text(text)
     with pytest.raises(PackError, match=r"segment001\.onnx is no graph of a pack: out0 .* manifest says"):
         tl.Engine(wrong, cache=cache and tmp_path / "cache")
+
+
+def test_what_a_library_says_of_a_strangers_graph_is_one_harmless_line() -> None:
+    assert str(PackError("it cannot be opened: \x1b[31mFail\n\n  see\tbelow\n")) == (
+        r"it cannot be opened: \x1b[31mFail    see\tbelow"
+    )
 
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import os
@@ -348,15 +349,46 @@ def test_closing_answers_what_was_taken_in(engine: tl.Engine, monkeypatch: pytes
 
 
 def test_a_pass_that_fails_is_told_and_the_next_one_runs(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker, x = Worker(engine, slo_ms=60_000, max_batch=8), np.zeros((1, *SHAPE), np.float32)
+    worker, x = Worker(engine, slo_ms=60_000, max_batch=8), np.ones((1, *SHAPE), np.float32)
+    run = engine.run
     worker.start()
     with monkeypatch.context() as broken:
-        broken.setattr(engine, "run", lambda x, subnet: 1 // 0)
+        broken.setattr(engine, "run", lambda x, subnet: 1 // 0 if x.any() else run(x, subnet=subnet))
         with pytest.raises(Refused, match="by zero") as told:
             worker.submit(x).answer.result(30)
         assert isinstance(told.value.__cause__, ZeroDivisionError)
+        assert worker.submit(np.zeros_like(x)).answer.result(30).logits.shape == (1, 3)
     assert worker.submit(x).answer.result(30).logits.shape == (1, 3)
     worker.close()
+
+
+def test_what_fails_whatever_is_asked_is_the_servers_own_fault(
+    engine: tl.Engine, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def failing(x: np.ndarray, subnet: Subnet) -> None:
+        tried.append((len(x), bool(x.any()), subnet))
+        raise MemoryError("no room")
+
+    with TestClient(application(engine, slo_ms=60_000, max_batch=8), base_url=HERE) as client:
+        monkeypatch.setattr(engine, "run", failing)
+        told = client.post("/predict", content=npy(pixels), headers=NPY)
+        assert told.status_code == 500 and "fails whatever is asked: the server's log says why" in told.json()["error"]
+        assert tried == [(2, True, LARGE), (2, False, LARGE)]
+        assert "no room, even zeros" in caplog.text and "MemoryError" in caplog.text
+        monkeypatch.undo()
+        assert client.post("/predict", content=npy(pixels), headers=NPY).status_code == 200
+
+
+def test_closing_ends_in_time_whatever_runs(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, worker = Gate(engine, monkeypatch), Worker(engine, slo_ms=60_000, max_batch=8)
+    job = worker.submit(np.zeros((1, *SHAPE), np.float32))
+    gate.wait_for(1)
+    worker.close(0.1)
+    assert not job.answer.done()
+    gate.open.set()
+    job.answer.result(30)
 
 
 def test_a_full_queue_is_503_and_says_when_to_come_again(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,22 +408,21 @@ def test_a_full_queue_is_503_and_says_when_to_come_again(engine: tl.Engine, monk
         assert [each.result(30).status_code for each in taken] == [200, 200]
 
 
-def test_who_has_waited_too_long_to_be_read_is_refused_before_it_is(engine: tl.Engine, pixels: np.ndarray) -> None:
-    app, waited = application(engine, slo_ms=60_000, max_batch=8), 0.0
+def test_a_wait_outside_counts_and_a_refusal_by_the_head_too(engine: tl.Engine, pixels: np.ndarray) -> None:
+    app, waited = application(engine, slo_ms=60_000, max_batch=8), 25.0
 
     async def late(scope: dict, receive: object, send: object) -> None:
         await app(scope | {ARRIVED: time.perf_counter() - waited}, receive, send)  # type: ignore[arg-type]
 
+    async def refused() -> list[bool]:
+        return [app.state.refuses(b"/predict", time.perf_counter() - waited) for waited in (10, 20, 10)]
+
     with TestClient(late, base_url=HERE) as client:
-        for waited, query, status in ((25, "", 200), (35, "", 503), (35, "?deadline_ms=80000", 200), (35, "?x=1", 422)):
-            told = client.post(f"/predict{query}", content=npy(pixels), headers=NPY)
-            assert told.status_code == status, (waited, query, told.text)
-            if status == 503:
-                assert int(told.headers["retry-after"]) >= 1 and "more is asked than can be read" in told.text
-                more = [client.post("/predict", content=npy(pixels), headers=NPY).status_code for _ in range(15)]
-                assert more.count(503) == 13 and more.count(200) == 2  # where all are behind, some are answered
-            if status == 200:
-                assert told.json()["waited_ms"] >= 1000 * waited
+        told = client.post("/predict", content=npy(pixels), headers=NPY)
+        assert told.status_code == 200 and told.json()["waited_ms"] >= 1000 * waited
+        assert asyncio.run(refused()) == [False, True, False]
+        assert client.get("/load").json()["seconds"][-1]["refused"] == 1
+        assert 'telescopic_requests_total{code="503"} 1.0' in client.get("/metrics").text
 
 
 def test_an_answer_that_is_no_number_is_no_answer(

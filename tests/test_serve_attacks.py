@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import zlib
@@ -104,6 +105,23 @@ print(f"http://127.0.0.1:{taken.getsockname()[1]},", flush=True)
 run_on(taken, app, limits)
 """
 
+# The same on a loop of Python's own, which tells at its end how many seconds of the processor its longest step took.
+WATCHED = f"""
+import asyncio, sys, time
+sys.modules["uvloop"] = None
+longest, run = 0.0, asyncio.Handle._run
+def timed(step):
+    global longest
+    began = time.thread_time()
+    run(step)
+    longest = max(longest, time.thread_time() - began)
+asyncio.Handle._run = timed
+try:
+{textwrap.indent(SERVE, "    ")}
+except KeyboardInterrupt:
+    print(longest, flush=True)
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -111,8 +129,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[Victim]:
-    command = [sys.executable, "-c", SERVE, str(folder)]
+def served(folder: Path, script: str = SERVE) -> Iterator[Victim]:
+    command = [sys.executable, "-c", script, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         victim = Victim(process)
         try:
@@ -154,24 +172,39 @@ def scans(side: int, number: int) -> bytes:
     return whole[:last] + whole[last:-2] * number + whole[-2:]
 
 
+JSON_BOMBS = {
+    "texts": b'{"inputs":["' + b"a" * 1_000_000 + b'"' + b',""' * 500 + b"]}",
+    "more texts": b'{"inputs":[' + b'"aaaaaaa",' * 700_000 + b'""]}',
+    "keys": b"{" + b",".join(b'"%d":0' % i for i in range(700_000)) + b',"inputs":[0]}',
+    "objects": b'{"inputs":[' + b"{}," * 2_000_000 + b"0]}",
+    "numbers": b'{"inputs":[' + b"0," * 4_000_000 + b"0]}",
+    "digits": b'{"inputs":[' + b"9" * 8_000_000 + b"]}",
+    "levels": b'{"inputs":' + b"[" * 8_000_000,
+    "blanks": b'{"inputs":[0]' + b" " * 8_000_000 + b"}",
+}
+
+
 def test_json_is_bounded_before_it_is_parsed(victim: Victim) -> None:
-    bombs = {
-        "texts": b'{"inputs":["' + b"a" * 1_000_000 + b'"' + b',""' * 500 + b"]}",
-        "more texts": b'{"inputs":[' + b'"aaaaaaa",' * 700_000 + b'""]}',
-        "keys": b"{" + b",".join(b'"%d":0' % i for i in range(700_000)) + b',"inputs":[0]}',
-        "objects": b'{"inputs":[' + b"{}," * 2_000_000 + b"0]}",
-        "numbers": b'{"inputs":[' + b"0," * 4_000_000 + b"0]}",
-        "digits": b'{"inputs":[' + b"9" * 8_000_000 + b"]}",
-        "levels": b'{"inputs":' + b"[" * 8_000_000,
-        "blanks": b'{"inputs":[0]' + b" " * 8_000_000 + b"}",
-    }
     with victim.watch() as seen:
-        for name, bomb in bombs.items():
+        for name, bomb in JSON_BOMBS.items():
             began = time.perf_counter()
             status, told = victim.ask(bomb, JSON)
             assert status == 422 and "error" in told, (name, status, told)
             assert time.perf_counter() - began < 5, name
     assert seen.most < 150 and seen.slowest < 1, (seen.most, seen.slowest)  # on a busy machine
+
+
+def test_no_step_of_the_loop_is_long(folder: Path) -> None:
+    bombs = [(bomb, JSON) for bomb in JSON_BOMBS.values()]
+    bombs += [(scans(4000, 400), "image/jpeg"), (png(4000, 4000), "image/png"), (b"\x93NUMPY" + b"x" * 8_000_000, NPY)]
+    with served(folder, WATCHED) as victim:
+        for body, kind in bombs:
+            victim.ask(body, kind)
+        victim.process.send_signal(signal.SIGINT)
+        assert victim.process.stdout is not None
+        longest = float(victim.process.stdout.readline())
+        victim.process.wait(30)
+    assert 0 < longest < 0.1, longest  # of the processor: a busy machine does not lengthen it
 
 
 def test_images_are_decoded_elsewhere_in_bounded_time_and_memory(victim: Victim) -> None:

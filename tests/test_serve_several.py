@@ -248,7 +248,7 @@ def test_one_that_fails_does_not_fail_those_beside_it(
             jobs = [worker.submit(engine.prepared(x), turns=True, member=engine.members[1]) for x in xs]
             while worker.turn():
                 assert len(passes) < 64 and passes[-1] >= 1
-        assert len(passes) == 11 and passes[0] == 32, passes  # 1 + 2 log2 32, each in a turn of its own
+        assert len(passes) == 12 and passes[0] == 32, passes  # 1 + 2 log2 32, and one that shows who is to blame
         for each, job in enumerate(jobs):
             if each == bad:
                 with pytest.raises(Refused, match=r"cannot compute this: an index is out of bounds$"):
@@ -264,7 +264,7 @@ def test_a_turn_is_one_pass(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("telescopic.serve.worker._SHORT_MS", 1e9)
     for _ in range(2):
         worker.submit(engine.prepared({name: array[:1] for name, array in given(2).items()}), turns=True)
-    assert [worker.turn(), worker.turn(), worker.turn()] == [True, True, False] and passes == [2, 1, 1]
+    assert [worker.turn(), worker.turn(), worker.turn()] == [True, True, False] and passes == [2, 1, 1, 1, 1]
 
 
 def test_what_the_network_itself_refuses_is_422_and_counted(engine: tl.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +306,8 @@ LOOKUPS: dict[str, tuple[Any, Any]] = {
     "as one of so many": (lambda own, x: nn.functional.one_hot(x, 8).float().sum(1), 8),
     "functional": (lambda own, x: nn.functional.embedding(x, own.a.weight).sum(1), 7),
     "negative ones are something else": (lambda own, x: own.a(x.clamp(min=0)).sum(1), None),
+    "-100 is no word": (lambda own, x: own.a(x.masked_fill(x == -100, 0)).sum(1), None),
+    "255 is no word": (lambda own, x: own.a(x.masked_fill(x == 255, 0)).sum(1), None),
     "not the number itself": (lambda own, x: own.a(x + 1).sum(1), None),
     "from the end, as torch does": (lambda own, x: own.a.weight[x].sum(1), None),
     "not looked up": (lambda own, x: x.float(), None),

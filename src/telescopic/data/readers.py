@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from telescopic.documents import printable
 from telescopic.extras import needs
 from telescopic.inputs import named
 
@@ -34,7 +35,10 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class DataError(ValueError):
-    """Data that cannot be found, or that are not what they should be."""
+    """Data that cannot be found, or that are not what they should be. What files say in it is harmless to show."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(printable(told))
 
 
 @dataclass(frozen=True, eq=False)

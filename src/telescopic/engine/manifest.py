@@ -28,7 +28,10 @@ _LARGEST, _ALL = 2**25, 2**26  # numbers of one example in a tensor, and in all 
 
 
 class PackError(ValueError):
-    """A folder that is no whole pack, or a network that cannot be packed."""
+    """A folder that is no whole pack, or a network that cannot be packed. What libraries say of it is one line, too."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(documents.printable(" ".join(told.splitlines())))
 
 
 @dataclass(frozen=True)
@@ -280,6 +283,7 @@ def _check(made: Manifest) -> None:
         known = (1, *made.tensors.get(INPUT, ())[:1])
         if len(mean) != len(std) or len(mean) not in known or not min(std) > 1e-6:
             raise ValueError(f"means {mean!r:.50} and stds {std!r:.50} do not fit inputs of {made.input_shape}")
+    _some(made.provenance, dict)
     if made.precision not in ("float32", "int8"):
         raise ValueError(f"the precision is float32 or int8, not {made.precision!r:.50}")
     inputs, floats = {*made.inputs.values()}, {*made.constants, *(member.logits for member in made.members)}

@@ -19,6 +19,7 @@ from telescopic.subnet import Coordinates
 Bounds = dict[str, int | tuple[int, ...]]
 """Input → its bound; or for each number of an example, where 0 stands for any."""
 
+_TELLING = (-1, -100, 255)  # what often stands for a place that has no number
 _MOST = 2**16  # numbers of an example that are looked up: a manifest, which is bounded, may name a bound for each
 
 
@@ -27,8 +28,9 @@ def bounds(net: Nested, members: Sequence[Coordinates], x: Tensors) -> Bounds:
     """Below which number each input must lie for all of some members, where that is 0 or more and they refuse others.
 
     Each number of an example becomes one by which it is known again where something is looked up. What is found so is
-    tried on each example: the members must take the largest number that there is, and refuse the next one, and -1, also
-    where masks and other inputs of no fractions are all 0 or all 1. What is looked up by some masks only has no bound.
+    tried on each example: the members must take the largest number that there is, and refuse the next one, and those
+    that often stand for no number at all, also where masks and other inputs of no fractions are all 0 or all 1. What is
+    looked up by some masks only has no bound.
 
     Args:
         net: in eval mode, on the CPU.
@@ -57,7 +59,7 @@ def bounds(net: Nested, members: Sequence[Coordinates], x: Tensors) -> Bounds:
                 yield others
 
     def holds(place: int, where: Tensor, rows: int) -> bool:
-        """Whether they take the largest number there and refuse the next one and -1, whatever else they are given."""
+        """Whether they take the largest number there and refuse others, whatever else they are given."""
         ends = torch.iinfo(tensors[place].dtype)
 
         def with_number(inputs: list[Tensor], number: int) -> list[Tensor]:
@@ -67,8 +69,8 @@ def bounds(net: Nested, members: Sequence[Coordinates], x: Tensors) -> Bounds:
         for inputs in beside(place):
             if not runs(with_number(inputs, min(rows - 1, ends.max))):
                 return False
-            for number in (rows, -1):
-                if ends.min <= number <= ends.max:
+            for number in {rows, *_TELLING}:
+                if ends.min <= number <= ends.max and not 0 <= number < rows:
                     asked = with_number(inputs, number)
                     if any(runs([one[row : row + 1] for one in asked]) for row in range(len(tensors[place]))):
                         return False

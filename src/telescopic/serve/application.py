@@ -21,17 +21,18 @@ from telescopic import decoder
 from telescopic.engine.engine import Engine
 from telescopic.engine.given import Inputs, size_of
 from telescopic.limits import Limits
+from telescopic.serve.admission import Admission
 from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
-from telescopic.serve.connections import ARRIVED
+from telescopic.serve.connections import ARRIVED, CLOSING
 from telescopic.serve.decoders import Decoders
 from telescopic.serve.door import App, Door, Receive, Scope, Send
 from telescopic.serve.records import Records
 from telescopic.serve.waiting import Job, Overloaded, Served
-from telescopic.serve.worker import Closed, Refused, Worker
+from telescopic.serve.worker import Broken, Closed, Refused, Worker
 from telescopic.subnet import Subnet
 
 _SLOW = "the body is slow"
-_ANSWERED = 8  # of so many requests that waited too long to be read, one is answered
+_TURN = 0.01  # seconds of passes without a look at who asks
 _SMALL = 2**16  # bytes of a body that is read at once; others are read while something else goes on
 _PAGE_RULES = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: blob:; "
@@ -87,11 +88,12 @@ def application(
         worker.start()
         decoders.start()
         yield
-        await run_in_threadpool(worker.close)
+        await run_in_threadpool(worker.close, CLOSING)
         await run_in_threadpool(decoders.close)
 
     # FastAPI's own pages load scripts from elsewhere; ours loads nothing.
     app = FastAPI(title="telescopic", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.refuses = Admission(worker, lambda seconds: records.answered(503, seconds)).refuses
     app.add_middleware(_First, predict=predict)
     app.add_middleware(Door, hosts=allow_hosts, origins=allow_origins, token=token)
     app.router.routes.append(Route("/predict", predict, methods=["POST"]))
@@ -149,7 +151,7 @@ class _Predict:
         engine = worker.engine
         self._engine, self._worker, self._records, self._decoders = engine, worker, records, decoders
         self._limits, self._max_body, self._bodies = limits, max_body, 0
-        self._turning, self._behind = False, 0
+        self._turning = False
         self.takes = Takes.of(engine.input_shape, engine.takes_pixels, worker.max_batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,6 +166,8 @@ class _Predict:
                 headers = [(b"retry-after", b"1")]
         except Refused as error:
             status, answer = 422, {"error": str(error)}
+        except Broken as error:
+            status, answer = 500, {"error": str(error)}
         except Overloaded as error:
             status, answer, headers = 503, {"error": str(error)}, [(b"retry-after", b"%d" % error.retry_after)]
         except Closed as error:
@@ -180,13 +184,7 @@ class _Predict:
         found = dict(scope["headers"])
         kind = kind_of(found.get(b"content-type", b"").decode("latin-1"), self.takes)
         asked = wishes(scope["query_string"])
-        # Who waited for half of the time before anything of it was read would be late, and make others late. A few are
-        # answered all the same: where hundreds ask again at once, refusing them alone may take that long.
         lag = time.perf_counter() - arrived
-        if 2000 * lag > max(asked.deadline_ms or 0.0, worker.slo_ms):
-            self._behind += 1
-            if self._behind % _ANSWERED:
-                raise Overloaded(f"more is asked than can be read: this waited {1000 * lag:.0f} ms for it", 1)
         with self._room() as take:
             body = await self._body(found, receive, take)
             x, more = await self._read(body, kind)
@@ -231,8 +229,10 @@ class _Predict:
         return job.answer.result()
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._turning = False
-        self._turning = self._worker.turn()
+        """Answer for some time before more is read: what was let in shall not wait for what was not yet."""
+        self._turning, end = True, time.perf_counter() + _TURN
+        while self._turning and time.perf_counter() < end:
+            self._turning = self._worker.turn()
         if self._turning:
             loop.call_soon(self._turn, loop)
 

@@ -235,7 +235,7 @@ def with_predict(description: dict[str, Any], takes: Takes) -> dict[str, Any]:
         codes = {"200": "the answer", "400": "no HTTP", "401": "without the token", "403": "from another site"}
         codes |= {"408": "too slow", "413": "too large", "415": "of an unknown type", "421": "by another name"}
         codes |= {"422": "not what the network takes", "429": "too many at once", "431": "too long a head"}
-        codes |= {"503": "too much waits"}
+        codes |= {"500": "a member fails, whatever is asked", "503": "too much waits"}
         description["paths"]["/predict"] = {
             "post": {
                 "summary": "Answer",

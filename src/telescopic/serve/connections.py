@@ -5,28 +5,35 @@ hold all connections and ask nothing. What follows counts and times, and leaves 
 """
 
 import asyncio
+import contextlib
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from telescopic.limits import Limits
+from telescopic.serve.admission import REFUSAL
 
 ALWAYS = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
 ARRIVED = "telescopic.arrived"
 """In a request's scope: since when, by `time.perf_counter`, it may have been waiting for us: its head to be read, no
 sooner than it was whole, and no sooner than the requests before it on its connection were answered."""
-_SHORT = 0.001  # seconds of a turn of the loop in which nothing was read and after which no more is to be expected
+_COUNTED = sys.platform == "linux"  # whether the system says since when something waits to be read
+_TICK = time.clock_getres(6) if _COUNTED else 0.0  # seconds from one of its counts to the next (CLOCK_MONOTONIC_COARSE)
+_WAITED = 52  # where `tcpi_last_data_recv` is in its `tcp_info`: milliseconds
 _SPARE = 100  # connections beyond all others, for those
 _LAST = 1.0  # seconds at the end in which who is connected may ask once more, and is answered that it was the last time
 _TOLD = 0.1  # seconds that uvicorn takes before it counts those of the end
+CLOSING = 1.0
+"""Seconds, of those of the end, in which a pass that still runs may end."""
 _LINGER = 0.5  # seconds after which a connection that was closed on our side is closed on the other's
 _PIECES, _PIECE = 4096, 64  # so many pieces of a body may be smaller than so many bytes
+_CLOSE = b"connection: close\r\n"
 _NEW, _HEAD, _BODY, _ANSWER, _IDLE, _OVER = range(6)
 
 
@@ -38,45 +45,11 @@ class _TooMuch(Exception):
         self.status = status
 
 
-class Turns:
-    """The turns of an event loop in which requests are read, and since when they may have been there.
-
-    What is read in a turn was not there when the turn before looked. While a loop is busy, that is the only sign of how
-    much waits outside, where nobody counts it.
-
-    Args:
-        call_soon: has the loop call something in its next turn, before what it reads in that.
-        clock: what time it is, in seconds.
-    """
-
-    def __init__(
-        self, call_soon: Callable[[Callable[[], None]], object], clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._call_soon, self.clock = call_soon, clock
-        self._began = self._before = 0.0  # of this turn and of the one before
-        self._watching = self._read = False
-
-    def since(self) -> float:
-        """Since when something that is read now may have been there."""
-        self._read = True
-        if not self._watching:  # the loop has waited for it
-            self._watching, self._began = True, self.clock()
-            self._before = self._began
-            self._call_soon(self._turn)
-        return self._before
-
-    def _turn(self) -> None:
-        now = self.clock()
-        self._watching = self._read or now - self._began > _SHORT
-        self._before, self._began, self._read = self._began, now, False
-        if self._watching:
-            self._call_soon(self._turn)
-
-
 class Connection(HttpToolsProtocol):
-    """One connection. `limits` is set by `Server`."""
+    """One connection. What it may take, and which requests are refused (see `Admission`), is said of its class."""
 
     limits: Limits
+    refuses: Callable[[bytes, float], bool] = staticmethod(lambda url, arrived: False)
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -84,10 +57,9 @@ class Connection(HttpToolsProtocol):
         self._stalled = 0.0
         self._head = self._length = self._requests = self._pieces = self._received = 0
         self._refused: _TooMuch | None = None
-        shared = self.server_state.__dict__
-        self._strangers: dict[Connection, None] = shared.setdefault("strangers", {})
-        self._turns: Turns = shared.get("turns") or shared.setdefault("turns", Turns(self.loop.call_soon))
-        self._free = self._turns.clock()  # since when the client may ask, having its answer
+        self._skipped = False  # this request is refused, and nothing of it is kept
+        self._strangers: dict[Connection, None] = self.server_state.__dict__.setdefault("strangers", {})
+        self._free = 0.0  # since when the client may ask, having its answer
 
     def connection_made(self, transport: Any) -> None:
         """Make room for it: who has asked nothing for longest goes."""
@@ -98,8 +70,11 @@ class Connection(HttpToolsProtocol):
             if oldest is self:
                 idle = [c for c in self.connections if isinstance(c, Connection) and c._state == _IDLE]
                 oldest = min(idle, key=lambda connection: connection._since, default=self)
-            if oldest is not self or len(self.connections) > self.limits.connections + _SPARE:
+            if oldest is not self and not oldest._has_asked():
                 oldest._end()
+            elif len(self.connections) > self.limits.connections + _SPARE:
+                transport.write(REFUSAL % _CLOSE)  # whatever it asks, which nobody reads
+                self._end(flush=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended."""
@@ -140,23 +115,36 @@ class Connection(HttpToolsProtocol):
             raise self._told(429, f"at most {self.limits.pipelined} requests wait for the one before")
         self._head, self._requests = 0, self._requests + 1
         self._pieces = self._received = 0
-        self.scope[ARRIVED] = max(self._free, self._turns.since())  # type: ignore[literal-required]
-        crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
-        self.app = service_unavailable if crowded else self.config.loaded_app
-        super().on_headers_complete()
-        if self._requests >= self.limits.requests or self.server_state.__dict__.get("leaving"):
-            self.cycle.keep_alive = False
+        arrived = max(self._free, time.perf_counter() - self._waited())
         self._enter(_BODY)
+        if (self.cycle is None or self.cycle.response_complete) and not self.expect_100_continue:
+            crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
+            if crowded or self.refuses(self.url, arrived):
+                self._skipped = True
+                return
+        self.scope[ARRIVED] = arrived  # type: ignore[literal-required]
+        super().on_headers_complete()
+        self.cycle.keep_alive = self.cycle.keep_alive and self._stays()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; each takes time, so they must not be all too small."""
-        super().on_body(body)
+        if not self._skipped:
+            super().on_body(body)
         self._head, self._pieces, self._received = 0, self._pieces + 1, self._received + len(body)
         if self._pieces > max(_PIECES, self._received / _PIECE):
             raise self._told(413, "a request's body comes in fewer pieces")
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._strangers.pop(self, None)
+        if self._skipped:
+            self._skipped, stays = False, self.parser.should_keep_alive() and self._stays()
+            self.transport.write(REFUSAL % (b"" if stays else _CLOSE))
+            self._enter(_IDLE)
+            self._free = time.perf_counter()
+            if not stays:
+                self.transport.close()
+            return
         super().on_message_complete()
         if self.cycle.response_complete:
             self._enter(_IDLE)
@@ -165,11 +153,10 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is written; the next request, if it is here, has waited for nothing but that."""
-        self._free = self._turns.clock()
+        self._free = time.perf_counter()
         if self.pipeline:
             self.pipeline[-1][0].scope[ARRIVED] = self._free  # type: ignore[literal-required]
         super().on_response_complete()
-        self._strangers.pop(self, None)
         if self._state == _ANSWER and not self.pipeline:
             self._enter(_IDLE)
 
@@ -228,6 +215,34 @@ class Connection(HttpToolsProtocol):
     def _enter(self, state: int) -> None:
         self._state, self._since = state, self.loop.time()
 
+    def _stays(self) -> bool:
+        """Whether another request may follow this one."""
+        return self._requests < self.limits.requests and not self.server_state.__dict__.get("leaving")
+
+    def _waited(self) -> float:
+        """Seconds since the last of what is read came, or fewer; 0 where the system does not say."""
+        if not _COUNTED:
+            return 0.0
+        with self._wire() as wire:
+            facts = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _WAITED + 4)
+        return max(int.from_bytes(facts[_WAITED:], sys.byteorder) / 1000 - _TICK, 0.0)
+
+    def _has_asked(self) -> bool:
+        """Whether there is something that was not read yet."""
+        with contextlib.suppress(OSError), self._wire() as wire:
+            return self._state in (_NEW, _IDLE) and bool(wire.recv(1, socket.MSG_PEEK))
+        return False
+
+    @contextlib.contextmanager
+    def _wire(self) -> Iterator[socket.socket]:
+        """What the loop has of it, lent: for that one to close."""
+        taken = self.transport.get_extra_info("socket")
+        wire = socket.socket(taken.family, taken.type, taken.proto, taken.fileno())
+        try:
+            yield wire
+        finally:
+            wire.detach()
+
     def _count(self, length: int) -> None:
         self._length += length
         if self._length > self.limits.head:
@@ -271,16 +286,16 @@ class Server(uvicorn.Server):
         for connection in self._connections():
             if connection.cycle is not None:
                 connection.cycle.keep_alive = False
-        left = [wire for listening in sockets or () for wire in _taken(listening)]
+        wires = [wire for listening in sockets or () for wire in _taken(listening)]
         for server in self.servers:
             server.close()
-        for wire in left:
+        for wire in wires:
             await loop.connect_accepted_socket(self._connection, wire)
         end = began + min(_LAST, seconds)
         while self.server_state.connections and loop.time() < end:
             await asyncio.sleep(0.01)
-        left_seconds: Any = max(began + whole - loop.time() - _TOLD, 0)  # uvicorn says int, and takes any number
-        self.config.timeout_graceful_shutdown = left_seconds
+        left: Any = max(began + whole - loop.time() - _TOLD - CLOSING, 0)  # uvicorn says int, and takes any number
+        self.config.timeout_graceful_shutdown = left
         await super().shutdown(sockets)
         waiting.cancel()
 

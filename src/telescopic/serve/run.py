@@ -46,9 +46,10 @@ def run_on(taken: socket.socket, app: FastAPI, limits: Limits | None = None) -> 
         limits: of connections.
     """
     limits = limits or Limits()
+    refuses = staticmethod(getattr(app.state, "refuses", Connection.refuses))
     config = uvicorn.Config(
         app,
-        http=type("Limited", (Connection,), {"limits": limits}),
+        http=type("Limited", (Connection,), {"limits": limits, "refuses": refuses}),
         access_log=False,
         log_level="error",  # not a line for every request that is no HTTP: strangers would fill the disk
         lifespan="on",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from telescopic.engine.controller import Controller
 
 _MOST_WAITING, _MOST_BYTES = 1024, 2**26
-_LEAST = 1 / 8  # of what may wait, for those who will be late in any case
+_GAIN = 0.1  # of the newest in what is usual
 
 
 class Overloaded(Exception):
@@ -132,15 +132,18 @@ class Waiting:
                 f"a pass has 1 example or more, and at least as many may wait, not {max_batch} and {max_waiting}"
             )
         self.controller, self.max_batch = controller, max_batch
-        self.fastest = min(controller.engine.members, key=self._full_pass_ms)
+        self.fastest = min(controller.engine.members, key=lambda member: self._ms(member, max_batch))
+        self._full_ms = self._ms(self.fastest, max_batch)  # of a full pass
+        self._in_time_at_best = max_waiting or int(controller.slo_ms / self._full_ms) * max_batch
         if max_waiting is None:
-            in_time = int(controller.slo_ms / self._full_pass_ms(self.fastest)) * max_batch
             parts = map(parted, several(controller.engine.input_shape).values())
             size = sum(np.dtype(kind or np.float32).itemsize * math.prod(sizes) for kind, sizes in parts)
-            max_waiting = max(max_batch, min(in_time, _MOST_WAITING, _MOST_BYTES // size))
+            max_waiting = max(max_batch, min(self._in_time_at_best, _MOST_WAITING, _MOST_BYTES // size))
         self.max_waiting = max_waiting
         self._jobs: list[Job] = []
         self.examples = 0
+        self.usual = 1.0  # examples of a request
+        self.between = 0.0  # seconds from the end of a pass to the next one, while something waits
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -153,20 +156,32 @@ class Waiting:
             lag: seconds that it waited before it was read; so will its answer, before it is sent.
 
         Raises:
-            Overloaded: if as many examples wait as may: fewer when passes take longer than was measured, and for whom
-                a part of the time has passed.
+            Overloaded: if as many examples wait as may, see `most`.
         """
-        slowdown, due = self.controller.slowdown, max(self.controller.slo_ms / 1000, job.deadline - job.arrived + lag)
-        share = max(1 - 2 * lag / due, _LEAST) / max(slowdown, 1.0)
-        most = max(self.max_batch, int(self.max_waiting * share))
+        self.usual += _GAIN * (job.examples - self.usual)
+        most = self.most(lag, max(self.controller.slo_ms / 1000, job.deadline - job.arrived + lag))
         if self.examples and self.examples + job.examples > most:
-            clear = self.examples / self.max_batch * self._full_pass_ms(self.fastest) * slowdown
+            clear = self.examples / self.max_batch * self._between_ends_ms()
             raise Overloaded(f"{self.examples} examples wait already, of at most {most}", math.ceil(clear / 1000))
         place = len(self._jobs)
         while place and self._jobs[place - 1].deadline > job.deadline:
             place -= 1
         self._jobs.insert(place, job)
         self.examples += job.examples
+
+    def most(self, lag: float, due: float) -> int:
+        """How many examples may wait, for one who asks: fewer when passes take longer than measured, or begin later.
+
+        Args:
+            lag: seconds for which he has waited already; so will his answer, before it is sent.
+            due: seconds in which it is due.
+        """
+        share = max(1 - 2 * lag / due, 0) * self._full_ms / self._between_ends_ms()
+        return max(self.max_batch, min(self.max_waiting, int(self._in_time_at_best * share)))
+
+    def _between_ends_ms(self) -> float:
+        """Milliseconds from the end of one full pass of the fastest member to that of the next, now."""
+        return self._full_ms * max(self.controller.slowdown, 1.0) + 1000 * self.between
 
     def take(self, now: float) -> Pass | None:
         """The next pass, out of the queue; None if nothing waits.
@@ -200,7 +215,7 @@ class Waiting:
             if examples >= self.max_batch * (len(behind) - 1):
                 behind.append(job.deadline)
             examples += job.examples
-        slacks = [1000 * (deadline - now) for deadline in behind]
+        slacks = [1000 * (deadline - now - place * self.between) for place, deadline in enumerate(behind)]
         return self.controller.choose(sum(job.examples for job in jobs), slacks_ms=slacks).member
 
     def _in_time(self, member: Packed, slack_ms: float) -> int:
@@ -211,9 +226,6 @@ class Waiting:
                 return self.max_batch
             number = (number + 1) // 2
         return number
-
-    def _full_pass_ms(self, member: Packed) -> float:
-        return self._ms(member, self.max_batch)
 
     def _ms(self, member: Packed, examples: int) -> float:
         return self.controller.engine.timing(member.subnet, examples).p95_ms

@@ -18,6 +18,8 @@ from telescopic.serve.waiting import Job, Pass, Served, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
+_GAIN = 0.2  # of the newest pause between passes in their mean
+_AIM = 0.5  # of the time, in which an answer is expected where more is asked than can be answered: some take longer
 _SAID = 60.0  # seconds from one line in the log to the next
 _log = logging.getLogger("telescopic.serve")
 
@@ -45,6 +47,10 @@ class Closed(Exception):
 
 class Refused(Exception):
     """A pass failed for this request alone: what it holds is nothing that the network can compute with."""
+
+
+class Broken(Exception):
+    """A pass failed, and so does one of zeros, which any network can compute with: nobody's request did it."""
 
 
 class Worker:
@@ -89,6 +95,7 @@ class Worker:
         self._handed: Pass | None = None
         self._parts: list[Pass] = []  # of passes that failed, to find who is to blame
         self._said = -math.inf  # when the log was told of one
+        self._ended: float | None = None  # when the last pass did, if something waited then
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -99,13 +106,17 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name="telescopic-worker", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Take nothing in any more, and return when all that was taken in is answered."""
+    def close(self, seconds: float | None = None) -> None:
+        """Take nothing in any more, and return when all that was taken in is answered.
+
+        Args:
+            seconds: after which to return in any case; by default never.
+        """
         with self._change:
             self._open = False
             self._change.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def submit(
         self,
@@ -150,6 +161,17 @@ class Worker:
             if not turns:
                 self._change.notify()
         return job
+
+    def room(self, lag: float, due: float, requests: int) -> bool:
+        """Whether so many more requests of the usual size would be taken in and, as far as can be foreseen, be in time.
+
+        Args:
+            lag: seconds that will have passed since the last one's arrival when it is handed in.
+            due: seconds from its arrival within which its answer is due.
+            requests: how many, it among them.
+        """
+        waiting, aim = self._waiting, _AIM * due
+        return 2 * lag < aim and waiting.examples + (requests - 1) * waiting.usual < _AIM * waiting.most(lag, aim)
 
     def turn(self) -> bool:
         """Run the next pass here if it is short and nothing else runs; otherwise see to it that the thread does.
@@ -213,12 +235,23 @@ class Worker:
             self._parts += [Pass(run.member, jobs) for jobs in (run.jobs[middle:], run.jobs[:middle])]
             return
         why = f"{run.member.label} cannot compute this: {(str(error).splitlines() or [repr(error)])[0]:.300}"
-        refused = Refused(why)
-        refused.__cause__ = error
-        run.jobs[0].answer.set_exception(refused)
+        told: Exception = Refused(why)
+        x = run.jobs[0].x
+        try:
+            zeros = (
+                {name: np.zeros_like(one) for name, one in x.items()} if isinstance(x, Mapping) else np.zeros_like(x)
+            )
+            self.engine.run(zeros, subnet=run.member.subnet)
+        except Exception:
+            told = Broken(f"{run.member.label} fails whatever is asked: the server's log says why")
+        told.__cause__ = error
+        run.jobs[0].answer.set_exception(told)
         if (now := self.clock()) > self._said + _SAID:  # not for each: strangers would fill the disk
             self._said = now
-            _log.warning("a request was refused, and others may have been: %r", why)  # strangers named what is in it
+            if isinstance(told, Broken):
+                _log.error("%s, even zeros", why, exc_info=error)
+            else:
+                _log.warning("a request was refused, and others may have been: %r", why)  # strangers named what it says
 
     def _run(self, run: Pass) -> None:
         began = self.clock()
@@ -229,6 +262,9 @@ class Worker:
             self._failed(run, error)
             return
         ended = self.clock()
+        if self._ended is not None:
+            self._waiting.between += _GAIN * (began - self._ended - self._waiting.between)
+        self._ended = ended if self._more() else None
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
         self._told(run, ended - began, sum(job.late(began, ended) for job in run.jobs))
         with np.errstate(invalid="ignore", over="ignore"):  # infinite logits have no shares
