@@ -470,7 +470,7 @@ def test_reproduce_doubly_nested_trains_and_shows(tmp_path: Path, monkeypatch: p
     words += ("--groups", "2", "--channels", "1,2", "--blocks", "1", "--epochs", "1")
     result = invoke(*words)
     assert result.exit_code == 0, result.output
-    ways = {"uniform", "balanced-macs", "depth-only", "alone", "dense"}
+    ways = {"uniform", tl.papers.doubly_nested.BEST_WAY, "depth-only", "alone", "dense"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == ways | {
         "dense-w1",
         "sliced-w1",
