@@ -96,7 +96,12 @@ def _screen(name: str) -> str:
     ]
     for way, one in found["figures"].items():
         by_exit = {name: row.split() for name, row in one["test %, narrowest first"].items()}
-        widths = 4 if way.startswith("slim") else groups  # a slim family has quarters
+        widths = groups
+        if (
+            way == "slim"
+        ):  # which has quarters; its first exit is behind the stem, and the last two behind the last block
+            widths, (*early, _, end) = 4, by_exit.values()
+            by_exit = {f"exit {number}": row for number, row in enumerate([*early, end], -1)}
         cells = [by_exit.get(f"exit {exit_}", [])[width * widths // groups - 1 :][:1] for exit_, width in places]
         rows.append(
             [f"`{way}`", *("".join(cell) or "–" for cell in cells), f"{one['mean']:.1f}", f"{one['minutes']:.1f}"]
@@ -105,7 +110,8 @@ def _screen(name: str) -> str:
     return (
         f"\nDoubly Nested Network with {groups} groups and {last + 2} exits, {config['images']:,} images of CIFAR-10, "
         f"{config['epochs']} epochs, one seed, fp32; test accuracy in % of the epoch chosen on validation; one thread, "
-        f"beside other work ({found['machine']}). `alone` learns the full member's loss only:\n\n{_table(head, rows)}"
+        f"beside other work ({found['machine']}). `alone` learns the full member's loss only; "
+        f"`slim` is a family of four widths:\n\n{_table(head, rows)}"
     )
 
 
