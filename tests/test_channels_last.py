@@ -1,5 +1,7 @@
 """Features lie channels last in training only where that is safe for every processor, and was measured to be faster."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,37 @@ def test_what_the_narrowest_member_runs_counts(narrowest: int | dict[str, int], 
     assert family.narrowing.channels[("stages.0.0",)][0] in (narrowest, 12)
     layout = torch.channels_last if last else torch.contiguous_format
     assert layout_for(family, torch.device("cpu"), "fp32") is layout
+
+
+class Told(nn.Module):
+    """A layer of one's own that is told its width, and runs fewer of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.width = nn.Conv2d(8, 16, 1), 2
+
+    def in_width(self, width: int) -> nn.Module:
+        made = copy.copy(self)
+        made.width = width
+        return made
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.conv2d(x, self.conv.weight[: 4 * self.width])
+        return nn.functional.pad(y, (0, 0, 0, 0, 0, 16 - y.shape[1]))
+
+
+class Saying(Told):
+    """The same, and says that it runs eights of them."""
+
+    def used(self, width: int) -> dict[str, torch.Tensor]:
+        return {"conv.weight": (torch.arange(16) < 8 * width).view(-1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(("layer", "last"), [(Told, False), (Saying, True)])
+def test_what_does_not_say_what_it_uses_may_use_anything(layer: type[nn.Module], last: bool) -> None:
+    net = Nested([layer()], {0: nn.Conv2d(3, 8, 3)}, {0: nn.Sequential(nn.Flatten(), nn.Linear(64, 2))}, groups=2)
+    layout = torch.channels_last if last else torch.contiguous_format
+    assert layout_for(net, torch.device("cpu"), "fp32") is layout
 
 
 @pytest.mark.parametrize(("channels", "last"), [(4, False), (8, True)])

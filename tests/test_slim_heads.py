@@ -347,25 +347,96 @@ class Scaled(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.one, self.two, self.out = how, nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+        gate = {"small": 1e-6, "gate": 0.0}.get(how, 1.0)
+        self.beside, self.gate = nn.Linear(4, 2), nn.Parameter(torch.full((2,), gate))
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.one(x))
-        y = y / math.sqrt(y.shape[1]) if self.how == "scale" else y * torch.arange(1, y.shape[1] + 1).to(y)
-        made: Tensor = self.out(torch.relu(self.two(y)))
-        return made
+        y = y * torch.arange(1, y.shape[1] + 1).to(y) if self.how == "order" else y / math.sqrt(y.shape[1])
+        made: Tensor = self.beside(x) + self.gate * self.out(torch.relu(self.two(y)))
+        return torch.cat((made, torch.full_like(x, -torch.inf)), 1) if self.how == "masked" else made
 
 
-@pytest.mark.parametrize(("how", "says"), [("scale", "such as a scale, depends on"), ("order", "would change by")])
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [*((how, "such as a scale") for how in ("scale", "small", "gate", "masked")), ("order", "change by")],
+)
 @pytest.mark.parametrize("new", [True, False])
 def test_what_depends_on_the_number_of_channels_or_their_order_stays(how: str, says: str, new: bool) -> None:
-    """Also where the network has not learned yet, and its answers are all 0."""
+    """Also where the network has not learned yet, its branches add next to nothing, or some answers are infinite."""
     torch.manual_seed(0)
     net = Scaled(how)
-    if new and how == "scale":
+    if new and how != "order":
         nn.init.zeros_(net.out.weight)
     family = tl.slim(net, torch.randn(2, 4), (0.5, 1))
     assert family.narrowing.channels == {("stages.0.two",): (8, 16)}
     assert says in family.narrowing.whole["stages.0.one"]
+
+
+def test_a_number_of_channels_is_a_number_like_any_other() -> None:
+    class Computing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.out, self.bias = nn.Linear(4, 16), nn.Linear(16, 2), nn.Parameter(torch.randn(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.one(x))
+            n = y.shape[1]
+            assert n * 0.3 == int(n) * 0.3 and n // 0.7 == int(n) // 0.7 and [1] * n == n * [1] and len("-" * n) == n
+            assert type(n * 2 // 4) is type(n) and f"{n}" == f"{int(n)}"
+            made: Tensor = self.out(y) + (n * self.bias) / n
+            return made
+
+    torch.manual_seed(0)
+    net, x = Computing(), torch.randn(2, 4)
+    family = tl.slim(net, x, (0.5, 1), order="given").eval()
+    assert family.narrowing.channels == {("stages.0.one",): (8, 16)}
+    narrow = functional.linear(torch.relu(net.one(x))[:, :8], net.out.weight[:, :8], net.out.bias) + net.bias
+    torch.testing.assert_close(family(x, subnet=tl.Subnet(width=1)), narrow)
+
+
+def test_a_layer_that_stands_there_twice_keeps_its_tensors() -> None:
+    torch.manual_seed(0)
+    twice = nn.Linear(8, 8)
+    net, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), twice, nn.ReLU(), twice), torch.randn(2, 4)
+    family = tl.slim(net, x, (0.5, 1), order="given").eval()
+    assert torch.equal(family(x), net(x))
+    assert family.narrowing.channels == {("stages.0.0",): (8, 16)}
+    filtered = shrink.add_filters(net, x)
+    parameters = {name: (id(p), p.dtype) for name, p in filtered.named_parameters()}
+    theta = filtered.get_submodule("0.filter").theta
+    with torch.no_grad():
+        theta[4:] = -1
+    before = filtered(x)
+    assert shrink.compact_(filtered).removed == {"0.filter": 12} and len(theta) == 4
+    assert {name: (id(p), p.dtype) for name, p in filtered.named_parameters()} == parameters
+    torch.testing.assert_close(filtered(x), before)
+
+
+def test_learned_queries_are_no_features() -> None:
+    """A layer is given a view of a parameter."""
+
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.end = nn.Parameter(torch.randn(1, 3, 16)), nn.Linear(16, 2)
+            self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            asked = self.asked.expand(len(x), -1, -1)
+            given = (self.query(asked), self.key(x), self.value(x))
+            y = functional.scaled_dot_product_attention(*(y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in given))
+            made: Tensor = self.end(asked + self.out(merged(y))).mean(1)
+            return made
+
+    torch.manual_seed(0)
+    net, x = Asking(), torch.randn(2, LENGTH, 16)
+    family = tl.slim(net, x, (0.5, 1), order="given").eval()
+    layers = ("stages.0.query", "stages.0.key", "stages.0.value")
+    assert family.narrowing.channels == {layers: (8, 16)} and family.narrowing.together == {layers: 4}
+    with torch.no_grad():
+        net.out.weight[:, 8:] = 0
+        torch.testing.assert_close(family(x, subnet=tl.Subnet(width=1)), net(x))
 
 
 def test_embeddings_become_narrow() -> None:

@@ -6,10 +6,10 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from telescopic.inputs import Tensors, each, leaves, raise_fault
 from telescopic.layers.causal import prefix
+from telescopic.layers.cuts import call_with
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import in_width, takes_width
 from telescopic.layers.sized import require_channels_first, require_sized
@@ -367,15 +367,8 @@ def _run(module: nn.Module, x: Tensors, scale: float) -> Tensors:
     """Call a module whose parameters' gradients are scaled; 0 detaches them, so that they cost nothing."""
     if scale == 1:
         return module(x)
-    scaled = {parameter: _scaled(parameter, scale) for parameter in module.parameters()}
-    # Each place that holds a parameter once: with tie_weights, functional_call would not give back the parameters of a
-    # layer that stands in the module twice.
-    places = {
-        name: scaled[parameter]
-        for prefix, part in module.named_modules()
-        for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
-    }
-    return functional_call(module, places, (x,), tie_weights=False)
+    scaled = {id(parameter): _scaled(parameter, scale) for parameter in module.parameters()}
+    return call_with(module, scaled, x)
 
 
 def _run_head(head: nn.Module, x: Tensors, scale: float, groups: int) -> Tensor:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from math import prod
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ class Counter:
 
     def __init__(self) -> None:
         self._flops = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+        # In which module is not asked, and to note it fails without gradients where one is given a view of a parameter.
+        nothing = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda: None)
+        self._flops.mod_tracker = nothing  # type: ignore[assignment]
         self._strangers = _Strangers(set(self._flops.flop_registry))
 
     @property

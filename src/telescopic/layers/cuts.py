@@ -1,10 +1,12 @@
 """Which entries of tensors stay when channels are taken out of a module, and the sizes that its layers say then."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,21 @@ class Cut:
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer of a module once, by name."""
     return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+def call_with(module: nn.Module, tensors: Mapping[int, Tensor], *inputs: Any) -> Any:
+    """Call a module with other tensors in place of some of its parameters and buffers, given by their ids.
+
+    Each place that holds one is named once: with `tie_weights`, torch would not give back those of a layer that stands
+    in the module twice.
+    """
+    places = {
+        f"{path}.{name}".removeprefix("."): tensors[id(tensor)]
+        for path, part in module.named_modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if id(tensor) in tensors
+    }
+    return functional_call(module, places, inputs, tie_weights=False)
 
 
 def put_(tensor: Tensor, data: Tensor) -> None:

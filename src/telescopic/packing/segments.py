@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_unflatten
 
 from telescopic.anytime.rows import Kept
 from telescopic.engine.manifest import Step
 from telescopic.inputs import Tensors, leaves
+from telescopic.layers.cuts import call_with
 from telescopic.nested import Nested
 from telescopic.packing.atoms import Atom, Parts, PartsBySpan, named_blocks
 from telescopic.shapes import INPUT
@@ -177,8 +177,8 @@ class _Run(nn.Module):
             out = torch.cat(tuple(blocks), 1) if len(blocks) > 1 else blocks[0]
         for atom in self.atoms:
             if isinstance(atom.does, nn.Module):
-                buffers = {name: statistics[key] for name, key in atom.statistics.items()}
-                out = functional_call(atom.does, buffers, (out,)) if buffers else atom.does(out)
+                given = {id(atom.does.get_buffer(name)): statistics[key] for name, key in atom.statistics.items()}
+                out = call_with(atom.does, given, out)
             else:
                 out = atom.does(out, kept)
         # What is passed on as it came, such as a mask, is another tensor of the segment's all the same.

@@ -221,14 +221,18 @@ class Trial:
 
 @torch.no_grad()
 def _moving(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A parameter that is not 0, as many are in a network that has not learned yet, and hide what others do."""
-    if not tensor.is_floating_point():
+    """A parameter that is not 0 or near it, as many are in a network that has not learned, and hide what others do."""
+    if not tensor.is_floating_point() or not tensor.numel():
         return tensor
     wide = tensor.to(dtype or tensor.dtype)
     if not isinstance(tensor, nn.Parameter):
         return wide
     noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)).to(wide)
-    return torch.where(wide == 0, 0.05 * (noise - 0.5), wide * (1 + 0.1 * noise))
+    moved = torch.where(wide == 0, 0.05 * (noise - 0.5), wide * (1 + 0.1 * noise))
+    # At least as large as what keeps features as they are: 1 for what is added to each or a factor of it.
+    size = moved.float().square().mean().sqrt().clamp(min=1e-15)
+    least = (len(tensor) / tensor.numel()) ** 0.5 if tensor.ndim else 1.0
+    return moved * (least / size).clamp(min=1).to(moved)
 
 
 @torch.no_grad()

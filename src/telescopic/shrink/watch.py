@@ -32,13 +32,18 @@ _PLAIN = (type(None), bool, int, float, str)
 class Counted(int):
     """A number of channels, as a network asks a tensor for it, or what it divides and multiplies that by."""
 
-    def __floordiv__(self, other: int) -> int:
-        return Counted(int(self) // other)
+    def __floordiv__(self, other: Any) -> Any:
+        return _counted(int(self) // other)
 
-    def __mul__(self, other: int) -> int:
-        return Counted(int(self) * other)
+    def __mul__(self, other: Any) -> Any:
+        return _counted(int(self) * other)
 
     __rmul__ = __mul__
+
+
+def _counted(number: Any) -> Any:
+    """The same, as a size if it is a whole number; it may be any other, or a tensor or a list as long."""
+    return Counted(number) if type(number) is int else number
 
 
 class Unfollowed(ValueError):

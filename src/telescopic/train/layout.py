@@ -31,7 +31,9 @@ def layout_for(net: nn.Module, device: torch.device, precision: str) -> torch.me
         safe = all(
             made % 8 == 0 and (read % 8 == 0 or (read in (1, 3) and max(size) > 1)) for made, read, *size in kernels
         )
-        safe = safe and not any(isinstance(part, Filter | nn.ConvTranspose2d) for part in net.modules())
+        safe = safe and not any(
+            isinstance(part, Filter | nn.ConvTranspose2d) or _silent(part) for part in net.modules()
+        )
         pays = safe and (precision == "bf16" or max(kernel[0] for kernel in kernels) <= 128)
     else:
         pays = False
@@ -51,6 +53,12 @@ def narrow_kernels(net: nn.Module) -> list[torch.Size]:
                     sizes = int(left.any(1).sum()), int(left.sum(1).max())
                     kernels.append(torch.Size((*sizes, *parameter.shape[2:])))
     return kernels
+
+
+def _silent(layer: nn.Module) -> bool:
+    """Whether it is told widths and does not say what it uses in each."""
+    told, says = (callable(getattr(layer, method, None)) for method in ("in_width", "used"))
+    return told and not says
 
 
 def lay_out_(net: nn.Module, layout: torch.memory_format) -> None:
