@@ -35,7 +35,7 @@ def add_filters(
 
     The layer, or norm, stays as it is and gets the filter as a child, such as `conv1.filter`, through which all goes
     that it gives when it is called; `fold` takes the filters out again. Layers whose outputs are the network's, or are
-    added to its inputs, get none, for these do not change their size.
+    added to its inputs or an embedding, get none, for these do not change their size.
 
     What the filters could remove, and that they can be folded, is tried on a copy before it is returned.
 
@@ -92,6 +92,10 @@ def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]
         watch.run(inputs)
     reads = {(path, id(x)): id(out) for path, x, out in watch.made}
     outer = channels.outer()
+    for axis in channels.axes.values():  # no filter stands behind an embedding, so what is added to it never dies
+        if isinstance(model.get_submodule(axis.name.rpartition(".")[0]), nn.Embedding | nn.EmbeddingBag):
+            label = channels.labels()
+            outer |= torch.isin(label, label[axis.ids])
     behind: dict[str, set[str]] = {}
     tokens: set[str] = set()
     for path, _, out in watch.made:
