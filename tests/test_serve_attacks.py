@@ -118,8 +118,9 @@ def timed(step):
 asyncio.Handle._run = timed
 try:
 {textwrap.indent(SERVE, "    ")}
-except KeyboardInterrupt:
-    print(longest, flush=True)
+except KeyboardInterrupt:  # which a shell's background jobs do not get
+    pass
+print(longest, flush=True)
 """
 
 
