@@ -267,19 +267,19 @@ def fuzzed(
         slow_s: processor time of a reading that counts as a failure.
     """
     outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    failures, slowest, before = list[str](), 0.0, _peak_mb()
+    failures, slowest, growth = list[str](), 0.0, 0.0
     for kind, (made, error) in kinds.items():
         for case in range(cases[kind]):
             read = made(chance)
+            before = _peak_mb()  # to make a file may take more than to read it
             faulthandler.dump_traceback_later(60, exit=True)
             result, seconds = _tried(read, error, slow_s)
             faulthandler.cancel_dump_traceback_later()
-            slowest = max(slowest, seconds)
+            slowest, growth = max(slowest, seconds), growth + _peak_mb() - before
             well = result in ("loaded", error.__name__)
             outcomes[kind][result if well else "failure"] += 1
             if not well:
                 failures.append(f"{kind}, case {case}: {result}")
-    growth = _peak_mb() - before
     if growth > MUCH_MB:
         failures.append(f"the peak of memory grew by {growth:.0f} MB")
     return {
