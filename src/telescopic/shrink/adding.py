@@ -91,10 +91,9 @@ def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]
     with unchanged(model, training=False):
         watch.run(inputs)
     reads = {(path, id(x)): id(out) for path, x, out in watch.made}
-    outer = channels.outer()
+    outer, label = channels.outer(), channels.labels()
     for axis in channels.axes.values():  # no filter stands behind an embedding, so what is added to it never dies
         if isinstance(model.get_submodule(axis.name.rpartition(".")[0]), nn.Embedding | nn.EmbeddingBag):
-            label = channels.labels()
             outer |= torch.isin(label, label[axis.ids])
     behind: dict[str, set[str]] = {}
     tokens: set[str] = set()

@@ -170,12 +170,12 @@ class Watch(TorchFunctionMode):
             name = func.__self__.__name__
         if name in ("shape", "size") and id(inputs[0]) in self.known:
             ids = self.known[id(inputs[0])][1].ids
-            return self._counted(out, ids, *args[1:], *kwargs.values()) if ids.shape == inputs[0].shape else out
+            return self._sizes(out, ids, *args[1:], *kwargs.values()) if ids.shape == inputs[0].shape else out
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)) or name in _ESCAPES:
             self._note(Call(name.strip("_"), func, args, kwargs, out), inputs)
         return out
 
-    def _counted(self, out: Any, ids: Tensor, dim: Any = None) -> Any:
+    def _sizes(self, out: Any, ids: Tensor, dim: Any = None) -> Any:
         """The sizes, or that of one dimension; those along which channels lie are told from others."""
         if isinstance(out, int):
             return Counted(out) if isinstance(dim, int) and varies(ids, dim) else out
