@@ -4,6 +4,7 @@ Each way trains the same small network, all members together, on the same few im
 alone for as long. What came out is written after each, beside what is there already, and a run that was killed goes on:
 
     python benchmarks/screen.py WAY [WAY ...] [--out runs/screen] [--images 10000] [--epochs 8] [--blocks 2] [--seed 0]
+    python benchmarks/screen.py WAY [WAY ...] --groups 2 --channels 16 32 64 --name screen-aligned  (the one that ships)
 
 Ways are names of `telescopic.papers.doubly_nested.experiment`, twins among them, such as `alone-w8`, `alone-x2` and
 `dense-w8`; and `slim`, the dense network with the same exits in four widths, each of which is a pass.
@@ -12,6 +13,7 @@ Ways are names of `telescopic.papers.doubly_nested.experiment`, twins among them
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -48,18 +50,21 @@ def main() -> None:
     sizes = ("images", 10_000), ("epochs", 8), ("blocks", 2), ("groups", 16), ("seed", 0)
     for name, value in sizes:
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--channels", type=int, nargs=3, default=doubly_nested.CHANNELS, help="of a group in each part")
     args = parser.parse_args()
     data = tl.data.load(args.data)
     few, test = (tl.data.Split(s.images[:n], s.labels[:n]) for s, n in ((data.train, args.images), (data.test, None)))
     none = tl.data.Split(test.images[:0], test.labels[:0])  # the test images are looked at once, at the end
     data = tl.data.Dataset(data.name, few, data.validation, none, data.classes, data.source)
     config = {name: getattr(args, name) for name, _ in sizes[:-1]} | {"data": args.data}
+    if (channels := tuple(args.channels)) != doubly_nested.CHANNELS:
+        config["channels"] = " ".join(map(str, channels))
     path = results.FOLDER / f"{args.name}.json"
     figures: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
     for way in args.ways:
         torch.manual_seed(args.seed)
         sizes_of = {"groups": args.groups, "blocks": args.blocks, "epochs": args.epochs}
-        make = slim if way == "slim" else doubly_nested.experiment
+        make = slim if way == "slim" else partial(doubly_nested.experiment, channels=channels)
         net, recipe = make(way, preprocess=tl.Preprocess.fit(few), **sizes_of)
         name = way if not args.seed else f"{way}-seed{args.seed}"
         out = args.out / name
