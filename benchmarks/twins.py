@@ -27,6 +27,8 @@ from telescopic.papers import cnsn, nsn
 import results
 
 MIXES = {"owners": ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)), "head": ((1.0, 0, 0), (0, 1.0, 0), (0, 1.0, 1.0))}
+ALONE = {"ref-model0": "entry=2", "ref-model1": "entry=1", "ref-model2": "entry=0"}
+ALONE |= {name: f"entry={name.split('-')[1]}" for name in cnsn.EXPERIMENTS if name.startswith("alone")}
 DATA = {"nsn": "mnist", "cnsn": "cifar10"}
 
 
@@ -73,7 +75,7 @@ def main() -> None:
             scores = evaluate(net, [data.test], recipe.preprocess)[0].tolist()
             of_name = figures.setdefault(name, {})
             for member, score in zip(net.grid, scores, strict=True):
-                of_name.setdefault(net.grid.label(member), {})[str(seed)] = round(100 * score, 2)
+                of_name.setdefault(ALONE.get(name) or net.grid.label(member), {})[str(seed)] = round(100 * score, 2)
             of_name.setdefault("minutes", {})[str(seed)] = round(sum(epoch.seconds for epoch in history) / 60, 1)
             results.write(path.stem, config, figures)
 
