@@ -64,6 +64,7 @@ def everything() -> str:
     text += (
         "## Members and twins\n"
         + _screen("screen")
+        + _screen("screen-16")
         + _screen("screen-30")
         + _screen("screen-aligned")
         + _twins("nsn")
