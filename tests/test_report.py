@@ -523,20 +523,27 @@ HARNESS = """<!doctype html><pre id=out></pre>
 });</script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with: apt-get install chromium")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
-    assert CHROMIUM is not None
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pages that a browser is to look at."""
+    folder = tmp_path_factory.mktemp("looked-at")
     # Nine stages make a picture that is wider than a phone.
     net, catalogue = family((0.9, 0.99, 0.97), TESTS, mlp(8, (8,) * 9, 4, entries=(0, 8, 9)), machine=HOSTILE)
-    html = page(tmp_path / "page", net, catalogue, history=learned(catalogue), title=HOSTILE, facts={"long": "x" * 500})
+    html = page(folder / "page", net, catalogue, history=learned(catalogue), title=HOSTILE, facts={"long": "x" * 500})
     grown = causal_resnet(4, (1, 2), blocks=3)
-    page(tmp_path / "wide", grown, wide(grown.grid)[1])
+    page(folder / "wide", grown, wide(grown.grid)[1])
     # A page with the same policy that does ask the network for something: shows that the browser would tell.
     policy = re.search(r"<meta http-equiv=.*>", html)
     assert policy is not None
-    (tmp_path / "control.html").write_text(f'{policy[0]}<img src="https://example.invalid/control.png">')
-    (tmp_path / "harness.html").write_text(HARNESS, encoding="utf-8")
+    (folder / "control.html").write_text(f'{policy[0]}<img src="https://example.invalid/control.png">')
+    (folder / "harness.html").write_text(HARNESS, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with: apt-get install chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(looked_at: Path, tmp_path: Path, scheme: str) -> None:
+    assert CHROMIUM is not None
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
     command += ["--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "--disable-sync"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900", "--enable-logging=stderr"]
@@ -544,7 +551,7 @@ def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
     command += ["--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom"]
     dom, log = tmp_path / "dom.html", tmp_path / "log.txt"
     with dom.open("w") as out, log.open("w") as err:  # not pipes: processes that outlive a timeout would hold them open
-        subprocess.run([*command, (tmp_path / "harness.html").as_uri()], stdout=out, stderr=err, timeout=300)
+        subprocess.run([*command, (looked_at / "harness.html").as_uri()], stdout=out, stderr=err, timeout=300)
     said = re.search(r"found:(.*):end", dom.read_text())
     assert said is not None, log.read_text()[-2000:]
     found = json.loads(said[1])

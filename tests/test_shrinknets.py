@@ -55,7 +55,9 @@ def digits() -> Dataset:
 
 def one_layer(units: int = 30, seed: int = 0) -> Nested:
     """A copy of the one that is made once."""
-    return copy.deepcopy(_one_layer(units, seed))
+    made = copy.deepcopy(_one_layer(units, seed))
+    torch.manual_seed(seed)
+    return made
 
 
 @cache
@@ -74,6 +76,7 @@ def shorter(statistics: Statistics = "per-entry") -> Nested:
 
 def family(statistics: Statistics = "per-entry") -> Nested:
     """The same with filters; a copy of the one that is made once."""
+    torch.manual_seed(0)
     return copy.deepcopy(_family(statistics))
 
 

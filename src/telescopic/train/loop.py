@@ -238,7 +238,7 @@ class Training:
             self.task.check(self.answers, [targets])  # of which only those of the first batch have been looked at
         self.examples += size
         # Seeding every step leaves no random state to carry from a killed run to its continuation.
-        # On the CPU alone if that is what trains: for others that are there, or not, torch notes who called, in a millisecond.
+        # Alone on the CPU if that trains: of other devices, there or not, torch notes in a millisecond who asked.
         seeded = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
         generator = seeded((self.seed * 1_000_003 + step) * self.world + self.rank)
         if self.world > 1:  # all processes draw the same members
