@@ -30,6 +30,20 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 ACCURACIES, TESTS = (0.90, 0.95, 0.97), (0.91, 0.94, 0.96)
 
 
+@pytest.fixture
+def pixels() -> None:
+    """Asked for by tests that look at PNG files, or at what is drawn in them."""
+
+
+@pytest.fixture(autouse=True)
+def no_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests read the SVG alone: the same figure is drawn a second time for the PNG, a third of a plot's time."""
+    if "pixels" not in request.fixturenames:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, file, **how: file.write(b"not drawn"))
+
+
 def family(
     accuracies: tuple[float, ...] | None = ACCURACIES,
     tests: tuple[float, ...] | None = TESTS,
@@ -144,6 +158,7 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert used <= defined
 
 
+@pytest.mark.usefixtures("pixels")
 def test_plots_are_files_too(tmp_path: Path, whole_dpi: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net, catalogue = family(machine="A machine")
     monkeypatch.setattr(plots, "DPI", whole_dpi)
@@ -161,6 +176,7 @@ def test_plots_are_files_too(tmp_path: Path, whole_dpi: int, monkeypatch: pytest
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"accuracy-macs", "accuracy-params", "mine"}
 
 
+@pytest.mark.usefixtures("pixels")
 def test_same_run_same_files(tmp_path: Path) -> None:
     import matplotlib
 
@@ -174,6 +190,7 @@ def test_same_run_same_files(tmp_path: Path) -> None:
     assert len(one) == 9 and one == other
 
 
+@pytest.mark.usefixtures("pixels")
 def test_outside_text_stays_text(tmp_path: Path) -> None:
     net, catalogue = family(machine=HOSTILE)
     html = page(tmp_path, net, catalogue, title=HOSTILE, source=HOSTILE, facts={HOSTILE: HOSTILE}, note=HOSTILE)
@@ -185,6 +202,7 @@ def test_outside_text_stays_text(tmp_path: Path) -> None:
     assert words == ["telescopic", "extract", HOSTILE, "--subnet", "entry=2", "--to", "entry2.onnx"]
 
 
+@pytest.mark.usefixtures("pixels")
 def test_labels_are_not_formulas() -> None:
     _, catalogue = family()
     history = learned(catalogue)
