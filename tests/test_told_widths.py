@@ -52,7 +52,8 @@ def test_a_pack_holds_all_widths(family: tuple[tl.Nested, tuple[int, ...]], tmp_
     # Of those with statistics per entry, the ones in which these meet: the others are packed like the first family's.
     members = [member for member in net.grid if net.statistics == "shared" or member.exit == net.grid.full.exit]
     tl.pack(net, tmp_path / "pack", members=members, input_shape=shape)
-    engine = tl.Engine(tmp_path / "pack", cache=tmp_path / "cache")
+    prepared = tmp_path / "cache" if len(members) < 6 else False  # some as they are, and some made for this machine
+    engine = tl.Engine(tmp_path / "pack", cache=prepared)
     assert [member.subnet for member in engine.members] == members and {m.width for m in members} == {*net.grid.widths}
     for member in members:
         given = torch.from_numpy(engine.run(x.numpy(), subnet=member).logits)
