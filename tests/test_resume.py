@@ -157,7 +157,7 @@ def interrupting() -> Iterator[Callable[[int], None]]:
 CYCLE = replace(RECIPE, schedule="one-cycle", milestones=(), warmup=0.7, weight_decay=1e-3, nesterov=True)
 
 
-ADAM = replace(RECIPE, mix=None, l2=0.0, optimizer="adam", learning_rate=0.02, shrink=Shrink(penalty=0.3))
+ADAM = replace(RECIPE, epochs=3, mix=None, l2=0.0, optimizer="adam", learning_rate=0.02, shrink=Shrink(penalty=0.3))
 PROXIMAL = replace(ADAM, shrink=Shrink(penalty=0.1, method="proximal", by="macs", collect=3))
 RANDOM = replace(ADAM, optimizer="sgd", shrink=Shrink(penalty=0.5, method="random", level=0.3))
 

@@ -62,10 +62,11 @@ def read_digits() -> Arrays:
     """Scikit-learn's 1,797 handwritten digits of 8x8 pixels; its grey values 0..16 become 0..255."""
     with needs("train"):
         found = find_spec("sklearn")  # which is not imported, for that takes longer than all else
-        if found is None:
+        if found is None or not found.submodule_search_locations:
             raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
-    (folder,) = found.submodule_search_locations or ()
-    rows = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    rows = np.loadtxt(
+        Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=","
+    )
     images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     return Arrays(images, rows[:, -1].astype(np.int64), DIGITS)
 

@@ -43,7 +43,7 @@ def search_in_processes(
     load(options["data"], data_dir=data_dir)
     # Forked from one that has imported what all need, which takes seconds; but an accelerator's driver bears no fork.
     forked = "forkserver" in multiprocessing.get_all_start_methods() and not torch.accelerator.is_available()
-    context = multiprocessing.get_context("forkserver" if forked else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
     context.set_forkserver_preload([__name__, "torch._dynamo"])
     workers = [context.Process(target=_work, args=(storage, options)) for _ in range(processes)]
     for worker in workers:
