@@ -4,6 +4,7 @@ As a program (`python tests/test_shrink_distributed.py FOLDER`) it forks them, b
 seconds, and only imports what they need.
 """
 
+import faulthandler
 import importlib
 import os
 import subprocess
@@ -66,6 +67,7 @@ def forked(folder: Path, rank: int) -> int:
     if child:
         return child
     code = 1
+    faulthandler.dump_traceback_later(100, exit=True)  # whoever waits for the other one in vain
     try:
         each_process(folder, rank)
         code = 0
