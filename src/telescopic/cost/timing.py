@@ -128,8 +128,7 @@ def _take_turn(module: nn.Module, x: Tensors, device: torch.device, seconds: flo
 
     def run() -> float:
         module(x)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)  # the call returns before the device has finished
+        finished(device)
         return time.perf_counter()
 
     with explained(module, x):
@@ -142,6 +141,12 @@ def _take_turn(module: nn.Module, x: Tensors, device: torch.device, seconds: flo
             times.append(stop - start)
             if stop >= begin + seconds:
                 break
+
+
+def finished(device: torch.device) -> None:
+    """Wait until a device has done what it was told: calls return before that."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @functools.cache

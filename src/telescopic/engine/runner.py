@@ -11,9 +11,8 @@ from telescopic.engine.backends import Backend, Graphs, Preparing, Sessions
 from telescopic.engine.given import Inputs, examples, size_of, wanted
 from telescopic.engine.joined import join
 from telescopic.engine.lanes import Lane, Lanes
-from telescopic.engine.manifest import Floats, Manifest, PackError
+from telescopic.engine.manifest import Floats, Manifest, PackError, Way
 from telescopic.engine.timings import Timing
-from telescopic.engine.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
 _MOST_PATHS = 8  # with graphs of their own; others run segment by segment
