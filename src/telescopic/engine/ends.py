@@ -8,12 +8,7 @@ from telescopic.engine.manifest import Manifest
 
 @dataclass(frozen=True)
 class End:
-    """An input or output of a segment's graph.
-
-    Attributes:
-        segment: its name.
-        name: in0, in1, ... or out0, out1, ...
-    """
+    """An input or output of a segment's graph: in0, in1, ... or out0, out1, ..."""
 
     segment: str
     name: str
@@ -21,12 +16,7 @@ class End:
 
 @dataclass(frozen=True)
 class Joint:
-    """Ends that write or read the same tensors.
-
-    Attributes:
-        ends: all of them.
-        tensors: what they pass on.
-    """
+    """Ends that write or read the same tensors."""
 
     ends: frozenset[End]
     tensors: frozenset[str]

@@ -24,13 +24,6 @@ _SECONDS = 0.1  # for each refinement
 class Runner:
     """Sessions, and lanes that run through them; every member has run once, and a switch is the choice of another.
 
-    Args:
-        manifest: the pack's.
-        graphs: what is opened.
-        constants: inputs of segments that do not depend on the batch.
-        backend: what runs them.
-        threads: within a session.
-
     Raises:
         PackError: if a member cannot be run.
 

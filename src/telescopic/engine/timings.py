@@ -3,11 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -44,27 +44,16 @@ class Timing:
             raise ValueError(f"a timing has sizes above 0 and milliseconds, not {self}")
 
 
-class Timings(Sequence[Timing]):
-    """A table of timings.
+class Timings(tuple[Timing, ...]):
+    """A table of timings: each member at the same batch sizes for a number of threads."""
 
-    Args:
-        rows: each member at the same batch sizes for a number of threads.
-    """
-
-    def __init__(self, rows: Sequence[Timing] = ()) -> None:
-        self._rows = tuple(rows)
-        self._found: dict[tuple[Subnet, int], dict[int, Timing]] = {}
-        for row in self._rows:
-            self._found.setdefault((row.subnet, row.threads), {})[row.batch] = row
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Timing]:
-        return iter(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._rows[index]
+    @cached_property
+    def _found(self) -> dict[tuple[Subnet, int], dict[int, Timing]]:
+        """Member and number of threads → batch size → what it takes."""
+        found: dict[tuple[Subnet, int], dict[int, Timing]] = {}
+        for row in self:
+            found.setdefault((row.subnet, row.threads), {})[row.batch] = row
+        return found
 
     @property
     def threads(self) -> tuple[int, ...]:

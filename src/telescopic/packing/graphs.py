@@ -156,18 +156,13 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 def write_graph(graph: Any, path: Path, weights: Weights) -> None:
     """Write a graph, and its large tensors to the file of weights."""
-    move_out(graph, weights)
-    path.write_bytes(graph.SerializeToString(deterministic=True))
-
-
-def move_out(graph: Any, weights: Weights) -> None:
-    """Move the large tensors of a graph to the file of weights."""
     import onnx
 
     for tensor in graph.graph.initializer:
         data = onnx.numpy_helper.to_array(tensor).tobytes()
         if len(data) >= _INSIDE:
             _refer(tensor, weights.put(data), len(data))
+    path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def _refer(tensor: Any, offset: int, length: int) -> None:

@@ -28,12 +28,20 @@ _MOST_WAITING, _MOST_BYTES = 1024, 2**26
 _GAIN = 0.1  # of the newest in what is usual
 
 
-class Overloaded(Exception):
-    """More waits than can be answered in time.
+class UnansweredError(Exception):
+    """A request to which the network gives no answer.
 
     Attributes:
-        retry_after: whole seconds after which there should be room.
+        status: of the HTTP response.
+        retry_after: whole seconds after which to ask again; None if that would not help.
     """
+
+    status = 503
+    retry_after: int | None = None
+
+
+class Overloaded(UnansweredError):
+    """More waits than can be answered in time."""
 
     def __init__(self, why: str, retry_after: int) -> None:
         super().__init__(f"{why}: try again in {retry_after} s")
