@@ -109,7 +109,7 @@ class Plan:
         self._holders = [(m, [*m._modules.values()]) for m in (*lists, *inner) if m._modules]
         homes: list[Any] = [home for module in inner for home in (module._parameters, module._buffers)]
         self._tensors = [
-            (home, name, tensor, tensor.data_ptr(), _version(tensor))
+            (home, name, tensor, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
             for home in homes
             for name, tensor in home.items()
             if tensor is not None and tensor.ndim  # BatchNorm's count of batches has none
@@ -118,16 +118,15 @@ class Plan:
 
     def is_of(self, net: Nested) -> bool:
         """Whether the network still has the modules and weights that the plan holds, and is in eval mode."""
-        return (
-            not net.training
-            and [*net._modules.values()] == self._lists
-            and not any(part.training for part in self._parts)
-            and all([*module._modules.values()] == children for module, children in self._holders)
-            and all(
-                home.get(name) is tensor and tensor.data_ptr() == place and _version(tensor) == version
-                for home, name, tensor, place, version in self._tensors
-            )
-        )
+        if net.training or [*net._modules.values()] != self._lists or any(part.training for part in self._parts):
+            return False
+        for module, children in self._holders:
+            if [*module._modules.values()] != children:
+                return False
+        for home, name, tensor, place, version in self._tensors:
+            if home.get(name) is not tensor or tensor.data_ptr() != place or -1 < version != tensor._version:
+                return False
+        return True
 
     def is_priced(self, x: Tensor) -> bool:
         """Whether `macs` is known of inputs of this shape."""
@@ -217,10 +216,6 @@ class Run:
         if len(self.blocks) > 1:
             self.blocks = [torch.cat(self.blocks, 1)]
         return self.blocks[0]
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
 
 
 def _require_eval(net: Nested) -> None:

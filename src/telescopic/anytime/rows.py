@@ -36,12 +36,11 @@ _FUNCTIONS: dict[Any, Any] = {f: f for f in (getattr(functional, name) for name 
 _FUNCTIONS |= {f: f for f in (torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul)}
 _FUNCTIONS |= {f: f for f in (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)}
 # Out of place, for a value may be kept for later groups.
-_FUNCTIONS |= {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
-_FUNCTIONS |= {functional.relu_: torch.relu, torch.relu_: torch.relu}
+_IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+_IN_PLACE |= {functional.relu_: torch.relu, torch.relu_: torch.relu}
+_FUNCTIONS |= _IN_PLACE
 _METHODS: dict[Any, Any] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "contiguous": Tensor.contiguous}
 _METHODS |= {name + end: getattr(torch, name) for name in ("relu", "add", "mul", "sub") for end in ("", "_")}
-_IN_PLACE: tuple[Any, ...] = (operator.iadd, operator.isub, operator.imul, functional.relu_, torch.relu_)
-_IN_PLACE += ("relu_", "add_", "mul_", "sub_")
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Part:
     def _of_call(self, node: fx.Node) -> tuple[Op, list[fx.Node]]:
         """A call of a function or a method, the same with or without an underscore behind its name."""
         args, kwargs, in_place = _out_of_place(node)
-        if in_place or node.target in _IN_PLACE:
+        if in_place or node.target in _IN_PLACE or str(node.target).endswith("_"):
             self._refuse_overwriting(node)
         flattens = node.target in (torch.flatten, "flatten") and kwargs.get("start_dim", (*args, 0)[1]) == 1
         if flattens and len(args) < 3 and "end_dim" not in kwargs:

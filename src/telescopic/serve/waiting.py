@@ -8,6 +8,7 @@ behind, picks the member. Nobody is taken in who would make the queue longer tha
 """
 
 import math
+from bisect import insort
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -171,10 +172,7 @@ class Waiting:
         if self.examples and self.examples + job.examples > most:
             clear = self.examples / self.max_batch * self._between_ends_ms()
             raise Overloaded(f"{self.examples} examples wait already, of at most {most}", math.ceil(clear / 1000))
-        place = len(self._jobs)
-        while place and self._jobs[place - 1].deadline > job.deadline:
-            place -= 1
-        self._jobs.insert(place, job)
+        insort(self._jobs, job, key=lambda waiting: waiting.deadline)
         self.examples += job.examples
 
     def most(self, lag: float, due: float) -> int:
@@ -212,8 +210,8 @@ class Waiting:
         return None
 
     def _remove(self, jobs: Sequence[Job]) -> None:
-        gone = set(map(id, jobs))
-        self._jobs = [job for job in self._jobs if id(job) not in gone]
+        gone = set(jobs)
+        self._jobs = [job for job in self._jobs if job not in gone]
         self.examples -= sum(job.examples for job in jobs)
 
     def _chosen(self, jobs: Sequence[Job], now: float) -> Packed:
