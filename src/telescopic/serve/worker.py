@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from telescopic.engine.controller import Controller
 from telescopic.engine.engine import Engine
-from telescopic.engine.given import Inputs, examples, size_of, together
+from telescopic.engine.given import Inputs, size_of, together
 from telescopic.engine.manifest import Floats, Packed
 from telescopic.serve.waiting import Job, Pass, Served, UnansweredError, Waiting
 
@@ -36,6 +36,10 @@ def _sigmoid(logits: Floats) -> NDArray[np.float64]:
 
 
 _SHARES = {"classification": _softmax, "multilabel": _sigmoid}
+
+
+def _zeros(x: Inputs) -> Inputs:
+    return {name: np.zeros_like(one) for name, one in x.items()} if isinstance(x, Mapping) else np.zeros_like(x)
 
 
 class Closed(UnansweredError):
@@ -261,7 +265,7 @@ class Worker:
         tried, failed = self._tried.get(key, (-math.inf, False))
         if self.clock() > tried + _TRIED:
             try:
-                self.engine.run(examples(self.engine.inputs, size_of(x), random=False), subnet=member.subnet)
+                self.engine.run(_zeros(x), subnet=member.subnet)
                 failed = False
             except Exception:
                 failed = True
