@@ -371,8 +371,9 @@ def _finite(value: Any) -> float:
 
 def _shape(values: Any) -> tuple[int, ...]:
     shape = tuple(_count(value) for value in _some(values, list))
-    if not all(0 < size <= 2**31 for size in shape):
-        raise ValueError(f"{shape!s:.50} are no sizes")
+    for size in shape:
+        if not 0 < size <= 2**31:
+            raise ValueError(f"{size!r:.50} is no size")
     if math.prod(shape) > _LARGEST:
         raise ValueError(f"a tensor of {shape!s:.50} is larger than any network's")
     return shape
