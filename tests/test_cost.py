@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from telescopic import extract
-from telescopic.cost import Cost, cost, cost_on_meta, latencies, latency, machine, on_meta, timing
+from telescopic.cost import Cost, cost, cost_on_meta, counting, latencies, latency, machine, on_meta, timing
 from telescopic.cost.macs import Counter
 from telescopic.papers import cnsn
 
@@ -47,6 +47,36 @@ class Calls(nn.Module):
 
 
 # Counting -----------------------------------------------------------------------------------------------------------
+
+
+class Shuffled(nn.Module):
+    """Views, copies, operations in place and of several outputs, of the same shapes in other orders of memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 4), nn.GroupNorm(2, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, linear, group = self.layers
+        x = norm(conv(x))
+        x = linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + x
+        x = group(x.contiguous(memory_format=torch.channels_last)).relu_()
+        values, places = x.max(1, keepdim=True)
+        one, other = x.reshape(1, 2, -1).unbind(1)
+        return (one * other).cumsum(-1).sum() + values.mean() + (places * 2).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_remembered_of_shapes_changes_no_cost(dtype: torch.dtype) -> None:
+    net, sizes = Shuffled().to(dtype), ((4, 3, 5), (4, 5, 3), (4, 3, 5))
+    fresh = []
+    for size in sizes:
+        counting._FORMS.clear()
+        fresh.append(cost(net, size, elementwise=True))
+    counting._FORMS.clear()
+    cost(net.to(torch.float16), (4, 3, 5))  # of the same shapes
+    assert [cost(net.to(dtype), size, elementwise=True) for size in sizes * 2] == fresh * 2
+    assert any(counting._FORMS.values()) and not all(counting._FORMS.values())
 
 
 def test_mlp_by_hand() -> None:

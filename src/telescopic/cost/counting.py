@@ -117,6 +117,7 @@ def costs_on_meta(
     with (
         torch.no_grad(),  # not inference_mode: under it composite operations would stay whole
         torch.device("meta"),  # for tensors that forward creates
+        _Remembered(),  # type: ignore[no-untyped-call]  # the first, so that all others see every operation
         Counter() as counter,
         lives,
         elements if elementwise else nullcontext(),
@@ -139,6 +140,59 @@ def costs_on_meta(
                 with explained(nn.Sequential(*trunk), x):
                     features = trunk[place](features)
     return prices
+
+
+class _Remembered(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Finds out once what an operation gives for inputs of some shapes, and then makes as much.
+
+    Many operations are written in Python on the meta device, and take longer there than on numbers.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        try:
+            key = func, _form(args), _form(tuple(kwargs.items())), torch.get_default_dtype()
+            forms = _FORMS.get(key)
+        except TypeError:  # of something that cannot be compared
+            return func(*args, **kwargs)
+        if forms:
+            made = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype, *_ in forms]
+            return made[0] if len(forms) == 1 else tuple(made)
+        out = func(*args, **kwargs)
+        if forms is None:
+            if len(_FORMS) >= _MOST_FORMS:
+                _FORMS.clear()
+            _FORMS[key] = _repeatable(func, (args, kwargs), out)
+        return out
+
+
+_Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+_FORMS: dict[Any, tuple[_Form, ...]] = {}
+"""An operation and what it is given → the tensors that it gives; none if they are not to be made without it."""
+_MOST_FORMS = 20_000
+
+
+def _form(value: Any) -> Any:
+    """What the shapes that an operation gives may depend on."""
+    if isinstance(value, Tensor):
+        if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+            raise TypeError
+        return value.shape, value.stride(), value.dtype, value.device
+    return tuple(map(_form, value)) if isinstance(value, tuple | list) else (type(value), value)
+
+
+def _repeatable(func: Any, given: Any, out: Any) -> tuple[_Form, ...]:
+    """Forms of what an operation gave, if that are tensors of their own memory, all of which they fill."""
+    outs = [out] if isinstance(out, Tensor) else [*out] if type(out) is tuple and len(out) > 1 else []
+    if not outs or not all(isinstance(one, Tensor) and one.device.type == "meta" for one in outs):
+        return ()
+    stores, others = _storages(outs), _storages(given)
+    if len({*stores}) < len(stores) or {*stores} & {*others} or func._schema.is_mutable:
+        return ()
+    forms = tuple(_form(one) for one in outs)
+    alike = (torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype, _ in forms)
+    same = all(one.untyped_storage().nbytes() == store.nbytes() for one, store in zip(alike, stores, strict=True))
+    return forms if same and not any(one.storage_offset() for one in outs) else ()
 
 
 class _Lives(TorchDispatchMode):  # type: ignore[no-untyped-call]

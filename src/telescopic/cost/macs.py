@@ -95,17 +95,20 @@ def _vector(matrix: Shape, vector: Shape, *_: Any, **__: Any) -> int:
     return 2 * prod(matrix)
 
 
-def _outer(one: Shape, other: Shape, *_: Any, **__: Any) -> int:
+def _added_vector(bias: Shape, matrix: Shape, vector: Shape, *_: Any, **__: Any) -> int:
+    return 2 * prod(matrix)
+
+
+def _outer(bias: Shape, one: Shape, other: Shape, *_: Any, **__: Any) -> int:
     return 2 * prod(one) * prod(other)
+
+
+def _added_batches(bias: Shape, one: Shape, other: Shape, *_: Any, **__: Any) -> int:
+    return 2 * prod(one) * other[-1]
 
 
 def _product(one: Shape, other: Shape, *_: Any, **__: Any) -> int:
     return 2 * prod(one) * other[-1]
-
-
-def _added(formula: Callable[..., int]) -> Callable[..., int]:
-    """The same for an operation that is given something to add first."""
-    return lambda bias, *given, **more: formula(*given, **more)
 
 
 def _bilinear(x: Shape, weight: Shape, y: Shape, *_: Any, **__: Any) -> int:
@@ -150,10 +153,10 @@ _NAMED: dict[str, Callable[..., int]] = {
     "mv": _vector,
     "dot": _vector,
     "vdot": _vector,
-    "addmv": _added(_vector),
-    "addr": _added(_outer),
-    "addbmm": _added(_product),
-    "_addmm_activation": _added(_product),
+    "addmv": _added_vector,
+    "addr": _outer,
+    "addbmm": _added_batches,
+    "_addmm_activation": _added_batches,
     "_int_mm": _product,
     "_trilinear": _bilinear,
     "_cdist_forward": _distances,

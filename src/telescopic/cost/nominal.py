@@ -89,7 +89,9 @@ def nominal_params(net: Nested) -> list[int]:
     paper = on_meta(net)
     if not paper.causal:
         return [sum(p.numel() for p in nn.ModuleList(run).parameters()) for run in _runs(paper)]
-    parts = dict(part for member in paper.grid for part in paper.path(member))
+    parts = {f"entries.{entry}": adapter for entry, adapter in paper.entries.items()}
+    parts |= {f"stages.{i}": stage for i, stage in enumerate(paper.stages)}
+    parts |= {f"exits.{exit_}": head for exit_, head in paper.exits.items()}
     sizes = {
         name: [
             sum(parameter.numel() for parameter in _narrow(name, part, width, net.groups).parameters())
@@ -114,7 +116,10 @@ def _widths(net: Nested) -> list[int | None]:
 
 def _of_members(net: Nested, prices: dict[str, list[int]]) -> list[int]:
     """The sum over the parts of each member, from the prices of each part at every width."""
-    return [sum(prices[name][member.width - 1] for name, _ in net.path(member)) for member in net.grid]
+    totals = []
+    for member in net.grid:
+        totals.append(sum(prices[name][member.width - 1] for name, _ in net.path(member)))
+    return totals
 
 
 def _narrow(name: str, part: nn.Module, width: int | None, groups: int) -> nn.Module:
