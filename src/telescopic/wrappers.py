@@ -35,6 +35,11 @@ def unwrapped(module: Module) -> Module:
     return module
 
 
+def called(path: str, module: nn.Module) -> str:
+    """A module inside a network as messages call it."""
+    return f"{path or 'the network'} ({type(module).__name__})"
+
+
 def hooked(module: nn.Module) -> bool:
     """Whether hooks are called with what a module reads or gives, and may change it."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from telescopic.layers.causal import prefix
 from telescopic.layers.sized import require_channels_first
+from telescopic.wrappers import called
 
 _TOLERANCE = 1e-9
 
@@ -37,13 +38,13 @@ def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, widths: I
         raise ValueError(f"the causal network fails on an input of shape {tuple(x.shape)}: {full.failure}")
     for path, does, features in full.steps:
         if not features.isfinite().all():
-            what = f"{named(path, parts[path])}: what it {does}, with random weights and inputs"
+            what = f"{called(path, parts[path])}: what it {does}, with random weights and inputs"
             raise ValueError(f"{what}, is not finite, which would hide what depends on what: keep it from overflowing")
     for width in widths:
         trace = _trace(network, x, start, head, groups, width)
         some = f"the first {width} of {groups} groups of channels"
         for (path, does, got), (other, _, whole) in zip(trace.steps, full.steps, strict=False):
-            blamed = f"{named(path, parts[path])} breaks causality:"
+            blamed = f"{called(path, parts[path])} breaks causality:"
             wanted = prefix(whole.shape[1], groups, width)
             if path != other:
                 raise ValueError(f"{blamed} given {some}, it runs other modules than given all")
@@ -61,7 +62,7 @@ def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, widths: I
                 raise ValueError(f"{blamed} {some} that it {does} depend on channels of later groups")
         if trace.failure is not None:
             path = trace.inside[-1] if trace.inside else ""
-            raise ValueError(f"{named(path, parts[path])} breaks causality: it fails on {some}: {trace.failure}")
+            raise ValueError(f"{called(path, parts[path])} breaks causality: it fails on {some}: {trace.failure}")
 
 
 @dataclass
@@ -114,8 +115,3 @@ def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, wi
         for hook in hooks:
             hook.remove()
     return trace
-
-
-def named(path: str, part: nn.Module) -> str:
-    """A module as messages call it."""
-    return f"{path or 'the network'} ({type(part).__name__})"

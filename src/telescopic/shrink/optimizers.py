@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 
 # Not LBFGS, whose history is one vector of all parameters; not Adafactor, whose moments belong to rows and columns; not
 # Muon, which makes a matrix orthogonal, though its state has the shape of the matrix.
@@ -73,7 +73,7 @@ def refuse_decay(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     Raises:
         ValueError: naming the filter.
     """
-    thetas = {id(part.theta): path for path, part in model.named_modules() if isinstance(part, Filter)}
+    thetas = {id(part.theta): path for path, part in filters_of(model).items()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             decayed = [thetas[id(p)] for p in group["params"] if id(p) in thetas]

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from telescopic.ambient import plain
 from telescopic.inputs import Tensors
 from telescopic.layers.cuts import Cut
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import change_, watched
 from telescopic.shrink.example import Inputs, examples
@@ -46,7 +46,7 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensors | Inputs |
     """
     start = time.perf_counter()
     model = unwrapped(model)
-    left = {path: len(part.theta) for path, part in model.named_modules() if isinstance(part, Filter)}
+    left = {path: len(part.theta) for path, part in filters_of(model).items()}
     if not left:
         raise ValueError("the network has no filters, whose θ say what is important: see shrink.add_filters")
     trained_by = checked(model, optimizers)

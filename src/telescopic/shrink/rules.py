@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from telescopic.layers.filter import Filter, TokenFilter
-from telescopic.shrink.flow import FREE, Flow, alive, along, every, spread, varies
+from telescopic.shrink.channels import Channels
+from telescopic.shrink.example import Inputs, unchanged
+from telescopic.shrink.flow import Flow, alive, along, every, free, spread, varies
 from telescopic.shrink.mixing import FUNCTIONS as MIXING
 from telescopic.shrink.mixing import broadcast
 from telescopic.shrink.watch import Call, Counted, Rule, Watch
@@ -31,7 +33,8 @@ _MOVES = (
     "unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll pixel_shuffle "
     "pixel_unshuffle ravel repeat repeat_interleave tile"
 )
-_CHOICES = "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not"
+_CHOICES = "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not "
+_CHOICES += "zeros_like ones_like rand_like randn_like empty_like full_like"
 
 
 def register_rule(layer: type[nn.Module], rule: Rule) -> None:
@@ -88,18 +91,8 @@ def _several(watch: Watch, call: Call) -> Flow:
             zero = torch.zeros_like(zeros[0])
         return Flow(ids, zero)
     plain = [torch.zeros(1) if isinstance(flow, Flow) else flow for flow in operands]
-    of_zeros = _plain(call)(*plain, **{k: v for k, v in call.kwargs.items() if k != "out"})
+    of_zeros = call.func(*plain, **{k: v for k, v in call.kwargs.items() if k != "out"})
     return Flow(ids, torch.stack(zeros).all(0) & (of_zeros == 0))
-
-
-def _plain(call: Call) -> Callable[..., Tensor]:
-    """The function, out of place and for operands in the same order."""
-    names: dict[str, Callable[..., Tensor]] = {
-        "add": torch.add, "iadd": torch.add, "radd": torch.add, "sub": torch.sub, "isub": torch.sub,
-        "maximum": torch.maximum, "minimum": torch.minimum,
-    }  # fmt: skip
-    found = names.get(call.name)
-    return found or (lambda a, b, **kwargs: torch.as_tensor(b - a))
 
 
 def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
@@ -166,7 +159,7 @@ def _open(watch: Watch, call: Call, split: Sequence[int]) -> int:
     before = 0
     if call.name == "unflatten":
         before, sizes = call.given(1, "dim") % call.args[0].ndim, call.given(2, "sizes")
-        if -1 not in sizes and isinstance(watch.running(), nn.Unflatten):
+        if -1 not in sizes and isinstance(watch.network.get_submodule(watch.path), nn.Unflatten):
             return int(before)
     elif sizes and isinstance(sizes[0], list | tuple):
         sizes = sizes[0]
@@ -219,7 +212,7 @@ def _reduced(watch: Watch, call: Call) -> Flow | None:
             return None
         if all(d in over or not varies(x.ids, d) for d in range(len(x.shape))):
             watch.channels.read(x.ids[~x.zero], f"sum in {watch.where()}")
-            return alive(torch.full((), FREE).expand(call.out.shape))
+            return free(call.out.shape)
         first = x.ids  # a sum of stacked tensors, whose channels lie along another dimension
         for d in over:
             first = first.narrow(d, 0, 1)
@@ -228,7 +221,7 @@ def _reduced(watch: Watch, call: Call) -> Flow | None:
 
 
 def _chosen(watch: Watch, call: Call) -> Flow:
-    """Comparisons, and choices between numbers, element by element."""
+    """Comparisons and choices between numbers, element by element; and new tensors of the shape of another."""
     operands = [watch.flow(leaf).ids for leaf in call.args if isinstance(leaf, Tensor)]
     return alive(broadcast(watch, call, operands, call.out.shape))
 
@@ -244,11 +237,6 @@ def _within(watch: Watch, call: Call) -> Flow | None:
     return None if not given or given & dims else alive(x.ids)
 
 
-def _like(watch: Watch, call: Call) -> Flow:
-    """A new tensor of the same shape, whatever it contains."""
-    return alive(watch.flow(call.args[0]).ids)
-
-
 def _filter(watch: Watch, call: Call) -> Flow | None:
     """Where a channel dies."""
     x, part = watch.flow(call.args[0]), call.func
@@ -261,6 +249,14 @@ def _filter(watch: Watch, call: Call) -> Flow | None:
     return Flow(x.ids, spread(part.dead().cpu(), x.shape, part.dim) | x.zero)
 
 
+def observed(model: nn.Module, inputs: Inputs, channels: Channels, *, training: bool = False) -> Watch:
+    """Run a network, and note in `channels` what becomes of them."""
+    with unchanged(model, training):
+        watch = Watch(model, channels, FUNCTIONS, LAYERS)
+        watch.run(inputs)
+    return watch
+
+
 FUNCTIONS: dict[str, Rule] = dict(MIXING)
 for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), (_MOVES, _moved), (_CHOICES, _chosen)):
     FUNCTIONS.update(dict.fromkeys(_names.split(), _rule))
@@ -268,5 +264,4 @@ FUNCTIONS |= dict.fromkeys(_POOLS.split(), each_channel)
 FUNCTIONS |= dict.fromkeys(("softmax", "log_softmax", "cumsum", "normalize", "layer_norm", "rms_norm"), _within)
 FUNCTIONS |= {"channel_shuffle": _shuffled, "native_channel_shuffle": _shuffled}
 FUNCTIONS |= {"pad": _padded, "sum": _reduced, "mean": _reduced, "amax": _reduced, "amin": _reduced}
-FUNCTIONS |= dict.fromkeys(("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"), _like)
 LAYERS: dict[type[nn.Module], Rule] = {Filter: _filter, TokenFilter: _filter}
