@@ -1,6 +1,7 @@
 """How a network that one has is made channel-causal, layer by layer and in place, with its weights."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -119,18 +120,13 @@ def _chained(network: nn.Module) -> nn.Module:
 def _order(paper: nn.Module, x: Tensor) -> list[str]:
     """Paths of the modules with parameters of their own, in the order in which they first run."""
     order: dict[str, None] = {}
-    hooks = [
-        part.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path))
-        for path, part in paper.named_modules()
-        if any(True for _ in part.parameters(recurse=False))
-    ]
     dtype = next((p.dtype for p in paper.parameters() if p.is_floating_point()), x.dtype)
-    try:
-        with explained(paper, x), torch.no_grad(), torch.device("meta"):
-            paper(x.to(dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, explained(paper, x), torch.no_grad(), torch.device("meta"):
+        for path, part in paper.named_modules():
+            if any(True for _ in part.parameters(recurse=False)):
+                note = part.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path))
+                hooks.enter_context(note)
+        paper(x.to(dtype))
     return list(order)
 
 

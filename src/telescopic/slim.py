@@ -2,18 +2,18 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.inputs import Tensors
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 from telescopic.layers.slim import Slim, described
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.channels import Channels
@@ -178,7 +178,7 @@ def _asked(widths: object, of: str) -> tuple[Width, ...]:
 
 def _base(net: nn.Module) -> Nested:
     """A copy of the network as a family of one width."""
-    if any(isinstance(part, Filter) for part in net.modules()):
+    if filters_of(net):
         raise ValueError(
             "the network has filters, whose θ its channels are multiplied by: put it in their order and fold them "
             "(shrink.order_, shrink.fold), and slim it as given"
@@ -266,20 +266,13 @@ def _family(base: Nested, cut: Sequence[Cuts], statistics: Statistics) -> Nested
 
     def part(name: str, module: nn.Module) -> nn.Module:
         start = f"net.{name}."
-        cuts = [
-            [(n.removeprefix(start), *rest) for n, *rest in map(described, each) if n.startswith(start)]
-            for each in (one.cuts for one in cut)
-        ]
-        sizes = [
-            [
-                (p.removeprefix(start), n, v)
-                for p, values in each.items()
-                if p.startswith(start)
-                for n, v in values.items()
-            ]
-            for each in (one.sizes for one in cut)
-        ]
-        return Slim(module, cuts, sizes) if any(cuts) or any(sizes) else module  # type: ignore[arg-type]
+
+        def inside(lines: Iterable[tuple[Any, ...]]) -> list[Any]:
+            return [(path.removeprefix(start), *rest) for path, *rest in lines if path.startswith(start)]
+
+        cuts = [inside(map(described, one.cuts)) for one in cut]
+        sizes = [inside((p, n, v) for p, values in one.sizes.items() for n, v in values.items()) for one in cut]
+        return Slim(module, cuts, sizes) if any(cuts) or any(sizes) else module
 
     stages = [part(f"stages.{i}", stage) for i, stage in enumerate(base.stages)]
     entries = {int(i): part(f"entries.{i}", adapter) for i, adapter in base.entries.items()}

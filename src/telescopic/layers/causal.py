@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Module = TypeVar("Module", bound=nn.Module)
-Norm = TypeVar("Norm", nn.BatchNorm1d, nn.BatchNorm2d)
+Norm = TypeVar("Norm", bound=_BatchNorm)
 
 
 def prefix(channels: int, groups: int, width: int) -> int:
@@ -272,7 +272,7 @@ class CausalBatchNorm2d(_CausalBatchNorm, nn.BatchNorm2d):
         return narrow_norm(nn.BatchNorm2d, self, prefix(self.num_features, self.width_groups, width))
 
 
-def narrow_norm(kind: type[Norm], norm: nn.BatchNorm1d | nn.BatchNorm2d, channels: int) -> Norm:
+def narrow_norm(kind: type[Norm], norm: _BatchNorm, channels: int) -> Norm:
     """The first channels of a BatchNorm as an ordinary one with a copy of their parameters and statistics."""
     tracks = norm.running_mean is not None
     made = kind(channels, norm.eps, norm.momentum, norm.affine, tracks, device="meta")

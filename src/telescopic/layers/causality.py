@@ -1,12 +1,13 @@
 """Whether the first channel groups of a network depend on the groups behind them: found by running it."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from telescopic.layers.causal import prefix
 from telescopic.layers.sized import require_channels_first
@@ -89,12 +90,12 @@ def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, wi
         if between[0] and isinstance(features, Tensor) and features.ndim > 1 and features.is_floating_point():
             trace.steps.append((path, does, features.clone()))
 
-    def enter(path: str, given: tuple[Any, ...]) -> None:
+    def enter(path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
         note(trace.inside[-1] if trace.inside else "", f"passes on to {path}", given[0] if given else None)
         trace.inside.append(path)
         between[0] &= path != head
 
-    def leave(path: str, made: Any) -> Any:
+    def leave(path: str, _: nn.Module, __: Any, made: Any) -> Any:
         trace.inside.pop()
         note(path, "gives", made)
         if path == start:
@@ -103,15 +104,12 @@ def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, wi
             return made[:, : prefix(made.shape[1], groups, width)]
         return made
 
-    hooks: list[RemovableHandle] = []
-    for path, part in network.named_modules():
-        hooks.append(part.register_forward_pre_hook(lambda _, given, path=path: enter(path, given)))
-        hooks.append(part.register_forward_hook(lambda _, __, made, path=path: leave(path, made)))
-    try:
-        network(x.clone())
-    except Exception as error:
-        trace.failure = error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for path, part in network.named_modules():
+            hooks.enter_context(part.register_forward_pre_hook(partial(enter, path)))
+            hooks.enter_context(part.register_forward_hook(partial(leave, path)))
+        try:
+            network(x.clone())
+        except Exception as error:
+            trace.failure = error
     return trace
