@@ -130,7 +130,8 @@ def slim(
     least = [each.step for each in sets]
     if of == "channels":
         least = [*map(min, zip(*(by_share(channels, sets, width, {}) for width in asked[:-1]), strict=True))]
-    sets, failing = working(trial, sets, least)
+    narrowest = dict(zip(sets, least, strict=True))
+    sets, failing = working(sets, lambda some: trial(some, [narrowest[each] for each in some]))
     failing |= apart
     if of == "macs":
         kept = by_macs(trial, sets, importance, asked[:-1]) if sets else [[]] * (len(asked) - 1)  # type: ignore[arg-type]
@@ -220,25 +221,17 @@ def _ordered(
         The sets whose channels can change places, their importance; and for the labels of others, what happens.
     """
 
-    def put(some: Sequence[ChannelSet]) -> Tensor:
+    def put(some: Sequence[ChannelSet]) -> None:
+        nonlocal importance
         movable = torch.full_like(importance, -torch.inf)
         for each in some:
             movable[each.labels] = importance[each.labels]
         source = sources(channels, movable)
         reorder_(whole, (), inputs, channels, movable)
-        return importance[source]
+        importance = importance[source]
 
-    try:
-        return sets, put(sets) if sets else importance, {}
-    except ValueError:
-        done, failing = [], dict[int, str]()
-        for each in sets:
-            try:
-                importance = put([each])
-                done.append(each)
-            except ValueError as error:
-                failing |= dict.fromkeys(each.labels.tolist(), str(error.__cause__ or error))
-        return done, importance, failing
+    sets, failing = working(sets, put)
+    return sets, importance, failing
 
 
 def _narrowing(

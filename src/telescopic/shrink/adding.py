@@ -67,7 +67,8 @@ def add_filters(
     paths: dict[str, str] = {}
     for path, place in chosen:
         maker: Any = made.get_submodule(path)
-        part = TokenFilter(maker.out_features) if path in tokens else Filter(_channels(maker))
+        kind = TokenFilter if path in tokens else Filter
+        part = kind(maker.out_features if isinstance(maker, nn.Linear) else maker.out_channels)
         attach_(made.get_submodule(place), part.to(next(maker.parameters())))
         paths[f"{place}.filter"] = path
     for encoder in made.modules():
@@ -78,10 +79,6 @@ def add_filters(
     _try(made, paths, inputs)
     price_(made)
     return made
-
-
-def _channels(layer: Any) -> int:
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
 def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]:

@@ -139,7 +139,7 @@ def remove_(
         nonlocal removed, cuts, held
         removed = channels.removed(multiple_of, of)
         cuts, held = tuple(cuts_of(channels, removed)), channels.reasons(removed)
-        return change_(model, optimizers, inputs, cuts) if cuts else lambda: None
+        return change_(model, optimizers, inputs, cuts)
 
     try:
         attempt()
@@ -172,6 +172,8 @@ def change_(
     Raises:
         Surprise: what differs, or where the network fails.
     """
+    if not cuts:
+        return lambda: None
     before = answers(model, inputs)
     undo = _snapshot(model, optimizers)
     cut_(model, cuts, optimizers)

@@ -40,9 +40,10 @@ def checked(model: nn.Module, optimizers: Iterable[Optimizer]) -> tuple[Optimize
     for optimizer in unwrapped:
         kind = type(optimizer).__name__
         if type(optimizer) not in _KNOWN:
+            known = ", ".join(sorted(each.__name__ for each in _KNOWN))
             raise ValueError(
                 f"{kind} is not known to update each entry of a parameter by itself, and if it does not, training "
-                f"would go on differently without some of them. Known are {_names()}; if yours does, "
+                f"would go on differently without some of them. Known are {known}; if yours does, "
                 f"say so with shrink.register_optimizer({kind})"
             )
         mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -104,7 +105,3 @@ def _require_shapes(model: nn.Module, optimizer: Optimizer) -> None:
                     f"{type(optimizer).__name__} keeps {key!r} of {name} in the shape {tuple(value.shape)}, and {name} "
                     f"is {tuple(parameter.shape)}: its state is that of a network of other widths"
                 )
-
-
-def _names() -> str:
-    return ", ".join(sorted(kind.__name__ for kind in _KNOWN))

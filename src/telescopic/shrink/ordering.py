@@ -58,7 +58,12 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensors | Inputs |
         ids = label[channels.theta(path)]
         theta[ids] = theta[ids].clamp(min=0)
         theta.index_add_(0, ids, part.scale().detach().double().cpu())
-    moves = reorder_(model, trained_by, inputs, channels, theta)
+    try:
+        moves = reorder_(model, trained_by, inputs, channels, theta)
+    except Surprise as error:
+        raise ValueError(
+            f"with its channels in another order the network would not do the same, because of {error}"
+        ) from error
     return Log(moves, left=left, seconds=time.perf_counter() - start)
 
 
@@ -78,15 +83,10 @@ def reorder_(
         What was moved.
 
     Raises:
-        ValueError: if the network would give something else; nothing is changed then.
+        Surprise: if the network would give something else; nothing is changed then.
     """
     moves = tuple(_moves(channels, importance))
-    try:
-        change_(model, optimizers, inputs, moves)
-    except Surprise as error:
-        raise ValueError(
-            f"with its channels in another order the network would not do the same, because of {error}"
-        ) from error
+    change_(model, optimizers, inputs, moves)
     return moves
 
 

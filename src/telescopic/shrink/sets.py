@@ -1,7 +1,7 @@
 """Channels of a network that become narrow together, and trials of the network with fewer of them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -242,16 +242,18 @@ def _run(net: nn.Module, inputs: Inputs) -> tuple[list[list[int]], int]:
     return found, counter.macs
 
 
-def working(trial: Trial, sets: list[ChannelSet], kept: Sequence[int]) -> tuple[list[ChannelSet], dict[int, str]]:
-    """The sets without which the network still runs; and for the labels of others, what happens."""
+def working(
+    sets: list[ChannelSet], attempt: Callable[[list[ChannelSet]], object]
+) -> tuple[list[ChannelSet], dict[int, str]]:
+    """The sets with which an attempt succeeds, all together or else alone; and for the labels of others, why not."""
     failing: dict[int, str] = {}
     try:
-        trial(sets, kept)
+        attempt(sets)
         return sets, failing
     except ValueError:
-        for each, number in zip(sets, kept, strict=True):
+        for each in sets:
             try:
-                trial([each], [number])
+                attempt([each])
             except ValueError as error:
                 failing |= dict.fromkeys(each.labels.tolist(), str(error))
     return [each for each in sets if int(each.labels[0]) not in failing], failing

@@ -11,8 +11,8 @@ from telescopic.data import Dataset
 from telescopic.extras import needs
 from telescopic.nested import Nested
 from telescopic.tasks import Task
-from telescopic.train.folder import occupied
 from telescopic.train.history import History
+from telescopic.train.keeper import occupied
 from telescopic.train.loop import Training
 from telescopic.train.objective import leaves_some_out, task_for
 from telescopic.train.precision import PRECISIONS, Precision
