@@ -13,14 +13,14 @@ from telescopic.shrink.watch import Call, Rule, Watch
 def _linear(watch: Watch, call: Call) -> Flow | None:
     """`x @ weight.T + bias`, along the last dimension."""
     x, weight, bias = call.args[0], call.given(1, "weight"), call.given(2, "bias")
-    return _mixed(watch, call, x, weight, bias, -1, 1, x.shape[1:-1].numel())
+    return _mixed(watch, call, weight, bias, -1, 1, x.shape[1:-1].numel())
 
 
 def _matmul(watch: Watch, call: Call) -> Flow | None:
     """`x @ weight`, or features times features."""
     x, other = call.args[:2]
     if watch.knows(other) and other.ndim == 2:
-        return _mixed(watch, call, x, other, None, -1, 0, x.shape[1:-1].numel())
+        return _mixed(watch, call, other, None, -1, 0, x.shape[1:-1].numel())
     if min(x.ndim, other.ndim) < 2:
         return None
     batch = "abcdefgh"[: max(x.ndim, other.ndim) - 2]
@@ -155,26 +155,17 @@ def _convolved(watch: Watch, call: Call) -> Flow | None:
     places = (x if transposed else call.out).shape[2:].numel()
     if groups > 1 and groups == x.shape[1]:
         return _depthwise(watch, call, weight, bias, transposed, places)
-    return _mixed(watch, call, x, weight, bias, 1, 0 if transposed else 1, places, groups)
+    return _mixed(watch, call, weight, bias, 1, 0 if transposed else 1, places, groups)
 
 
 def _mixed(
-    watch: Watch,
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dim: int,
-    takes: int,
-    places: int,
-    groups: int = 1,
+    watch: Watch, call: Call, weight: Tensor, bias: Tensor | None, dim: int, takes: int, places: int, groups: int = 1
 ) -> Flow | None:
     """Each output from all inputs, or all of its group.
 
     Args:
         watch: who asks.
-        call: the call.
-        x: its input, with channels along `dim`.
+        call: the call; its first argument has channels along `dim`, and so has what it gives.
         weight: a parameter, whose dimension `takes` is the input's channels and whose other is the output's.
         bias: of the output's channels, if any.
         dim: of channels.
@@ -182,7 +173,7 @@ def _mixed(
         places: number of times the weight is used for one example.
         groups: number of groups.
     """
-    flow, where = watch.flow(x), f"{call.name} in {watch.where()}"
+    flow, where = watch.flow(call.args[0]), f"{call.name} in {watch.where()}"
     ids = along(flow.ids, dim)
     if ids is None or not watch.knows(weight, bias):
         return None

@@ -15,27 +15,6 @@ from telescopic.shrink.mixing import FUNCTIONS as MIXING
 from telescopic.shrink.mixing import broadcast
 from telescopic.shrink.watch import Call, Counted, Rule, Watch
 
-_SINGLE = (
-    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign logsigmoid "
-    "sigmoid tanh tanhshrink hardshrink softshrink threshold neg abs square sqrt exp expm1 log1p sin cos erf sign "
-    "clamp clip clamp_min clamp_max floor ceil round trunc pow reciprocal rsqrt log"
-)
-_SAME = "dropout dropout1d dropout2d dropout3d feature_dropout to float double half bfloat16 type_as contiguous clone"
-_SAME += " detach data alias requires_grad rrelu cuda cpu"
-_SEVERAL = "add sub rsub mul div true_divide truediv maximum minimum iadd isub imul radd rmul"
-_POOLS = (
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d "
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d interpolate upsample"
-)
-_MOVES = (
-    "view reshape flatten unflatten permute transpose swapaxes t T mT squeeze unsqueeze chunk split tensor_split "
-    "unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll pixel_shuffle "
-    "pixel_unshuffle ravel repeat repeat_interleave tile"
-)
-_CHOICES = "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not "
-_CHOICES += "zeros_like ones_like rand_like randn_like empty_like full_like"
-
 
 def register_rule(layer: type[nn.Module], rule: Rule) -> None:
     """Say what a layer of yours does to channels, so that those in front of it and behind it can be removed.
@@ -257,11 +236,25 @@ def observed(model: nn.Module, inputs: Inputs, channels: Channels, *, training: 
     return watch
 
 
-FUNCTIONS: dict[str, Rule] = dict(MIXING)
-for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), (_MOVES, _moved), (_CHOICES, _chosen)):
-    FUNCTIONS.update(dict.fromkeys(_names.split(), _rule))
-FUNCTIONS |= dict.fromkeys(_POOLS.split(), each_channel)
-FUNCTIONS |= dict.fromkeys(("softmax", "log_softmax", "cumsum", "normalize", "layer_norm", "rms_norm"), _within)
-FUNCTIONS |= {"channel_shuffle": _shuffled, "native_channel_shuffle": _shuffled}
-FUNCTIONS |= {"pad": _padded, "sum": _reduced, "mean": _reduced, "amax": _reduced, "amin": _reduced}
+_KNOWN: dict[Rule, str] = {
+    _single: "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign "
+    "logsigmoid sigmoid tanh tanhshrink hardshrink softshrink threshold neg abs square sqrt exp expm1 log1p sin cos "
+    "erf sign clamp clip clamp_min clamp_max floor ceil round trunc pow reciprocal rsqrt log",
+    _same: "dropout dropout1d dropout2d dropout3d feature_dropout to float double half bfloat16 type_as contiguous "
+    "clone detach data alias requires_grad rrelu cuda cpu",
+    _several: "add sub rsub mul div true_divide truediv maximum minimum iadd isub imul radd rmul",
+    each_channel: "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d interpolate upsample",
+    _moved: "view reshape flatten unflatten permute transpose swapaxes t T mT squeeze unsqueeze chunk split "
+    "tensor_split unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll "
+    "pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave tile",
+    _chosen: "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not zeros_like ones_like rand_like "
+    "randn_like empty_like full_like",
+    _within: "softmax log_softmax cumsum normalize layer_norm rms_norm",
+    _shuffled: "channel_shuffle native_channel_shuffle",
+    _padded: "pad",
+    _reduced: "sum mean amax amin",
+}
+FUNCTIONS = MIXING | {name: rule for rule, names in _KNOWN.items() for name in names.split()}
 LAYERS: dict[type[nn.Module], Rule] = {Filter: _filter, TokenFilter: _filter}
