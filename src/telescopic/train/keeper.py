@@ -1,6 +1,7 @@
 """What a run leaves in its folder, and how it goes on from there."""
 
 import errno
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -157,7 +158,7 @@ class Keeper:
             if name == "recipe" or name not in theirs:
                 continue
             # JSON knows no tuples, so both sides are compared as it would print them.
-            both = [_plain(theirs[name]), _plain(value)]
+            both = [json.loads(json.dumps(one)) for one in (theirs[name], value)]
             remedy = "give what it began with"
             if name == "epochs":
                 if self.same["recipe"]["schedule"] == "steps":
@@ -226,9 +227,3 @@ def continued(recipe: Recipe, out: Path) -> Recipe:
     began = read_facts(out / LAST).get("recipe")
     milestones = began.get("milestones") if isinstance(began, dict) else None
     return replace(recipe, milestones=tuple(milestones)) if isinstance(milestones, list) else recipe
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
