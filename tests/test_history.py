@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from telescopic.train import Epoch, History
-from telescopic.train.board import tensorboard
-from telescopic.train.progress import Live, Plain, reporter
+from telescopic.train.progress import Live, Plain, reporter, tensorboard
 
 NAN = float("nan")
 

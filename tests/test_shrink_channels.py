@@ -34,9 +34,6 @@ class Forward(nn.Module):
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rules, "LAYERS", dict(rules.LAYERS))
-    monkeypatch.setattr("telescopic.shrink.compact.LAYERS", rules.LAYERS)
-    monkeypatch.setattr("telescopic.shrink.adding.LAYERS", rules.LAYERS)
-    monkeypatch.setattr("telescopic.shrink.folding.LAYERS", rules.LAYERS)
     yield
 
 

@@ -1,6 +1,7 @@
 """How a network that one has is made channel-causal, layer by layer and in place, with its weights."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -17,13 +18,13 @@ from telescopic.layers.causal import (
     prefix,
     require_groups,
 )
-from telescopic.layers.causality import named, prove_causal
+from telescopic.layers.causality import prove_causal
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import narrow, narrow_outputs
 from telescopic.layers.sized import CAUSAL, MIXING, require_channels_first
 from telescopic.nested import Nested
 from telescopic.shapes import checked_shape
-from telescopic.wrappers import is_compiled, unwrapped
+from telescopic.wrappers import called, is_compiled, unwrapped
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -77,7 +78,7 @@ def causal_(
         return network
     for path, part in unwrapped(network).named_modules():
         if isinstance(part, CAUSAL):
-            raise ValueError(f"{named(path, part)} is channel-causal already: give a network of ordinary layers")
+            raise ValueError(f"{called(path, part)} is channel-causal already: give a network of ordinary layers")
     one = _usual_shape(network) if input_shape is None else checked_shape(input_shape)
     if isinstance(one, dict) or not all(isinstance(size, int) for size in one):
         raise ValueError(f"groups are of channels of one input, and these are {one}: what reads them stays an adapter")
@@ -119,18 +120,13 @@ def _chained(network: nn.Module) -> nn.Module:
 def _order(paper: nn.Module, x: Tensor) -> list[str]:
     """Paths of the modules with parameters of their own, in the order in which they first run."""
     order: dict[str, None] = {}
-    hooks = [
-        part.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path))
-        for path, part in paper.named_modules()
-        if any(True for _ in part.parameters(recurse=False))
-    ]
     dtype = next((p.dtype for p in paper.parameters() if p.is_floating_point()), x.dtype)
-    try:
-        with explained(paper, x), torch.no_grad(), torch.device("meta"):
-            paper(x.to(dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, explained(paper, x), torch.no_grad(), torch.device("meta"):
+        for path, part in paper.named_modules():
+            if any(True for _ in part.parameters(recurse=False)):
+                note = part.register_forward_pre_hook(lambda *_, path=path: order.setdefault(path))
+                hooks.enter_context(note)
+        paper(x.to(dtype))
     return list(order)
 
 
@@ -147,14 +143,14 @@ def _ends(network: nn.Module, order: list[str], first: str | None) -> tuple[str,
     inside = [path for path in order if _within(path, start)]
     if start == "" or not inside:
         raise ValueError(
-            f"{named(start, parts[start])} cannot be the first layer: give the path of a convolution or linear layer "
+            f"{called(start, parts[start])} cannot be the first layer: give the path of a convolution or linear layer "
             "that reads the raw input, in the module that holds it"
         )
     before = set(order[: order.index(inside[0])])
     head = order[-1]
     if type(parts[head]) is not nn.Linear or head in inside:
         raise ValueError(
-            f"{named(head, parts[head])} is the last layer with parameters, and logits of every width are read off by "
+            f"{called(head, parts[head])} is the last layer with parameters, and logits of every width are read off by "
             "an nn.Linear: end the network in one, behind the first layer"
         )
     return start, before | {path for path in parts if _within(path, start)}, head
@@ -172,7 +168,7 @@ def _plan(network: nn.Module, groups: int, kept: set[str], head: str) -> list[st
             continue
         why = _refusal(part, groups, is_head=path == head)
         if why:
-            raise ValueError(f"{named(path, part)} cannot be made channel-causal: {why}")
+            raise ValueError(f"{called(path, part)} cannot be made channel-causal: {why}")
         if type(part) in _EXCHANGED:
             plan.append(path)
     return plan

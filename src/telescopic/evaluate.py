@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from telescopic.data import Preprocess, Split, batches, prepared
-from telescopic.fits import check_fits, in_eval_mode
+from telescopic.fits import check_fits
 from telescopic.inputs import each
 from telescopic.nested import Nested
 from telescopic.statistics import warn_of_unseen
 from telescopic.tasks import CLASSIFICATION, Task
+from telescopic.wrappers import in_mode
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def score_sums(
     """
     first, number = next(net.parameters()), 0
     added = torch.zeros((), device=first.device)
-    with in_eval_mode(net):
+    with in_mode(net, training=False):
         for inputs, targets in batches(split, batch_size, rank=rank, world=world):
             if not len(targets):
                 continue

@@ -1,8 +1,8 @@
 """Whether a network, data and a task belong together: found out before anything is trained or measured."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from telescopic.denormals import denormals_as_zero
 from telescopic.inputs import each, first_line, named
 from telescopic.nested import Nested
 from telescopic.tasks import CLASSIFICATION, Task
+from telescopic.wrappers import in_mode
 
 
 def check_training(
@@ -148,9 +149,10 @@ def tried(net: nn.Module, split: Split, preprocess: Preprocess) -> tuple[Tensor,
         least = max(least, 1 if values > 2 else 2)
 
     x = each(lambda x: x.repeat(2, *[1] * (x.ndim - 1)), prepared(split[:1].inputs, preprocess, first))
-    hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, _BatchNorm)]
     try:
-        with in_eval_mode(net):
+        with ExitStack() as hooks, in_mode(net, training=False):
+            for norm in (part for part in net.modules() if isinstance(part, _BatchNorm)):
+                hooks.enter_context(norm.register_forward_pre_hook(look))
             return (net.all(x) if isinstance(net, Nested) else net(x)), least
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
         inputs = named(split.inputs, "inputs")
@@ -159,21 +161,6 @@ def tried(net: nn.Module, split: Split, preprocess: Preprocess) -> tuple[Tensor,
         told = " and ".join(f"{key} {shape}" for key, shape in known.items())
         why = f"it asks for {error}" if isinstance(error, KeyError) else first_line(error)
         raise ValueError(f"the network does not take these {told}: {why}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """In which nothing is trained; afterwards every module is in the mode that it had, also one that was frozen."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _require_shared(split: Split, batch_size: int | None, world: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from telescopic.ambient import plain
-from telescopic.wrappers import unwrapped
+from telescopic.wrappers import in_mode, unwrapped
 
 
 @plain()
@@ -35,7 +35,6 @@ def taylor(
         ValueError: if there is no batch, the loss is not one finite number, or it depends on no parameter.
     """
     net = unwrapped(net)
-    modes = {part: part.training for part in net.modules()}
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     parameters = dict(net.named_parameters())
     found = {
@@ -45,24 +44,24 @@ def taylor(
     learns = [name for name, parameter in parameters.items() if parameter.is_floating_point()]
     number = 0
     try:
-        net.eval()
-        for name in learns:
-            parameters[name].requires_grad_()
-        for inputs, targets in batches:
-            number += 1
-            with torch.enable_grad():
-                value = loss(net(inputs), targets)
-            if value.numel() != 1 or not bool(torch.isfinite(value).all()):
-                raise ValueError(f"of batch {number} the loss is no finite number: {list(value.shape)}, {value!s:.100}")
-            if not value.requires_grad:
-                raise ValueError("the loss depends on no parameter of the network")
-            gradients = torch.autograd.grad(value.sum(), [parameters[n] for n in learns], allow_unused=True)
-            for name, gradient in zip(learns, gradients, strict=True):
-                if gradient is not None:
-                    found[name] += (gradient.to(found[name].dtype) * parameters[name].detach()).square()
+        with in_mode(net, training=False):
+            for name in learns:
+                parameters[name].requires_grad_()
+            for inputs, targets in batches:
+                number += 1
+                with torch.enable_grad():
+                    value = loss(net(inputs), targets)
+                if value.numel() != 1 or not bool(torch.isfinite(value).all()):
+                    raise ValueError(
+                        f"of batch {number} the loss is no finite number: {list(value.shape)}, {value!s:.100}"
+                    )
+                if not value.requires_grad:
+                    raise ValueError("the loss depends on no parameter of the network")
+                gradients = torch.autograd.grad(value.sum(), [parameters[n] for n in learns], allow_unused=True)
+                for name, gradient in zip(learns, gradients, strict=True):
+                    if gradient is not None:
+                        found[name] += (gradient.to(found[name].dtype) * parameters[name].detach()).square()
     finally:
-        for part, mode in modes.items():
-            part.training = mode
         for name, parameter in parameters.items():
             parameter.requires_grad_(learning[name])
     if not number:

@@ -1,6 +1,7 @@
 """Whether an answer depends on its example alone: found by asking again, and again in other company."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -80,12 +81,10 @@ def _features(
             if isinstance(tensor, Tensor) and tensor.ndim:
                 found.append((f"{name} ({type(part).__name__})", tensor.clone()))
 
-    hooks = [part.register_forward_hook(partial(note, name)) for name, part in parts]
-    try:
+    with ExitStack() as hooks:
+        for name, part in parts:
+            hooks.enter_context(part.register_forward_hook(partial(note, name)))
         answer = run(each(torch.clone, x))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [*found, ("the network", answer)]
 
 

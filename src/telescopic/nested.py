@@ -13,6 +13,7 @@ from telescopic.layers.cuts import call_with
 from telescopic.layers.heads import SharedHead
 from telescopic.layers.narrowing import in_width, takes_width
 from telescopic.layers.sized import require_channels_first, require_sized
+from telescopic.quantities import one_of
 from telescopic.subnet import Coordinates, Grid, Statistics, Subnet
 from telescopic.wrappers import twin
 
@@ -84,8 +85,7 @@ class Nested(nn.Module):
                     )
         if not all(0 <= p < 1 for p in dropout):
             raise ValueError(f"dropout {tuple(dropout)} must hold probabilities of dropping, at least 0 and below 1")
-        if statistics not in get_args(Statistics):
-            raise ValueError(f"statistics {statistics!r} is none of {', '.join(get_args(Statistics))}")
+        one_of("statistics", statistics, get_args(Statistics))
         if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
             raise ValueError(f"a network has 1 channel group or more, not {groups!r}")
         self.groups = groups

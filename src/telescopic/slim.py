@@ -2,18 +2,18 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.inputs import Tensors
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 from telescopic.layers.slim import Slim, described
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.channels import Channels
@@ -130,7 +130,8 @@ def slim(
     least = [each.step for each in sets]
     if of == "channels":
         least = [*map(min, zip(*(by_share(channels, sets, width, {}) for width in asked[:-1]), strict=True))]
-    sets, failing = working(trial, sets, least)
+    narrowest = dict(zip(sets, least, strict=True))
+    sets, failing = working(sets, lambda some: trial(some, [narrowest[each] for each in some]))
     failing |= apart
     if of == "macs":
         kept = by_macs(trial, sets, importance, asked[:-1]) if sets else [[]] * (len(asked) - 1)  # type: ignore[arg-type]
@@ -178,7 +179,7 @@ def _asked(widths: object, of: str) -> tuple[Width, ...]:
 
 def _base(net: nn.Module) -> Nested:
     """A copy of the network as a family of one width."""
-    if any(isinstance(part, Filter) for part in net.modules()):
+    if filters_of(net):
         raise ValueError(
             "the network has filters, whose θ its channels are multiplied by: put it in their order and fold them "
             "(shrink.order_, shrink.fold), and slim it as given"
@@ -220,25 +221,17 @@ def _ordered(
         The sets whose channels can change places, their importance; and for the labels of others, what happens.
     """
 
-    def put(some: Sequence[ChannelSet]) -> Tensor:
+    def put(some: Sequence[ChannelSet]) -> None:
+        nonlocal importance
         movable = torch.full_like(importance, -torch.inf)
         for each in some:
             movable[each.labels] = importance[each.labels]
         source = sources(channels, movable)
         reorder_(whole, (), inputs, channels, movable)
-        return importance[source]
+        importance = importance[source]
 
-    try:
-        return sets, put(sets) if sets else importance, {}
-    except ValueError:
-        done, failing = [], dict[int, str]()
-        for each in sets:
-            try:
-                importance = put([each])
-                done.append(each)
-            except ValueError as error:
-                failing |= dict.fromkeys(each.labels.tolist(), str(error.__cause__ or error))
-        return done, importance, failing
+    sets, failing = working(sets, put)
+    return sets, importance, failing
 
 
 def _narrowing(
@@ -266,20 +259,13 @@ def _family(base: Nested, cut: Sequence[Cuts], statistics: Statistics) -> Nested
 
     def part(name: str, module: nn.Module) -> nn.Module:
         start = f"net.{name}."
-        cuts = [
-            [(n.removeprefix(start), *rest) for n, *rest in map(described, each) if n.startswith(start)]
-            for each in (one.cuts for one in cut)
-        ]
-        sizes = [
-            [
-                (p.removeprefix(start), n, v)
-                for p, values in each.items()
-                if p.startswith(start)
-                for n, v in values.items()
-            ]
-            for each in (one.sizes for one in cut)
-        ]
-        return Slim(module, cuts, sizes) if any(cuts) or any(sizes) else module  # type: ignore[arg-type]
+
+        def inside(lines: Iterable[tuple[Any, ...]]) -> list[Any]:
+            return [(path.removeprefix(start), *rest) for path, *rest in lines if path.startswith(start)]
+
+        cuts = [inside(map(described, one.cuts)) for one in cut]
+        sizes = [inside((p, n, v) for p, values in one.sizes.items() for n, v in values.items()) for one in cut]
+        return Slim(module, cuts, sizes) if any(cuts) or any(sizes) else module
 
     stages = [part(f"stages.{i}", stage) for i, stage in enumerate(base.stages)]
     entries = {int(i): part(f"entries.{i}", adapter) for i, adapter in base.entries.items()}

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.ambient import plain
 from telescopic.data import Augment, Preprocess, Split, batches, prepared
-from telescopic.fits import in_eval_mode, tried
+from telescopic.fits import tried
 from telescopic.nested import Nested, rebuilt
-from telescopic.wrappers import copied
+from telescopic.wrappers import copied, in_mode
 
 
 @plain()
@@ -80,7 +80,7 @@ def recalibrate_(
     if size < (least := tried(net, split, preprocess)[1]):
         raise ValueError(f"BatchNorm computes a variance of {least} examples or more in a batch, not of {size}")
     try:
-        with in_eval_mode(net):
+        with in_mode(net, training=False):
             for norm in found:
                 norm.train()
                 norm.reset_running_stats()

@@ -4,6 +4,8 @@ What `torch.compile` returns is looked into, other wrappers are refused.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -35,9 +37,27 @@ def unwrapped(module: Module) -> Module:
     return module
 
 
+def called(path: str, module: nn.Module) -> str:
+    """A module inside a network as messages call it."""
+    return f"{path or 'the network'} ({type(module).__name__})"
+
+
 def hooked(module: nn.Module) -> bool:
     """Whether hooks are called with what a module reads or gives, and may change it."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """In training or eval mode; afterwards every part is in the mode that it had, also one that was frozen."""
+    modes = [(part, part.training) for part in module.modules()]
+    for part, _ in modes:
+        part.training = training
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:

@@ -17,7 +17,6 @@ from telescopic.cost.timing import latencies
 from telescopic.data import Dataset, Preprocess
 from telescopic.evaluate import evaluate as scored
 from telescopic.extract import extract
-from telescopic.fits import in_eval_mode
 from telescopic.inputs import plain_shape
 from telescopic.layers.narrowing import narrowed
 from telescopic.metric import Metric
@@ -26,6 +25,7 @@ from telescopic.shapes import Shape
 from telescopic.statistics import has_statistics
 from telescopic.subnet import Coordinates, Subnet
 from telescopic.tasks import CLASSIFICATION, Task
+from telescopic.wrappers import in_mode
 
 Evaluate = Callable[[Nested], Mapping[Subnet, float | Tensor]]
 
@@ -104,7 +104,7 @@ def _own(net: Nested, evaluate: Evaluate, metric: Metric) -> list[float]:
     Raises:
         ValueError: if they are not those of all members and of nothing else, or one is no such score.
     """
-    with in_eval_mode(net), torch.no_grad():
+    with in_mode(net, training=False), torch.no_grad():
         given = evaluate(net)
     if not isinstance(given, Mapping):
         raise ValueError(f"evaluate returns a score for each member, {{member: score}}, not {type(given).__name__}")

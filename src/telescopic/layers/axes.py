@@ -5,7 +5,7 @@ Features of three sizes may be `[batch, channels, length]` or `[batch, tokens, c
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,10 @@ class Watch:
             made = made[0] if isinstance(made, tuple) else made  # an LSTM gives its states too
             self._calls.append((layer, _face(given[0]) if given else None, _face(made)))
 
-        hooks = [layer.register_forward_hook(note) for layer in part.modules()]
-        try:
+        with ExitStack() as hooks:
+            for layer in part.modules():
+                hooks.enter_context(layer.register_forward_hook(note))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def channels(self, features: Tensor) -> int | None:
         """The dimension of the channels, 1 or -1; None if layers do not tell, or contradict each other.

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Module = TypeVar("Module", bound=nn.Module)
-Norm = TypeVar("Norm", nn.BatchNorm1d, nn.BatchNorm2d)
+Norm = TypeVar("Norm", bound=_BatchNorm)
 
 
 def prefix(channels: int, groups: int, width: int) -> int:
@@ -56,7 +56,62 @@ def causal_mask(outputs: int, inputs: int, groups: int, device: torch.device | N
     return rows[:, None] >= columns
 
 
-class CausalConv2d(nn.Conv2d):
+class _Causal(nn.Module):
+    """What both layers with weights have in common; it stands in front of torch's own among their bases."""
+
+    weight: Tensor
+    bias: Any
+    width_groups: int
+    depthwise = False
+    group_gradient = 1.0
+
+    def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias that the first groups use; gradients reach only what may be read."""
+        weight, bias, groups = self.weight, self.bias, self.width_groups
+        outputs, inputs = weight.shape[:2]
+        rows, columns = prefix(outputs, groups, width), prefix(inputs, groups, width)
+        if width < groups:
+            weight, bias = weight[:rows], bias if bias is None else bias[:rows]
+            weight = weight if self.depthwise else weight[:, :columns]
+        if self.depthwise or weight.is_meta:  # which has no values; the mask would take most of the time of counting
+            return weight, bias
+        # Made anew each time, it needs no keeping with copies, devices and files. Not a product: a weight that may not
+        # be read may have any value, infinity too, after a state dict of a dense layer was loaded.
+        mask = causal_mask(outputs, inputs, groups, weight.device)[:rows, :columns]
+        return torch.where(mask.view(*mask.shape, *[1] * (weight.ndim - 2)), weight, 0), bias
+
+    def used(self, width: int) -> dict[str, Tensor]:
+        """Which elements of each parameter the first groups use: bool, to be broadcast to its shape."""
+        outputs, inputs = self.weight.shape[:2]
+        rows = first(outputs, self.width_groups, width)
+        reads = rows[:, None] if self.depthwise else rows[:, None] & causal_mask(outputs, inputs, self.width_groups)
+        return {"weight": reads.view(*reads.shape, *[1] * (self.weight.ndim - 2)), "bias": rows}
+
+    def _graded(self, input: Tensor, weight: Tensor, bias: Tensor | None, how: Any = ()) -> Tensor:
+        """What a layer gives; of its gradient a group gives only the share `group_gradient` on to those before it.
+
+        Args:
+            input: what it is given.
+            weight: of the width that it is given.
+            bias: likewise.
+            how: stride, padding and dilation of a convolution.
+        """
+        if how and input.ndim == 3:  # an image without a batch
+            return self._graded(input[None], weight, bias, how)[0]
+        rows, columns = (group_of(size, self.width_groups, weight.device) for size in self.weight.shape[:2])
+        outside = rows[: len(weight), None] > columns[: weight.shape[1]]
+        back = weight.detach() * torch.where(outside, self.group_gradient, 1.0).to(weight.dtype).view(
+            *outside.shape, *[1] * (weight.ndim - 2)
+        )
+        given, device = (input, weight, back, bias), input.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if autocast and input.dtype != torch.float64:  # which no function of one's own is told of
+            given = tuple(one if one is None else one.to(torch.get_autocast_dtype(device)) for one in given)  # type: ignore[assignment]
+        result: Tensor = _Graded.apply(*given, how)  # type: ignore[no-untyped-call]
+        return result
+
+
+class CausalConv2d(_Causal, nn.Conv2d):
     """A convolution whose output group i reads the input groups up to i.
 
     The kernel is dense, with zeros where it may not read: of all ways to train one, measured as the fastest. Weights
@@ -76,8 +131,6 @@ class CausalConv2d(nn.Conv2d):
     Raises:
         ValueError: if there are more groups than channels, or depthwise channels differ in number.
     """
-
-    group_gradient = 1.0
 
     def __init__(
         self,
@@ -113,16 +166,8 @@ class CausalConv2d(nn.Conv2d):
             padded = isinstance(self.padding, str)
             input = functional.pad(input, self._reversed_padding_repeated_twice) if padded else input
             how = (self.stride, (0, 0) if padded else self.padding, self.dilation)
-            return _graded(self, input, weight, bias, how)
+            return self._graded(input, weight, bias, how)
         return functional.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, groups)
-
-    def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias that the first groups use; gradients reach only what may be read."""
-        return _of_width(self, self.in_channels, self.out_channels, width, masked=not self.depthwise)
-
-    def used(self, width: int) -> dict[str, Tensor]:
-        """Which elements of each parameter the first groups use: bool, to be broadcast to its shape."""
-        return _used(self, self.in_channels, self.out_channels, width, masked=not self.depthwise)
 
     def narrow(self, width: int) -> nn.Conv2d:
         """The first groups as an ordinary convolution with a copy of their weights."""
@@ -132,7 +177,7 @@ class CausalConv2d(nn.Conv2d):
         return filled(nn.Conv2d(inputs, len(weight), *how, bias is not None, device="meta"), self, weight, bias)  # type: ignore[arg-type]
 
 
-class CausalLinear(nn.Linear):
+class CausalLinear(_Causal, nn.Linear):
     """A linear layer whose output group i reads the input groups up to i; see `CausalConv2d`.
 
     Args:
@@ -145,8 +190,6 @@ class CausalLinear(nn.Linear):
         ValueError: if there are more groups than features.
     """
 
-    group_gradient = 1.0
-
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, width_groups: int) -> None:
         require_groups(width_groups, in_features, out_features)
         super().__init__(in_features, out_features, bias)
@@ -158,16 +201,8 @@ class CausalLinear(nn.Linear):
         """The first groups of features `[..., features]` to as many groups."""
         weight, bias = self.of_width(width_of(input.shape[-1], self.in_features, self.width_groups))
         if self.group_gradient < 1 and input.requires_grad:
-            return _graded(self, input, weight, bias)
+            return self._graded(input, weight, bias)
         return functional.linear(input, weight, bias)
-
-    def of_width(self, width: int) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias that the first groups use; gradients reach only what may be read."""
-        return _of_width(self, self.in_features, self.out_features, width)
-
-    def used(self, width: int) -> dict[str, Tensor]:
-        """See `CausalConv2d.used`."""
-        return _used(self, self.in_features, self.out_features, width)
 
     def narrow(self, width: int) -> nn.Linear:
         """The first groups as an ordinary linear layer with a copy of their weights."""
@@ -237,7 +272,7 @@ class CausalBatchNorm2d(_CausalBatchNorm, nn.BatchNorm2d):
         return narrow_norm(nn.BatchNorm2d, self, prefix(self.num_features, self.width_groups, width))
 
 
-def narrow_norm(kind: type[Norm], norm: nn.BatchNorm1d | nn.BatchNorm2d, channels: int) -> Norm:
+def narrow_norm(kind: type[Norm], norm: _BatchNorm, channels: int) -> Norm:
     """The first channels of a BatchNorm as an ordinary one with a copy of their parameters and statistics."""
     tracks = norm.running_mean is not None
     made = kind(channels, norm.eps, norm.momentum, norm.affine, tracks, device="meta")
@@ -254,49 +289,6 @@ def filled(made: Module, source: nn.Module, weight: Tensor | None, bias: Tensor 
         learns = tensor is not None and getattr(source, name).requires_grad
         setattr(made, name, None if tensor is None else nn.Parameter(tensor.detach().clone(), learns))
     return made.train(source.training)
-
-
-def _of_width(
-    layer: CausalConv2d | CausalLinear, inputs: int, outputs: int, width: int, *, masked: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    weight, bias, groups = layer.weight, layer.bias, layer.width_groups
-    rows, columns = prefix(outputs, groups, width), prefix(inputs, groups, width)
-    if width < groups:
-        weight, bias = weight[:rows], bias if bias is None else bias[:rows]
-        weight = weight[:, :columns] if masked else weight
-    if masked and not weight.is_meta:  # which has no values; there the mask would take most of the time of counting
-        # Made anew each time, it needs no keeping with copies, devices and files. Not a product: a weight that may not
-        # be read may have any value, infinity too, after a state dict of a dense layer was loaded.
-        mask = causal_mask(outputs, inputs, groups, weight.device)[:rows, :columns]
-        weight = torch.where(mask.view(*mask.shape, *[1] * (weight.ndim - 2)), weight, 0)
-    return weight, bias
-
-
-def _graded(
-    layer: CausalConv2d | CausalLinear, input: Tensor, weight: Tensor, bias: Tensor | None, how: Any = ()
-) -> Tensor:
-    """What a layer gives; of its gradient a group gives only a share on to the groups before it.
-
-    Args:
-        layer: which; its `group_gradient` is that share.
-        input: what it is given.
-        weight: of the width that it is given.
-        bias: likewise.
-        how: stride, padding and dilation of a convolution.
-    """
-    if how and input.ndim == 3:  # an image without a batch
-        return _graded(layer, input[None], weight, bias, how)[0]
-    rows, columns = (group_of(channels, layer.width_groups, weight.device) for channels in _channels(layer))
-    outside = rows[: len(weight), None] > columns[: weight.shape[1]]
-    back = weight.detach() * torch.where(outside, layer.group_gradient, 1.0).to(weight.dtype).view(
-        *outside.shape, *[1] * (weight.ndim - 2)
-    )
-    given, device = (input, weight, back, bias), input.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if autocast and input.dtype != torch.float64:  # which no function of one's own is told of
-        given = tuple(one if one is None else one.to(torch.get_autocast_dtype(device)) for one in given)  # type: ignore[assignment]
-    result: Tensor = _Graded.apply(*given, how)  # type: ignore[no-untyped-call]
-    return result
 
 
 class _Graded(torch.autograd.Function):
@@ -323,20 +315,6 @@ class _Graded(torch.autograd.Function):
         if wanted[3]:
             of_bias = grad.sum((0, 2, 3)) if ctx.how else rows.sum(0)
         return of_input, of_weight, None, of_bias, None
-
-
-def _channels(layer: CausalConv2d | CausalLinear) -> tuple[int, int]:
-    if isinstance(layer, CausalLinear):
-        return layer.out_features, layer.in_features
-    return layer.out_channels, layer.in_channels
-
-
-def _used(
-    layer: CausalConv2d | CausalLinear, inputs: int, outputs: int, width: int, *, masked: bool = True
-) -> dict[str, Tensor]:
-    rows = first(outputs, layer.width_groups, width)
-    weight = rows[:, None] & causal_mask(outputs, inputs, layer.width_groups) if masked else rows[:, None]
-    return {"weight": weight.view(*weight.shape, *[1] * (layer.weight.ndim - 2)), "bias": rows}
 
 
 def require_groups(groups: int, *channels: int) -> None:

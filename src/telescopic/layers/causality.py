@@ -1,15 +1,17 @@
 """Whether the first channel groups of a network depend on the groups behind them: found by running it."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from telescopic.layers.causal import prefix
 from telescopic.layers.sized import require_channels_first
+from telescopic.wrappers import called
 
 _TOLERANCE = 1e-9
 
@@ -37,13 +39,13 @@ def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, widths: I
         raise ValueError(f"the causal network fails on an input of shape {tuple(x.shape)}: {full.failure}")
     for path, does, features in full.steps:
         if not features.isfinite().all():
-            what = f"{named(path, parts[path])}: what it {does}, with random weights and inputs"
+            what = f"{called(path, parts[path])}: what it {does}, with random weights and inputs"
             raise ValueError(f"{what}, is not finite, which would hide what depends on what: keep it from overflowing")
     for width in widths:
         trace = _trace(network, x, start, head, groups, width)
         some = f"the first {width} of {groups} groups of channels"
         for (path, does, got), (other, _, whole) in zip(trace.steps, full.steps, strict=False):
-            blamed = f"{named(path, parts[path])} breaks causality:"
+            blamed = f"{called(path, parts[path])} breaks causality:"
             wanted = prefix(whole.shape[1], groups, width)
             if path != other:
                 raise ValueError(f"{blamed} given {some}, it runs other modules than given all")
@@ -61,7 +63,7 @@ def prove_causal(network: nn.Module, x: Tensor, start: str, head: str, widths: I
                 raise ValueError(f"{blamed} {some} that it {does} depend on channels of later groups")
         if trace.failure is not None:
             path = trace.inside[-1] if trace.inside else ""
-            raise ValueError(f"{named(path, parts[path])} breaks causality: it fails on {some}: {trace.failure}")
+            raise ValueError(f"{called(path, parts[path])} breaks causality: it fails on {some}: {trace.failure}")
 
 
 @dataclass
@@ -88,12 +90,12 @@ def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, wi
         if between[0] and isinstance(features, Tensor) and features.ndim > 1 and features.is_floating_point():
             trace.steps.append((path, does, features.clone()))
 
-    def enter(path: str, given: tuple[Any, ...]) -> None:
+    def enter(path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
         note(trace.inside[-1] if trace.inside else "", f"passes on to {path}", given[0] if given else None)
         trace.inside.append(path)
         between[0] &= path != head
 
-    def leave(path: str, made: Any) -> Any:
+    def leave(path: str, _: nn.Module, __: Any, made: Any) -> Any:
         trace.inside.pop()
         note(path, "gives", made)
         if path == start:
@@ -102,20 +104,12 @@ def _trace(network: nn.Module, x: Tensor, start: str, head: str, groups: int, wi
             return made[:, : prefix(made.shape[1], groups, width)]
         return made
 
-    hooks: list[RemovableHandle] = []
-    for path, part in network.named_modules():
-        hooks.append(part.register_forward_pre_hook(lambda _, given, path=path: enter(path, given)))
-        hooks.append(part.register_forward_hook(lambda _, __, made, path=path: leave(path, made)))
-    try:
-        network(x.clone())
-    except Exception as error:
-        trace.failure = error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for path, part in network.named_modules():
+            hooks.enter_context(part.register_forward_pre_hook(partial(enter, path)))
+            hooks.enter_context(part.register_forward_hook(partial(leave, path)))
+        try:
+            network(x.clone())
+        except Exception as error:
+            trace.failure = error
     return trace
-
-
-def named(path: str, part: nn.Module) -> str:
-    """A module as messages call it."""
-    return f"{path or 'the network'} ({type(part).__name__})"

@@ -68,6 +68,11 @@ class TokenFilter(Filter):
     dim = -1
 
 
+def filters_of(model: nn.Module) -> dict[str, Filter]:
+    """The filters of a network, by their paths."""
+    return {path: part for path, part in model.named_modules() if isinstance(part, Filter)}
+
+
 def attach_(layer: nn.Module, part: Filter) -> None:
     """Have a layer's outputs go through a filter.
 

@@ -178,8 +178,6 @@ def _first_rows(layer: nn.Module, width: int, groups: int) -> nn.Module:
         rows = prefix(layer.out_features, groups, width)
         made = nn.Linear(layer.in_features, rows, layer.bias is not None, device="meta")
         return filled(made, layer, layer.weight[:rows], layer.bias if layer.bias is None else layer.bias[:rows])
-    if type(layer) is nn.BatchNorm1d:
-        return narrow_norm(nn.BatchNorm1d, layer, prefix(layer.num_features, groups, width))
-    if type(layer) is nn.BatchNorm2d:
-        return narrow_norm(nn.BatchNorm2d, layer, prefix(layer.num_features, groups, width))
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and type(layer) in _ROWS:
+        return narrow_norm(type(layer), layer, prefix(layer.num_features, groups, width))
     return narrow(layer, width)

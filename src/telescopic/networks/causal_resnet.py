@@ -7,6 +7,7 @@ from torch import nn
 
 from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GlobalAvgPool2d, Residual, SharedHead
 from telescopic.nested import Nested
+from telescopic.quantities import one_of
 
 
 def causal_resnet(
@@ -51,8 +52,7 @@ def causal_resnet(
     sizes = [*channels, groups, blocks, classes, in_channels]
     if not channels or min(sizes) < 1:
         raise ValueError(f"sizes of a network are 1 or more, not channels={tuple(channels)} and {sizes[-4:]}")
-    if shortcut not in ("pad", "projection"):
-        raise ValueError(f"shortcut {shortcut!r} is none of pad, projection")
+    one_of("shortcut", shortcut, ("pad", "projection"))
     if shortcut == "pad" and list(channels) != sorted(channels):
         raise ValueError(f"groups of {tuple(channels)} channels cannot be padded to fewer: use shortcut='projection'")
     given = channels[0]

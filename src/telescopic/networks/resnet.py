@@ -5,6 +5,7 @@ from typing import Literal
 from torch import nn
 
 from telescopic.layers import Residual
+from telescopic.quantities import one_of
 
 
 def resnet(
@@ -37,8 +38,7 @@ def resnet(
         raise ValueError(f"a ResNet for CIFAR has 6n + 2 layers, such as 8, 14, 20, 32, 56; not {depth}")
     if min(classes, channels, width) < 1:
         raise ValueError(f"sizes of a network are 1 or more, not {[channels, width, classes]}")
-    if shortcut not in ("pad", "projection"):
-        raise ValueError(f"shortcut {shortcut!r} is none of pad, projection")
+    one_of("shortcut", shortcut, ("pad", "projection"))
     blocks: list[nn.Module] = [nn.Sequential(_conv(channels, width), nn.BatchNorm2d(width), nn.ReLU())]
     given = width
     for made in (width, 2 * width, 4 * width):

@@ -1,6 +1,7 @@
 """Filters are put into a network of anyone's."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -10,13 +11,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from telescopic.ambient import plain
 from telescopic.inputs import Tensors, each
-from telescopic.layers.filter import Filter, TokenFilter, attach_
+from telescopic.layers.filter import Filter, TokenFilter, attach_, filters_of
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import UNREACHED, price_, remove_, watched
 from telescopic.shrink.example import Inputs, Run, examples, unchanged
 from telescopic.shrink.folding import fold
-from telescopic.shrink.rules import FUNCTIONS, LAYERS
-from telescopic.shrink.watch import Watch
+from telescopic.shrink.rules import observed
 from telescopic.wrappers import copied, unwrapped
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -53,7 +53,7 @@ def add_filters(
             does not reach all parameters.
     """
     model = unwrapped(model)
-    if any(isinstance(part, Filter) for part in model.modules()):
+    if filters_of(model):
         raise ValueError("the network has filters already")
     inputs = examples(model, example)
     made = copied(model)
@@ -67,11 +67,12 @@ def add_filters(
     paths: dict[str, str] = {}
     for path, place in chosen:
         maker: Any = made.get_submodule(path)
-        part = TokenFilter(maker.out_features) if path in tokens else Filter(_channels(maker))
+        kind = TokenFilter if path in tokens else Filter
+        part = kind(maker.out_features if isinstance(maker, nn.Linear) else maker.out_channels)
         attach_(made.get_submodule(place), part.to(next(maker.parameters())))
         paths[f"{place}.filter"] = path
     for encoder in made.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and any(isinstance(part, Filter) for part in encoder.modules()):
+        if isinstance(encoder, nn.TransformerEncoder) and filters_of(encoder):
             # In eval mode it would pack padded tokens, which torch refuses to do around layers with hooks.
             encoder.use_nested_tensor = False
     made.shrink_example = inputs if callable(inputs) else tuple(each(Tensor.cpu, x) for x in inputs)  # type: ignore[assignment]
@@ -80,16 +81,10 @@ def add_filters(
     return made
 
 
-def _channels(layer: Any) -> int:
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
-
-
 def _places(model: nn.Module, inputs: Inputs) -> tuple[dict[str, str], set[str]]:
     """For each layer that makes channels, by path, behind what its filter stands; and which of them make tokens."""
     channels = Channels()
-    watch = Watch(model, channels, FUNCTIONS, LAYERS, price=False)
-    with unchanged(model, training=False):
-        watch.run(inputs)
+    watch = observed(model, inputs, channels)
     reads = {(path, id(x)): id(out) for path, x, out in watch.made}
     outer, label = channels.outer(), channels.labels()
     for axis in channels.axes.values():  # no filter stands behind an embedding, so what is added to it never dies
@@ -128,7 +123,7 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs) -> None:
                 f"a filter behind {paths[path]} would do nothing in {'training' if training else 'eval'} mode: the "
                 "layer is not called then, though a function may use its weights. Leave it out with where="
             )
-    filters = {path: part for path, part in trial.named_modules() if isinstance(part, Filter)}
+    filters = filters_of(trial)
     _kill({part: torch.ones_like(part.alive) for part in filters.values()})
     channels = watched(trial, inputs)
     removed = channels.removed()
@@ -144,7 +139,8 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs) -> None:
                 (alive if len(alive) <= len(dead) else dead).add(channel)
     gone = torch.tensor(sorted(dead), dtype=torch.long)
     trial = copied(model)
-    _kill({trial.get_submodule(path): torch.isin(label[channels.theta(path)], gone) for path in channels.filters})
+    filters = filters_of(trial)
+    _kill({filters[path]: torch.isin(label[channels.theta(path)], gone) for path in channels.filters})
     *_, found = remove_(trial, (), inputs, watched(trial, inputs))
     for path, why in found.items():
         _refuse(paths[path], why)
@@ -152,10 +148,9 @@ def _try(model: nn.Module, paths: dict[str, str], inputs: Inputs) -> None:
 
 
 @torch.no_grad()
-def _kill(dead: Mapping[nn.Module, Tensor]) -> None:
+def _kill(dead: Mapping[Filter, Tensor]) -> None:
     for part, which in dead.items():
-        theta = part.get_parameter("theta")
-        theta.masked_fill_(which.to(theta.device), 0)
+        part.theta.masked_fill_(which.to(part.theta.device), 0)
 
 
 def _refuse(path: str, reason: str) -> NoReturn:
@@ -176,11 +171,9 @@ def _refuse(path: str, reason: str) -> NoReturn:
 
 def _idle(model: nn.Module, inputs: Inputs, training: bool) -> list[str]:
     """Filters that a network does not call in a mode."""
-    filters = {path: part for path, part in model.named_modules() if isinstance(part, Filter)}
-    called: set[nn.Module] = set()
-    hooks = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in filters.values()]
-    with unchanged(model, training), torch.no_grad():
+    filters, called = filters_of(model), set[nn.Module]()
+    with ExitStack() as hooks, unchanged(model, training), torch.no_grad():
+        for part in filters.values():
+            hooks.enter_context(part.register_forward_pre_hook(lambda part, _: called.add(part)))
         Run(model, inputs)()
-    for hook in hooks:
-        hook.remove()
     return [path for path, part in filters.items() if part not in called]

@@ -1,6 +1,6 @@
 """Which axes of which tensors belong to which channels, and which channels can be removed."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -113,10 +113,8 @@ class Channels:
 
     def outer(self) -> Tensor:
         """Channels that have to do with the network's inputs or outputs, with those they go with: which ones."""
-        label, found = self.labels(), torch.zeros(self._num, dtype=torch.bool)
-        for ids, reason in self._held:
-            if reason in (INPUT, OUTPUT):
-                found[label[ids]] = True
+        label = self.labels()
+        found = self._marked(ids for ids, reason in self._held if reason in (INPUT, OUTPUT))
         for ids, to in reversed(self._leads):
             if found[label[to]].any():
                 found[label[ids]] = True
@@ -124,8 +122,12 @@ class Channels:
 
     def held(self) -> Tensor:
         """Which channels stay, by their labels, `[channels]`."""
+        return self._marked(ids for ids, _ in self._held)
+
+    def _marked(self, some: Iterable[Tensor]) -> Tensor:
+        """Which labels some channels have, `[channels]`."""
         label, found = self.labels(), torch.zeros(self._num, dtype=torch.bool)
-        for ids, _ in self._held:
+        for ids in some:
             found[label[ids]] = True
         return found
 
@@ -165,14 +167,10 @@ class Channels:
         most. With `multiple_of`, each layer gives a multiple of it or as many channels as before; the first ones of
         the dead stay. Given paths of filters, the dead of others do not count.
         """
-        label = self.labels()
-        dead, used = torch.zeros(2, self._num, dtype=torch.bool)
-        for path, part in self.filters.items():
-            if of is None or path in of:
-                dead[label[self.theta(path)[part.dead().cpu()]]] = True
-        for ids, _ in (*self._held, *self._read):
-            used[label[ids]] = True
-        return self.settled((dead & ~used)[label], multiple_of)
+        paths = self.filters if of is None else of
+        dead = self._marked(self.theta(path)[self.filters[path].dead().cpu()] for path in paths)
+        used = self._marked(ids for ids, _ in (*self._held, *self._read))
+        return self.settled((dead & ~used)[self.labels()], multiple_of)
 
     def settled(self, removed: Tensor, multiple_of: int = 1) -> Tensor:
         """Those among some channels that can be removed together, `[channels]`: see `removed`."""
@@ -183,10 +181,13 @@ class Channels:
                 return removed
             removed &= ~torch.isin(label, label[back])
 
-    def reason(self, labels: Tensor) -> str | None:
-        """Why channels of some labels stay; None if nothing holds them."""
-        label = self.labels()
-        return next((why for ids, why in self._held if torch.isin(label[ids], labels).any()), None)
+    def reason(self, labels: Tensor, *, dead: bool = False) -> str | None:
+        """Why channels of some labels stay, also if they are dead; None if nothing holds them."""
+        label, places = self.labels(), self._held
+        if dead:
+            equal = [(ids, "groups that keep equally many channels") for ids, _ in self._equal]
+            places = [*places, *self._read, *equal]
+        return next((why for ids, why in places if torch.isin(label[ids], labels).any()), None)
 
     def rows(self) -> list[Tensor]:
         """Labels of channels of which each row keeps as many as the others, `[groups, channels]`."""
@@ -214,21 +215,11 @@ class Channels:
         label, found = self.labels(), {}
         for path, part in self.filters.items():
             ids = self.theta(path)
-            staying = label[ids[part.dead().cpu() & ~removed[ids]]]
-            equal = [(ids, "groups that keep equally many channels") for ids, _ in self._equal]
-            for others, reason in (*self._held, *self._read, *equal):
-                if torch.isin(label[others], staying).any():
-                    found[path] = reason
-                    break
+            if why := self.reason(label[ids[part.dead().cpu() & ~removed[ids]]], dead=True):
+                found[path] = why
         return found
 
-    def prices(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Parameters and multiply-adds that go with each channel of each filter."""
-        label = self.labels()
-        params, macs = self.prices_of_labels()
-        return {path: (params[label[ids]], macs[label[ids]]) for path in self.filters for ids in [self.theta(path)]}
-
-    def prices_of_labels(self) -> Tensor:
+    def prices(self) -> Tensor:
         """Parameters and multiply-adds that go with the channels of each label, `[2, channels]`."""
         label = self.labels()
         params, macs = found = torch.zeros(2, self._num, dtype=torch.float64)

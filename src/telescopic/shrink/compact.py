@@ -13,16 +13,16 @@ from torch.utils._pytree import tree_leaves
 
 from telescopic.ambient import plain
 from telescopic.inputs import Tensors
-from telescopic.layers.cuts import Cut, call_with, named_tensors, put_, resize_
-from telescopic.layers.filter import Filter
+from telescopic.layers.cuts import Cut, call_with, named_tensors, put_
+from telescopic.layers.filter import filters_of
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.example import Inputs, Run, examples, unchanged
-from telescopic.shrink.failing import Shapings, Surprise, reason
-from telescopic.shrink.log import Log, apply_
+from telescopic.shrink.failing import Surprise, reason, shapings
+from telescopic.shrink.log import Log, cut_
 from telescopic.shrink.optimizers import checked, refuse_decay
-from telescopic.shrink.rules import FUNCTIONS, LAYERS
+from telescopic.shrink.rules import observed
 from telescopic.shrink.sizes import following, written
-from telescopic.shrink.watch import Unfollowed, Watch
+from telescopic.shrink.watch import Unfollowed
 from telescopic.wrappers import unwrapped
 
 UNREACHED = "the example does not reach"
@@ -77,15 +77,15 @@ def compact_(
     """
     start = time.perf_counter()
     model = unwrapped(model)
-    filters = [part for part in model.modules() if isinstance(part, Filter)]
+    filters = filters_of(model)
     if not filters:
         raise ValueError("the network has no filters, which say what is dead: see shrink.add_filters")
     if type(multiple_of) is not int or multiple_of < 1:
         raise ValueError(f"multiple_of is a whole number of channels, 1 or more, not {multiple_of!r}")
     trained_by = checked(model, optimizers)
     refuse_decay(model, trained_by)
-    left = {path: len(part.theta) for path, part in model.named_modules() if isinstance(part, Filter)}
-    dead = torch.cat([part.dead() for part in filters])
+    left = {path: len(part.theta) for path, part in filters.items()}
+    dead = torch.cat([part.dead() for part in filters.values()])
     if not dead.any():
         return Log(left=left, seconds=time.perf_counter() - start)
     options = (multiple_of, example if callable(example) else None)
@@ -99,7 +99,7 @@ def compact_(
         channels = watched(model, inputs)
     except Unfollowed as error:
         channels, removed, cuts = Channels(), torch.zeros(1, dtype=torch.bool), tuple[Cut, ...]()
-        held = {path: str(error) for path, part in model.named_modules() if isinstance(part, Filter)}
+        held = dict.fromkeys(filters, str(error))
         found = {path: why for path, why in held.items() if path not in known}
     else:
         for path in known.keys() & channels.filters.keys():
@@ -116,7 +116,7 @@ def compact_(
     left = {path: number - gone.get(path, 0) for path, number in left.items()}
     changed = {path: now for path, now in written(model).items() if now != sizes[path]}
     log = Log(cuts, gone, left, held, time.perf_counter() - start, changed)
-    _STUCK[model] = (options, torch.cat([part.dead() for part in filters]), log)
+    _STUCK[model] = (options, torch.cat([part.dead() for part in filters.values()]), log)
     return log
 
 
@@ -139,7 +139,7 @@ def remove_(
         nonlocal removed, cuts, held
         removed = channels.removed(multiple_of, of)
         cuts, held = tuple(cuts_of(channels, removed)), channels.reasons(removed)
-        return change_(model, optimizers, inputs, cuts) if cuts else lambda: None
+        return change_(model, optimizers, inputs, cuts)
 
     try:
         attempt()
@@ -172,19 +172,18 @@ def change_(
     Raises:
         Surprise: what differs, or where the network fails.
     """
-    tensors = named_tensors(model)
+    if not cuts:
+        return lambda: None
     before = answers(model, inputs)
     undo = _snapshot(model, optimizers)
-    apply_(cuts, tensors, optimizers)
-    resize_(model, {id(tensors[cut.name]) for cut in cuts})
+    cut_(model, cuts, optimizers)
     try:
         with following(model):
             prove(model, inputs, before)
     except Exception as error:  # it is anyone's code
-        shapings = Shapings(model)
-        after = shapings.during(lambda: prove(model, inputs, before))
+        after = shapings(model, lambda: prove(model, inputs, before))
         undo()
-        raise Surprise(reason(model, error, shapings.during(lambda: prove(model, inputs, before)), after)) from error
+        raise Surprise(reason(model, error, shapings(model, lambda: prove(model, inputs, before)), after)) from error
     return undo
 
 
@@ -204,10 +203,8 @@ def watched(model: nn.Module, inputs: Inputs) -> Channels:
     channels = Channels()
     missed = {id(p): name for name, p in model.named_parameters() if p.numel() > 1}
     for training in (True, False):
-        watch = Watch(model, channels, FUNCTIONS, LAYERS, price=not training)
-        with unchanged(model, training):
-            watch.run(inputs)
-        missed = {known: name for known, name in missed.items() if known not in watch.reached}
+        reached = observed(model, inputs, channels, training=training).reached
+        missed = {known: name for known, name in missed.items() if known not in reached}
     if missed and channels.axes:
         names = ", ".join([*missed.values()][:3]) + ", …" * (len(missed) > 3)
         channels.hold(torch.cat([axis.ids for axis in channels.axes.values()]), f"{names}, which {UNREACHED}")
@@ -298,9 +295,9 @@ def _snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Callable[[],
 
 def _price(model: nn.Module, inputs: Inputs) -> None:
     channels = Channels()
-    with unchanged(model, training=False):
-        Watch(model, channels, FUNCTIONS, LAYERS, price=True).run(inputs)
-    for path, (params, macs) in channels.prices().items():
-        part = channels.filters[path]
-        part.params.copy_(params)
-        part.macs.copy_(macs)
+    observed(model, inputs, channels)
+    label, (params, macs) = channels.labels(), channels.prices()
+    for path, part in channels.filters.items():
+        ids = label[channels.theta(path)]
+        part.params.copy_(params[ids])
+        part.macs.copy_(macs[ids])

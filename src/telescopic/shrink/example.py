@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from telescopic.inputs import Tensors, each, first_line, leaves, named
 from telescopic.shrink.failing import where
+from telescopic.wrappers import in_mode
 
 Inputs = Sequence[Tensors] | Callable[[nn.Module], Any]
 """What a network is called with, each argument a batch or a dict or tuple of such; or a function that calls it."""
@@ -129,7 +130,6 @@ def _failure(model: nn.Module, inputs: Inputs) -> Exception | None:
 @contextmanager
 def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
     """Training or eval mode for a while, after which modes, buffers and random numbers are as before."""
-    modes = [(part, part.training) for part in model.modules()]
     buffers = [
         (part, name, buffer, buffer.detach().clone())
         for part in model.modules()
@@ -142,13 +142,10 @@ def unchanged(model: nn.Module, training: bool) -> Iterator[None]:
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     # What a forward pass makes without saying where belongs where the network is.
     with torch.random.fork_rng(devices), eager, places.pop() if len(places) == 1 else nullcontext():
-        for part, _ in modes:
-            part.training = training
         try:
-            yield
+            with in_mode(model, training=training):
+                yield
         finally:
-            for part, mode in modes:
-                part.training = mode
             for part, name, buffer, kept in buffers:
                 part._buffers[name] = buffer  # some forward passes exchange it instead of writing to it
                 buffer.data.copy_(kept)

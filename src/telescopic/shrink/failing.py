@@ -1,15 +1,19 @@
 """Why a network that has lost its dead channels no longer runs: where it fails, and what it may have written down."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from traceback import walk_stack, walk_tb
 from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from telescopic.inputs import first_line
+from telescopic.wrappers import called
 
 _SHAPING = {"view", "reshape", "unflatten", "expand", "resize"}
 
@@ -20,10 +24,8 @@ class Surprise(ValueError):
 
 def where(model: nn.Module, error: BaseException) -> str:
     """The innermost module of a network in which an error arose, as messages call it; empty if in none."""
-    found, trace = "", error.__traceback__
-    while trace is not None:
-        found, trace = _running(model, trace.tb_frame) or found, trace.tb_next
-    return found
+    running = [_running(model, frame) for frame, _ in walk_tb(error.__traceback__)]
+    return next(filter(None, reversed(running)), "")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class _Shaping:
     made: tuple[int, ...] | None
 
 
-class Shapings(TorchFunctionMode):
+class _Shapings(TorchFunctionMode):
     """Notes the shapes that a network asks for while it runs."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,21 +55,21 @@ class Shapings(TorchFunctionMode):
             out = func(*args, **(kwargs or {}))
             return out
         finally:
-            numbers = tuple(_numbers((*args[1:], *(kwargs or {}).values())))
+            given = tree_leaves((args[1:], kwargs))
+            numbers = tuple(number for number in given if isinstance(number, int))
             if name in _SHAPING and isinstance(args[0], Tensor) and len(numbers) > 1:
-                place = next(filter(None, (_running(self.model, frame) for frame in _frames(sys._getframe(1)))), "")
+                frames = walk_stack(sys._getframe(1))
+                place = next(filter(None, (_running(self.model, frame) for frame, _ in frames)), "")
                 made = tuple(out.shape) if isinstance(out, Tensor) else None
                 self.found.append(_Shaping(name, place or "the network", numbers, tuple(args[0].shape), made))
 
-    def during(self, run: Callable[[], Any]) -> list[_Shaping]:
-        """What a run asks for, until it ends or fails."""
-        self.found = []
-        try:
-            with self:
-                run()
-        except Exception:  # which is known
-            pass
-        return self.found
+
+def shapings(model: nn.Module, run: Callable[[], Any]) -> list[_Shaping]:
+    """What a network asks for in a run, until that ends or fails."""
+    mode = _Shapings(model)
+    with mode, suppress(Exception):  # which is known
+        run()
+    return mode.found
 
 
 def reason(model: nn.Module, error: Exception, before: list[_Shaping], after: list[_Shaping]) -> str:
@@ -100,25 +102,11 @@ def _adapts(old: _Shaping, new: _Shaping) -> bool:
     return old.made[0] != old.given[0] or new.made[0] == new.given[0]
 
 
-def _numbers(values: Any) -> Iterator[int]:
-    for value in values:
-        if isinstance(value, int):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _numbers(value)
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 def _running(model: nn.Module, frame: FrameType) -> str:
     """The module whose method a frame runs."""
     owner = frame.f_locals.get("self")
     if isinstance(owner, nn.Module):
         for path, part in model.named_modules():
             if part is owner:
-                return f"{path or 'the network'} ({type(part).__name__})"
+                return called(path, part)
     return ""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from telescopic.ambient import plain
 from telescopic.inputs import Tensors
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import Filter, filters_of
 from telescopic.nested import Nested, rebuilt
 from telescopic.shrink.adding import add_filters
 from telescopic.shrink.example import as_one
@@ -80,9 +80,8 @@ def fold_family(net: Nested, example: Tensors) -> Nested:
 def filters(model: nn.Module) -> dict[str, Filter]:
     """The filters of a network by the path of what they follow; those that share θ once."""
     found: dict[int, tuple[str, Filter]] = {}
-    for path, part in unwrapped(model).named_modules():
-        if isinstance(part, Filter):
-            found.setdefault(id(part.theta), (path.removesuffix(".filter"), part))
+    for path, part in filters_of(unwrapped(model)).items():
+        found.setdefault(id(part.theta), (path.removesuffix(".filter"), part))
     return dict(found.values())
 
 

@@ -33,6 +33,11 @@ def alive(ids: Tensor) -> Flow:
     return Flow(ids, torch.zeros((), dtype=torch.bool).expand(ids.shape))
 
 
+def free(shape: Sequence[int]) -> Flow:
+    """A tensor that has nothing to do with channels."""
+    return alive(torch.full((), FREE).expand(tuple(shape)))
+
+
 def spread(vector: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     """A vector along one dimension of a shape, the same along all others."""
     return vector.view([len(vector) if d == dim % len(shape) else 1 for d in range(len(shape))]).expand(shape)

@@ -12,8 +12,8 @@ from telescopic.inputs import Tensors
 from telescopic.layers.filter import Filter, attached, detach_
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import answers, prove
-from telescopic.shrink.example import Inputs, examples, unchanged
-from telescopic.shrink.rules import FUNCTIONS, LAYERS
+from telescopic.shrink.example import Inputs, examples
+from telescopic.shrink.rules import observed
 from telescopic.shrink.watch import Watch
 from telescopic.wrappers import copied, unwrapped
 
@@ -39,9 +39,7 @@ def fold(model: Module, example: Tensors | Inputs | None = None) -> Module:
     model = unwrapped(model)
     inputs = examples(model, example)
     made = copied(model)
-    watch = Watch(made, Channels(), FUNCTIONS, LAYERS, price=False)
-    with unchanged(made, training=False):
-        watch.run(inputs)
+    watch = observed(made, inputs, Channels())
     before = answers(model, inputs)
     scales: dict[str, tuple[str, Tensor]] = {}
     for path, part in watch.channels.filters.items():

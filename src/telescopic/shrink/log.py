@@ -1,6 +1,6 @@
 """What a compaction removed: for each tensor, which entries stay. Replayed on gradients, optimizers and copies."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,27 +49,26 @@ class Log:
             ValueError: if it has not the shapes that the network had, or the optimizers do not train it; see
                 `compact_`.
         """
-        optimizers = checked(module, optimizers)
-        tensors = named_tensors(module)
+        trained_by, tensors = checked(module, optimizers), named_tensors(module)
         for cut in self.cuts:
-            if cut.name not in tensors or tensors[cut.name].shape[cut.dim] * _groups(cut) != cut.size:
+            groups = len(cut.kept) if cut.kept.ndim == 2 else 1
+            if cut.name not in tensors or tensors[cut.name].shape[cut.dim] * groups != cut.size:
                 found = tuple(tensors[cut.name].shape) if cut.name in tensors else "none of this name"
                 raise ValueError(
                     f"the log cuts dimension {cut.dim} of {cut.name} from {cut.size} entries; this module has {found}. "
                     "Replay the logs of all compactions, in order, on a copy of what the first one began with"
                 )
-        apply_(self.cuts, tensors, optimizers)
-        resize_(module, {id(tensors[cut.name]) for cut in self.cuts})
+        cut_(module, self.cuts, trained_by)
         for path, attributes in self.sizes.items():
             vars(module.get_submodule(path)).update(attributes)
 
 
-def _groups(cut: Cut) -> int:
-    return len(cut.kept) if cut.kept.ndim == 2 else 1
+def cut_(module: nn.Module, cuts: Sequence[Cut], optimizers: Iterable[Optimizer] = ()) -> None:
+    """Cut tensors, their gradients and what optimizers keep of them, and have layers say their new sizes.
 
-
-def apply_(cuts: Iterable[Cut], tensors: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> None:
-    """Cut tensors, their gradients and what optimizers keep of them. All stay the objects they were."""
+    All stay the objects they were.
+    """
+    tensors = named_tensors(module)
     for cut in cuts:
         tensor = tensors[cut.name]
         shape, grad = tensor.shape, tensor.grad
@@ -81,3 +80,4 @@ def apply_(cuts: Iterable[Cut], tensors: Mapping[str, Tensor], optimizers: Itera
         tensor.grad = None
         put_(tensor, cut.of(tensor.detach()))
         tensor.grad = None if grad is None else cut.of(grad)
+    resize_(module, {id(tensors[cut.name]) for cut in cuts})

@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from telescopic.shrink.flow import FREE, Flow, alive, along, every, lean, spread, varies
+from telescopic.shrink.flow import FREE, Flow, alive, along, every, free, lean, spread, varies
 from telescopic.shrink.watch import Call, Rule, Watch
 
 
 def _linear(watch: Watch, call: Call) -> Flow | None:
     """`x @ weight.T + bias`, along the last dimension."""
     x, weight, bias = call.args[0], call.given(1, "weight"), call.given(2, "bias")
-    return _mixed(watch, call, x, weight, bias, -1, 1, x.shape[1:-1].numel())
+    return _mixed(watch, call, weight, bias, -1, 1, x.shape[1:-1].numel())
 
 
 def _matmul(watch: Watch, call: Call) -> Flow | None:
     """`x @ weight`, or features times features."""
     x, other = call.args[:2]
-    if watch.name(other) is not None and other.ndim == 2:
-        return _mixed(watch, call, x, other, None, -1, 0, x.shape[1:-1].numel())
+    if watch.knows(other) and other.ndim == 2:
+        return _mixed(watch, call, other, None, -1, 0, x.shape[1:-1].numel())
     if min(x.ndim, other.ndim) < 2:
         return None
     batch = "abcdefgh"[: max(x.ndim, other.ndim) - 2]
@@ -74,7 +74,7 @@ def _contracted(watch: Watch, call: Call, one: Flow, other: Flow, terms: tuple[s
     size = {c: max(each.get(c, 1) for each in sizes) for c in letters[0] + letters[1]}
     shape = torch.Size(size[c] for c in terms[2])
     over = {*size} - {*terms[2]}
-    macs = float(torch.Size(size.values())[1:].numel()) if watch.price else 0.0
+    macs = float(torch.Size(size.values())[1:].numel())
     if (given[0] | given[1]) & over:
         if given[0] != given[1] or len(given[0]) > 1:
             return None
@@ -84,8 +84,8 @@ def _contracted(watch: Watch, call: Call, one: Flow, other: Flow, terms: tuple[s
         zero = torch.stack([every(flow.zero, dim) for flow, dim in zip(flows, dims, strict=True)]).any(0)
         watch.channels.join(first, second)
         watch.channels.read(first[~zero], f"{call.name} in {watch.where()}, which takes it as something else than 0")
-        watch.channels.work(first, macs)
-        return alive(torch.full((), FREE).expand(shape))
+        watch.work(first, macs)
+        return free(shape)
     if given[0] - given[1] and given[1] - given[0]:
         return None
 
@@ -104,7 +104,7 @@ def _contracted(watch: Watch, call: Call, one: Flow, other: Flow, terms: tuple[s
         watch.channels.join(most, least)
     ids = torch.where(most == FREE, least, most).expand(shape)
     for dim in [d for d in range(len(shape)) if varies(ids, d)][:1]:
-        watch.channels.work(ids.movedim(dim, 0).flatten(1)[:, 0], macs)
+        watch.work(ids.movedim(dim, 0).flatten(1)[:, 0], macs)
     return Flow(ids, laid(one.zero, terms[0]) | laid(other.zero, terms[1]))
 
 
@@ -139,7 +139,7 @@ def _numbered(watch: Watch, call: Call) -> None:
 def _embedded(watch: Watch, call: Call) -> Flow | None:
     """A row of channels for each number."""
     weight, numbers = call.given(1, "weight"), watch.flow(call.args[0]).ids
-    if watch.name(weight) is None or call.given(3, "max_norm") is not None or not isinstance(call.out, Tensor):
+    if not watch.knows(weight) or call.given(3, "max_norm") is not None or not isinstance(call.out, Tensor):
         return None
     if any(varies(numbers, d) for d in range(numbers.ndim)):
         return None
@@ -155,26 +155,17 @@ def _convolved(watch: Watch, call: Call) -> Flow | None:
     places = (x if transposed else call.out).shape[2:].numel()
     if groups > 1 and groups == x.shape[1]:
         return _depthwise(watch, call, weight, bias, transposed, places)
-    return _mixed(watch, call, x, weight, bias, 1, 0 if transposed else 1, places, groups)
+    return _mixed(watch, call, weight, bias, 1, 0 if transposed else 1, places, groups)
 
 
 def _mixed(
-    watch: Watch,
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dim: int,
-    takes: int,
-    places: int,
-    groups: int = 1,
+    watch: Watch, call: Call, weight: Tensor, bias: Tensor | None, dim: int, takes: int, places: int, groups: int = 1
 ) -> Flow | None:
     """Each output from all inputs, or all of its group.
 
     Args:
         watch: who asks.
-        call: the call.
-        x: its input, with channels along `dim`.
+        call: the call; its first argument has channels along `dim`, and so has what it gives.
         weight: a parameter, whose dimension `takes` is the input's channels and whose other is the output's.
         bias: of the output's channels, if any.
         dim: of channels.
@@ -182,9 +173,9 @@ def _mixed(
         places: number of times the weight is used for one example.
         groups: number of groups.
     """
-    flow, where = watch.flow(x), f"{call.name} in {watch.where()}"
+    flow, where = watch.flow(call.args[0]), f"{call.name} in {watch.where()}"
     ids = along(flow.ids, dim)
-    if watch.name(weight) is None or (bias is not None and watch.name(bias) is None) or ids is None:
+    if ids is None or not watch.knows(weight, bias):
         return None
     inputs = watch.axis(weight, takes, ids, groups if takes == 1 else 1)
     outputs = watch.axis(weight, 1 - takes, groups=groups if takes == 0 else 1)
@@ -194,10 +185,9 @@ def _mixed(
     if groups > 1:
         watch.channels.equal(inputs, groups)
         watch.channels.equal(outputs, groups)
-    if watch.price:
-        macs = float(places * weight.numel())
-        watch.channels.work(inputs, macs)
-        watch.channels.work(outputs, macs)
+    macs = float(places * weight.numel())
+    watch.work(inputs, macs)
+    watch.work(outputs, macs)
     return alive(spread(outputs, call.out.shape, dim))
 
 
@@ -207,15 +197,14 @@ def _depthwise(
     """One or several outputs from each input alone."""
     x = watch.flow(call.args[0])
     ids = along(x.ids, 1)
-    if watch.name(weight) is None or (bias is not None and watch.name(bias) is None) or ids is None:
+    if ids is None or not watch.knows(weight, bias):
         return None
     times = call.out.shape[1] // x.shape[1]
     outputs = ids.repeat_interleave(times)
     watch.axis(weight, 0, ids if transposed else outputs)
     if bias is not None:
         watch.axis(bias, 0, outputs)
-    if watch.price:
-        watch.channels.work(ids if transposed else outputs, float(places * weight.numel()))
+    watch.work(ids if transposed else outputs, float(places * weight.numel()))
     zero = every(x.zero, 1).repeat_interleave(times) & (bias is None)
     return Flow(spread(outputs, call.out.shape, 1), spread(zero, call.out.shape, 1))
 
@@ -226,11 +215,11 @@ def _normed(watch: Watch, call: Call) -> Flow | None:
     ids = along(x.ids, 1)
     mean, variance = call.given(1, "running_mean"), call.given(2, "running_var")
     weight, bias = call.given(3, "weight"), call.given(4, "bias")
-    tensors = [t for t in (mean, variance, weight, bias) if t is not None]
-    if ids is None or any(watch.name(t) is None for t in tensors):
+    if ids is None or not watch.knows(mean, variance, weight, bias):
         return None
-    for tensor in tensors:
-        watch.axis(tensor, 0, ids)
+    for tensor in (mean, variance, weight, bias):
+        if tensor is not None:
+            watch.axis(tensor, 0, ids)
     # Zeros stay zeros for ever if they are normalised by themselves, and nothing is added.
     return Flow(x.ids, x.zero & (bias is None) & (mean is None))
 
@@ -239,7 +228,7 @@ def _prelu(watch: Watch, call: Call) -> Flow | None:
     """A slope for each channel, or for all."""
     x, weight = watch.flow(call.args[0]), call.given(1, "weight")
     ids = along(x.ids, 1)
-    if ids is None or watch.name(weight) is None:
+    if ids is None or not watch.knows(weight):
         return None
     if weight.numel() > 1:
         watch.axis(weight, 0, ids)

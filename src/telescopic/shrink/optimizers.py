@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 
 # Not LBFGS, whose history is one vector of all parameters; not Adafactor, whose moments belong to rows and columns; not
 # Muon, which makes a matrix orthogonal, though its state has the shape of the matrix.
@@ -40,9 +40,10 @@ def checked(model: nn.Module, optimizers: Iterable[Optimizer]) -> tuple[Optimize
     for optimizer in unwrapped:
         kind = type(optimizer).__name__
         if type(optimizer) not in _KNOWN:
+            known = ", ".join(sorted(each.__name__ for each in _KNOWN))
             raise ValueError(
                 f"{kind} is not known to update each entry of a parameter by itself, and if it does not, training "
-                f"would go on differently without some of them. Known are {_names()}; if yours does, "
+                f"would go on differently without some of them. Known are {known}; if yours does, "
                 f"say so with shrink.register_optimizer({kind})"
             )
         mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -73,7 +74,7 @@ def refuse_decay(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     Raises:
         ValueError: naming the filter.
     """
-    thetas = {id(part.theta): path for path, part in model.named_modules() if isinstance(part, Filter)}
+    thetas = {id(part.theta): path for path, part in filters_of(model).items()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             decayed = [thetas[id(p)] for p in group["params"] if id(p) in thetas]
@@ -104,7 +105,3 @@ def _require_shapes(model: nn.Module, optimizer: Optimizer) -> None:
                     f"{type(optimizer).__name__} keeps {key!r} of {name} in the shape {tuple(value.shape)}, and {name} "
                     f"is {tuple(parameter.shape)}: its state is that of a network of other widths"
                 )
-
-
-def _names() -> str:
-    return ", ".join(sorted(kind.__name__ for kind in _KNOWN))

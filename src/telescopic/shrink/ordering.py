@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from telescopic.ambient import plain
 from telescopic.inputs import Tensors
 from telescopic.layers.cuts import Cut
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 from telescopic.shrink.channels import Channels
 from telescopic.shrink.compact import change_, watched
 from telescopic.shrink.example import Inputs, examples
@@ -46,7 +46,7 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensors | Inputs |
     """
     start = time.perf_counter()
     model = unwrapped(model)
-    left = {path: len(part.theta) for path, part in model.named_modules() if isinstance(part, Filter)}
+    left = {path: len(part.theta) for path, part in filters_of(model).items()}
     if not left:
         raise ValueError("the network has no filters, whose θ say what is important: see shrink.add_filters")
     trained_by = checked(model, optimizers)
@@ -58,7 +58,12 @@ def order_(model: nn.Module, *optimizers: Optimizer, example: Tensors | Inputs |
         ids = label[channels.theta(path)]
         theta[ids] = theta[ids].clamp(min=0)
         theta.index_add_(0, ids, part.scale().detach().double().cpu())
-    moves = reorder_(model, trained_by, inputs, channels, theta)
+    try:
+        moves = reorder_(model, trained_by, inputs, channels, theta)
+    except Surprise as error:
+        raise ValueError(
+            f"with its channels in another order the network would not do the same, because of {error}"
+        ) from error
     return Log(moves, left=left, seconds=time.perf_counter() - start)
 
 
@@ -78,15 +83,10 @@ def reorder_(
         What was moved.
 
     Raises:
-        ValueError: if the network would give something else; nothing is changed then.
+        Surprise: if the network would give something else; nothing is changed then.
     """
     moves = tuple(_moves(channels, importance))
-    try:
-        change_(model, optimizers, inputs, moves)
-    except Surprise as error:
-        raise ValueError(
-            f"with its channels in another order the network would not do the same, because of {error}"
-        ) from error
+    change_(model, optimizers, inputs, moves)
     return moves
 
 

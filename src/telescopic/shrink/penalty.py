@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import Filter, filters_of
 
 By = Literal["channels", "params", "macs"]
 
@@ -67,11 +67,11 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": others}, {"params": thetas, "weight_decay": 0.0}]
 
 
-def _filters(model: nn.Module) -> Iterator[Filter]:
-    filters = [part for part in model.modules() if isinstance(part, Filter)]
+def _filters(model: nn.Module) -> list[Filter]:
+    filters = [*filters_of(model).values()]
     if not filters:
         raise ValueError("the network has no filters: see shrink.add_filters")
-    yield from filters
+    return filters
 
 
 def _weighed(model: nn.Module, by: By) -> Iterator[tuple[Filter, Tensor]]:

@@ -8,30 +8,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from telescopic.layers.filter import Filter, TokenFilter
-from telescopic.shrink.flow import FREE, Flow, alive, along, every, spread, varies
+from telescopic.shrink.channels import Channels
+from telescopic.shrink.example import Inputs, unchanged
+from telescopic.shrink.flow import Flow, alive, along, every, free, spread, varies
 from telescopic.shrink.mixing import FUNCTIONS as MIXING
 from telescopic.shrink.mixing import broadcast
 from telescopic.shrink.watch import Call, Counted, Rule, Watch
-
-_SINGLE = (
-    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign logsigmoid "
-    "sigmoid tanh tanhshrink hardshrink softshrink threshold neg abs square sqrt exp expm1 log1p sin cos erf sign "
-    "clamp clip clamp_min clamp_max floor ceil round trunc pow reciprocal rsqrt log"
-)
-_SAME = "dropout dropout1d dropout2d dropout3d feature_dropout to float double half bfloat16 type_as contiguous clone"
-_SAME += " detach data alias requires_grad rrelu cuda cpu"
-_SEVERAL = "add sub rsub mul div true_divide truediv maximum minimum iadd isub imul radd rmul"
-_POOLS = (
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d "
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d interpolate upsample"
-)
-_MOVES = (
-    "view reshape flatten unflatten permute transpose swapaxes t T mT squeeze unsqueeze chunk split tensor_split "
-    "unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll pixel_shuffle "
-    "pixel_unshuffle ravel repeat repeat_interleave tile"
-)
-_CHOICES = "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not"
 
 
 def register_rule(layer: type[nn.Module], rule: Rule) -> None:
@@ -88,18 +70,8 @@ def _several(watch: Watch, call: Call) -> Flow:
             zero = torch.zeros_like(zeros[0])
         return Flow(ids, zero)
     plain = [torch.zeros(1) if isinstance(flow, Flow) else flow for flow in operands]
-    of_zeros = _plain(call)(*plain, **{k: v for k, v in call.kwargs.items() if k != "out"})
+    of_zeros = call.func(*plain, **{k: v for k, v in call.kwargs.items() if k != "out"})
     return Flow(ids, torch.stack(zeros).all(0) & (of_zeros == 0))
-
-
-def _plain(call: Call) -> Callable[..., Tensor]:
-    """The function, out of place and for operands in the same order."""
-    names: dict[str, Callable[..., Tensor]] = {
-        "add": torch.add, "iadd": torch.add, "radd": torch.add, "sub": torch.sub, "isub": torch.sub,
-        "maximum": torch.maximum, "minimum": torch.minimum,
-    }  # fmt: skip
-    found = names.get(call.name)
-    return found or (lambda a, b, **kwargs: torch.as_tensor(b - a))
 
 
 def _moved(watch: Watch, call: Call) -> Sequence[Flow] | None:
@@ -166,7 +138,7 @@ def _open(watch: Watch, call: Call, split: Sequence[int]) -> int:
     before = 0
     if call.name == "unflatten":
         before, sizes = call.given(1, "dim") % call.args[0].ndim, call.given(2, "sizes")
-        if -1 not in sizes and isinstance(watch.running(), nn.Unflatten):
+        if -1 not in sizes and isinstance(watch.network.get_submodule(watch.path), nn.Unflatten):
             return int(before)
     elif sizes and isinstance(sizes[0], list | tuple):
         sizes = sizes[0]
@@ -219,7 +191,7 @@ def _reduced(watch: Watch, call: Call) -> Flow | None:
             return None
         if all(d in over or not varies(x.ids, d) for d in range(len(x.shape))):
             watch.channels.read(x.ids[~x.zero], f"sum in {watch.where()}")
-            return alive(torch.full((), FREE).expand(call.out.shape))
+            return free(call.out.shape)
         first = x.ids  # a sum of stacked tensors, whose channels lie along another dimension
         for d in over:
             first = first.narrow(d, 0, 1)
@@ -228,7 +200,7 @@ def _reduced(watch: Watch, call: Call) -> Flow | None:
 
 
 def _chosen(watch: Watch, call: Call) -> Flow:
-    """Comparisons, and choices between numbers, element by element."""
+    """Comparisons and choices between numbers, element by element; and new tensors of the shape of another."""
     operands = [watch.flow(leaf).ids for leaf in call.args if isinstance(leaf, Tensor)]
     return alive(broadcast(watch, call, operands, call.out.shape))
 
@@ -244,11 +216,6 @@ def _within(watch: Watch, call: Call) -> Flow | None:
     return None if not given or given & dims else alive(x.ids)
 
 
-def _like(watch: Watch, call: Call) -> Flow:
-    """A new tensor of the same shape, whatever it contains."""
-    return alive(watch.flow(call.args[0]).ids)
-
-
 def _filter(watch: Watch, call: Call) -> Flow | None:
     """Where a channel dies."""
     x, part = watch.flow(call.args[0]), call.func
@@ -261,12 +228,33 @@ def _filter(watch: Watch, call: Call) -> Flow | None:
     return Flow(x.ids, spread(part.dead().cpu(), x.shape, part.dim) | x.zero)
 
 
-FUNCTIONS: dict[str, Rule] = dict(MIXING)
-for _names, _rule in ((_SINGLE, _single), (_SAME, _same), (_SEVERAL, _several), (_MOVES, _moved), (_CHOICES, _chosen)):
-    FUNCTIONS.update(dict.fromkeys(_names.split(), _rule))
-FUNCTIONS |= dict.fromkeys(_POOLS.split(), each_channel)
-FUNCTIONS |= dict.fromkeys(("softmax", "log_softmax", "cumsum", "normalize", "layer_norm", "rms_norm"), _within)
-FUNCTIONS |= {"channel_shuffle": _shuffled, "native_channel_shuffle": _shuffled}
-FUNCTIONS |= {"pad": _padded, "sum": _reduced, "mean": _reduced, "amax": _reduced, "amin": _reduced}
-FUNCTIONS |= dict.fromkeys(("zeros_like", "ones_like", "rand_like", "randn_like", "empty_like", "full_like"), _like)
+def observed(model: nn.Module, inputs: Inputs, channels: Channels, *, training: bool = False) -> Watch:
+    """Run a network, and note in `channels` what becomes of them."""
+    with unchanged(model, training):
+        watch = Watch(model, channels, FUNCTIONS, LAYERS)
+        watch.run(inputs)
+    return watch
+
+
+_KNOWN: dict[Rule, str] = {
+    _single: "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign "
+    "logsigmoid sigmoid tanh tanhshrink hardshrink softshrink threshold neg abs square sqrt exp expm1 log1p sin cos "
+    "erf sign clamp clip clamp_min clamp_max floor ceil round trunc pow reciprocal rsqrt log",
+    _same: "dropout dropout1d dropout2d dropout3d feature_dropout to float double half bfloat16 type_as contiguous "
+    "clone detach data alias requires_grad rrelu cuda cpu",
+    _several: "add sub rsub mul div true_divide truediv maximum minimum iadd isub imul radd rmul",
+    each_channel: "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d lp_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d interpolate upsample",
+    _moved: "view reshape flatten unflatten permute transpose swapaxes t T mT squeeze unsqueeze chunk split "
+    "tensor_split unbind getitem select narrow cat concat stack expand expand_as view_as reshape_as movedim flip roll "
+    "pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave tile",
+    _chosen: "where masked_fill eq ne lt le gt ge logical_and logical_or logical_not zeros_like ones_like rand_like "
+    "randn_like empty_like full_like",
+    _within: "softmax log_softmax cumsum normalize layer_norm rms_norm",
+    _shuffled: "channel_shuffle native_channel_shuffle",
+    _padded: "pad",
+    _reduced: "sum mean amax amin",
+}
+FUNCTIONS = MIXING | {name: rule for rule, names in _KNOWN.items() for name in names.split()}
 LAYERS: dict[type[nn.Module], Rule] = {Filter: _filter, TokenFilter: _filter}

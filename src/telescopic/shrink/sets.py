@@ -1,7 +1,7 @@
 """Channels of a network that become narrow together, and trials of the network with fewer of them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from telescopic.cost.macs import Counter
-from telescopic.layers.cuts import Cut, named_tensors, resize_
+from telescopic.layers.cuts import Cut, named_tensors
 from telescopic.shrink.channels import Axis, Channels
 from telescopic.shrink.compact import answers, cuts_of, outputs, require_equal
 from telescopic.shrink.example import Inputs, Run, unchanged
-from telescopic.shrink.failing import Shapings, Surprise, reason
-from telescopic.shrink.log import apply_
+from telescopic.shrink.failing import Surprise, reason, shapings
+from telescopic.shrink.log import cut_
 from telescopic.shrink.sizes import following, written
 from telescopic.wrappers import copied
 
@@ -112,20 +112,18 @@ def importances(channels: Channels, label: Tensor, elements: Mapping[str, Tensor
     """Of each channel, by its label: what its elements sum to; of weights, their squares over those of their tensor."""
     total = torch.zeros(len(label), dtype=torch.float64)
     for axis in channels.axes.values():
-        known = isinstance(axis.tensor, nn.Parameter) if elements is None else axis.name in elements
-        if not known or (elements is None and axis.tensor.ndim < 2):
+        if elements is not None:
+            each = elements.get(axis.name)
+        else:
+            each = axis.tensor.detach() if isinstance(axis.tensor, nn.Parameter) and axis.tensor.ndim > 1 else None
+        if each is None:
             continue
-        each = (axis.tensor.detach() if elements is None else elements[axis.name]).cpu().double()
-        each = each.square() / each.square().sum().clamp(min=1e-30) if elements is None else each
-        size = len(axis.ids) // axis.groups
-        each = (
-            torch.unflatten(each, 0, (axis.groups, -1))
-            .movedim(axis.dim + 1, 1)
-            .reshape(axis.groups, size, -1)
-            .sum(2)
-            .flatten()
-        )
-        total.index_add_(0, label[axis.ids], each)
+        each = each.cpu().double()
+        if elements is None:
+            each = each.square() / each.square().sum().clamp(min=1e-30)
+        rows = torch.unflatten(each, 0, (axis.groups, -1)).movedim(axis.dim + 1, 1)
+        sums = rows.reshape(axis.groups, len(axis.ids) // axis.groups, -1).sum(2)
+        total.index_add_(0, label[axis.ids], sums.flatten())
     return total
 
 
@@ -176,9 +174,7 @@ class Trial:
         cuts = tuple(cuts_of(self.channels, removed))
         trial = copied(self.net)
         sizes = written(trial)
-        tensors = named_tensors(trial)
-        apply_(cuts, tensors, ())
-        resize_(trial, {id(tensors[cut.name]) for cut in cuts})
+        cut_(trial, cuts)
         try:
             with following(trial):
                 found, macs = _run(trial, self.inputs)
@@ -187,7 +183,7 @@ class Trial:
                 if prove:
                     self._prove(trial, cuts)
         except Exception as error:  # it is anyone's code
-            before, after = (Shapings(net).during(Run(net, self.inputs)) for net in (self.net, trial))
+            before, after = (shapings(net, Run(net, self.inputs)) for net in (self.net, trial))
             raise ValueError(reason(trial, error, before, after)) from error
         return Cuts(removed, cuts, {path: now for path, now in written(trial).items() if now != sizes[path]}, macs)
 
@@ -246,16 +242,18 @@ def _run(net: nn.Module, inputs: Inputs) -> tuple[list[list[int]], int]:
     return found, counter.macs
 
 
-def working(trial: Trial, sets: list[ChannelSet], kept: Sequence[int]) -> tuple[list[ChannelSet], dict[int, str]]:
-    """The sets without which the network still runs; and for the labels of others, what happens."""
+def working(
+    sets: list[ChannelSet], attempt: Callable[[list[ChannelSet]], object]
+) -> tuple[list[ChannelSet], dict[int, str]]:
+    """The sets with which an attempt succeeds, all together or else alone; and for the labels of others, why not."""
     failing: dict[int, str] = {}
     try:
-        trial(sets, kept)
+        attempt(sets)
         return sets, failing
     except ValueError:
-        for each, number in zip(sets, kept, strict=True):
+        for each in sets:
             try:
-                trial([each], [number])
+                attempt([each])
             except ValueError as error:
                 failing |= dict.fromkeys(each.labels.tolist(), str(error))
     return [each for each in sets if int(each.labels[0]) not in failing], failing

@@ -1,18 +1,19 @@
 """A network is given the widths that another one of its kind has learned, before it gets that one's tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from telescopic.cost.counting import on_meta
 from telescopic.inputs import Tensors, each
 from telescopic.layers.cuts import named_tensors, put_, resize_
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import Filter, filters_of
 from telescopic.nested import Nested
 from telescopic.shrink.family import Every
 from telescopic.shrink.sizes import following, written
-from telescopic.wrappers import copied, unwrapped
+from telescopic.wrappers import unwrapped
 
 
 @torch.no_grad()
@@ -36,14 +37,12 @@ def reshape_(model: nn.Module, shapes: Mapping[str, Sequence[int]], example: Ten
     changed = {name for name, tensor in own.items() if tuple(tensor.shape) != tuple(shapes[name])}
     if not changed:
         return
-    if not any(isinstance(part, Filter) for part in model.modules()):
-        name = min(changed)
-        raise ValueError(f"{name} is {tuple(shapes[name])} there and {tuple(own[name].shape)} here")
-    for name in changed:
-        if len(shapes[name]) != own[name].ndim or min(shapes[name], default=1) < 1:
+    fixed = not filters_of(model)
+    for name in sorted(changed):
+        if fixed or len(shapes[name]) != own[name].ndim or min(shapes[name], default=1) < 1:
             raise ValueError(f"{name} is {tuple(shapes[name])} there and {tuple(own[name].shape)} here")
     model = unwrapped(model)
-    trial = _without_memory(model).eval()
+    trial = on_meta(model)
     outputs = _run(trial, example)
     _reshape(trial, shapes, changed)
     try:
@@ -56,15 +55,6 @@ def reshape_(model: nn.Module, shapes: Mapping[str, Sequence[int]], example: Ten
     _reshape(model, shapes, changed)
     for path, attributes in written(trial).items():
         vars(model.get_submodule(path)).update(attributes)
-
-
-def _without_memory(model: nn.Module) -> nn.Module:
-    """A copy on the meta device. Unlike with `.to("meta")`, what shares a parameter there shares it here."""
-    made: dict[int, object] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copied(model, made)
 
 
 def _run(model: nn.Module, example: Tensors) -> torch.Size:
@@ -103,9 +93,7 @@ def _strict(model: nn.Module) -> Iterator[None]:
         if len(sizes) > 1:
             raise ValueError(f"a {type(part).__name__} would have {' and '.join(map(str, sorted(sizes)))} channels")
 
-    hooks = [part.register_forward_pre_hook(check) for part in model.modules()]
-    try:
+    with ExitStack() as hooks:
+        for part in model.modules():
+            hooks.enter_context(part.register_forward_pre_hook(check))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -72,7 +72,7 @@ def by_macs(trial: Trial, sets: Sequence[ChannelSet], importance: Tensor, shares
     Raises:
         ValueError: if the narrowest network needs more.
     """
-    macs = trial.channels.prices_of_labels()[1]
+    macs = trial.channels.prices()[1]
     kept = [len(each.labels) for each in sets]
     sizes = [tuple(kept)]
 

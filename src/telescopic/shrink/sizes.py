@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,12 +18,10 @@ def following(model: nn.Module) -> Iterator[None]:
         if args and isinstance(args[0], Tensor):
             vars(part).update(_fitting(part, args[0]))
 
-    hooks = [layer.register_forward_pre_hook(follow) for layer in model.modules() if _writes(layer)]
-    try:
+    with ExitStack() as hooks:
+        for layer in filter(_writes, model.modules()):
+            hooks.enter_context(layer.register_forward_pre_hook(follow))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def written(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -1,14 +1,15 @@
 """A network is run, and every function of torch that it calls tells what becomes of its channels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from telescopic.ambient import on_cpu
 from telescopic.inputs import each, first_line, leaves
@@ -16,7 +17,8 @@ from telescopic.layers.filter import Filter
 from telescopic.nested import Nested
 from telescopic.shrink.channels import INPUT, OUTPUT, Channels
 from telescopic.shrink.example import Inputs
-from telescopic.shrink.flow import FREE, Flow, alive, spread, varies
+from telescopic.shrink.flow import Flow, alive, free, spread, varies
+from telescopic.wrappers import called
 
 Rule = Callable[["Watch", "Call"], Flow | Sequence[Flow] | None]
 """What a function or a layer does to channels: from a call to what its outputs are, or None if it cannot tell."""
@@ -50,6 +52,7 @@ class Unfollowed(ValueError):
     """A network makes tensors in a way that cannot be seen; says where."""
 
 
+@dataclass(eq=False)
 class Call:
     """A call of a function of torch or of a layer.
 
@@ -61,8 +64,11 @@ class Call:
         out: what it returned.
     """
 
-    def __init__(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        self.name, self.func, self.args, self.kwargs, self.out = name, func, args, kwargs, out
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
 
     def given(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name."""
@@ -73,11 +79,10 @@ class Watch(TorchFunctionMode):
     """While it is active, every function that a network calls is noted in `channels`.
 
     Args:
-        network: the network.
+        network: the network, in the mode in which it is to run.
         channels: where to note.
         functions: rules by name of the function.
         layers: rules by class of the layer; what it calls inside is not looked at.
-        price: whether to count multiply-adds.
 
     Raises:
         ValueError: if it is a family, of which only the full member would be seen.
@@ -89,8 +94,6 @@ class Watch(TorchFunctionMode):
         channels: Channels,
         functions: dict[str, Rule],
         layers: dict[type[nn.Module], Rule],
-        *,
-        price: bool,
     ) -> None:
         super().__init__()
         if isinstance(network, Nested) and len(network.grid) > 1:
@@ -98,7 +101,7 @@ class Watch(TorchFunctionMode):
                 f"this network has {len(network.grid)} members, and called as it is it runs one: use "
                 "shrink.add_filters_to_family and shrink.fold_family, and give other functions shrink.Every(net)"
             )
-        self.network, self.channels, self.price = network, channels, price
+        self.network, self.channels = network, channels
         self.functions, self.layers = functions, layers
         self.names = {id(t): name for name, t in (*network.named_parameters(), *network.named_buffers())}
         self.known: dict[int, tuple[Tensor, Flow]] = {}
@@ -114,9 +117,9 @@ class Watch(TorchFunctionMode):
 
     # What rules ask ---------------------------------------------------------------------------------------------------
 
-    def name(self, tensor: Any) -> str | None:
-        """The name of a parameter or buffer; None for any other."""
-        return self.names.get(id(tensor))
+    def knows(self, *tensors: Tensor | None) -> bool:
+        """Whether all that are there are parameters or buffers."""
+        return all(tensor is None or id(tensor) in self.names for tensor in tensors)
 
     def flow(self, tensor: Tensor) -> Flow:
         """What is known of a tensor."""
@@ -127,9 +130,9 @@ class Watch(TorchFunctionMode):
                 f"{self.where()} reads a tensor made by something that torch does not announce, such as a function of "
                 "its own with a gradient of its own: register a rule for this layer with shrink.register_rule"
             )
-        name = self.name(tensor)
+        name = self.names.get(id(tensor))
         if name is None:
-            return alive(torch.full((), FREE).expand(tensor.shape))
+            return free(tensor.shape)
         wide = [d for d, size in enumerate(tensor.shape) if size > 1]
         if len(wide) > 1:
             reason = f"{name}, which {self.where()} uses in a way that is not known"
@@ -137,21 +140,26 @@ class Watch(TorchFunctionMode):
                 self.channels.hold(self.channels.axis(name, tensor, dim), reason)
             return alive(self.channels.fixed(tensor.shape, reason))
         if not wide:
-            return alive(torch.full((), FREE).expand(tensor.shape))
+            return free(tensor.shape)
         return alive(spread(self.channels.axis(name, tensor, wide[0]), tensor.shape, wide[0]))
 
     def axis(self, tensor: Tensor, dim: int, ids: Tensor | None = None, groups: int = 1) -> Tensor:
         """The channels of an axis of a parameter or buffer; given some, they are the same ones."""
         return self.channels.axis(self.names[id(tensor)], tensor, dim, ids, groups)
 
-    def running(self) -> nn.Module:
-        """The layer that is running."""
-        return self.network.get_submodule(self._inside[-1] if self._inside else "")
+    def work(self, ids: Tensor, macs: float) -> None:
+        """Multiply-adds of one example that are shared evenly by channels; counted in eval mode, once."""
+        if not self.network.training:
+            self.channels.work(ids, macs)
+
+    @property
+    def path(self) -> str:
+        """That of the layer that is running."""
+        return self._inside[-1] if self._inside else ""
 
     def where(self) -> str:
         """The same, as messages call it."""
-        path = self._inside[-1] if self._inside else ""
-        return f"{path or 'the network'} ({type(self.running()).__name__})"
+        return called(self.path, self.network.get_submodule(self.path))
 
     # What torch tells -------------------------------------------------------------------------------------------------
 
@@ -184,13 +192,13 @@ class Watch(TorchFunctionMode):
     def _note(self, call: Call, inputs: list[Tensor]) -> None:
         """Keep what is known of the outputs of a call, and of its inputs."""
         for tensor in inputs:
-            self.users.setdefault(id(tensor), []).append(self._inside[-1] if self._inside else "")
+            self.users.setdefault(id(tensor), []).append(self.path)
             if id(tensor) not in self.known and id(tensor) not in self.names and tensor.is_leaf and tensor.numel() > 1:
                 self.known[id(tensor)] = (tensor, alive(self.channels.fixed(tensor.shape, self._outside)))
         outs = [leaf for leaf in tree_leaves(call.out) if isinstance(leaf, Tensor)]
         concerned = [t for t in inputs if id(t) in self.known or id(t) in self.names or t.grad_fn is not None]
         if not concerned:
-            flows: Sequence[Flow] = [alive(torch.full((), FREE).expand(out.shape)) for out in outs]
+            flows: Sequence[Flow] = [free(out.shape) for out in outs]
         else:
             with on_cpu():
                 flows = self._rule(call, concerned, outs)
@@ -227,7 +235,7 @@ class Watch(TorchFunctionMode):
 
     # Which layer is running -------------------------------------------------------------------------------------------
 
-    def enter(self, path: str, module: nn.Module) -> None:
+    def enter(self, path: str, module: nn.Module, _: Any) -> None:
         """A module starts."""
         self._inside.append(path)
         if type(module) in self.layers or self._within:
@@ -251,22 +259,13 @@ class Watch(TorchFunctionMode):
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """While it holds, modules tell when they start and end."""
-        hooks: list[RemovableHandle] = []
-        for path, part in self.network.named_modules():
-            hooks.append(part.register_forward_pre_hook(lambda m, _, path=path: self.enter(path, m)))
-            # First of its hooks: a layer has ended when the filter that is another of them starts.
-            hooks.append(
-                part.register_forward_hook(
-                    lambda m, args, kwargs, out, path=path: self.leave(path, m, args, kwargs, out),
-                    prepend=True,
-                    with_kwargs=True,
-                )
-            )
-        try:
+        with ExitStack() as hooks:
+            for path, part in self.network.named_modules():
+                hooks.enter_context(part.register_forward_pre_hook(partial(self.enter, path)))
+                # First of its hooks: a layer has ended when the filter that is another of them starts.
+                leave = partial(self.leave, path)
+                hooks.enter_context(part.register_forward_hook(leave, prepend=True, with_kwargs=True))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def run(self, inputs: Inputs) -> Any:
         """Run the network once."""

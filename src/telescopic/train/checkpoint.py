@@ -14,7 +14,7 @@ from telescopic import documents
 from telescopic.files import replacing
 from telescopic.inputs import Tensors
 from telescopic.layers.cuts import named_tensors
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 from telescopic.shrink.shapes import reshape_
 from telescopic.tensorfile import DTYPES, TensorFile, opened, write
 from telescopic.train.history import History
@@ -147,7 +147,7 @@ def load_checkpoint(
         own = named_tensors(net)
         shapes = {name[4:]: place.shape for name, place in file.places.items() if name.startswith("net/")}
         expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        learned = example is not None and any(isinstance(part, Filter) for part in net.modules())
+        learned = example is not None and bool(filters_of(net))
         wrong = sorted(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
         if wrong and not (learned and shapes.keys() == expected.keys()):
             # Version 0.1.0 had a filter beside its layer, both within what stood in the layer's place.

@@ -10,9 +10,10 @@ from telescopic.ambient import plain
 from telescopic.data import Dataset
 from telescopic.extras import needs
 from telescopic.nested import Nested
+from telescopic.quantities import one_of
 from telescopic.tasks import Task
-from telescopic.train.folder import occupied
 from telescopic.train.history import History
+from telescopic.train.keeper import occupied
 from telescopic.train.loop import Training
 from telescopic.train.objective import leaves_some_out, task_for
 from telescopic.train.precision import PRECISIONS, Precision
@@ -93,8 +94,7 @@ def fit(
     with needs("train"):
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    one_of("precision", precision, PRECISIONS)
     folder = None if out is None else Path(out)
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     parallel = DistributedDataParallelKwargs(find_unused_parameters=leaves_some_out(net, recipe))

@@ -1,8 +1,11 @@
 """What a run leaves in its folder, and how it goes on from there."""
 
 import errno
+import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telescopic.files import WriteError, make_folder, sweep
+from telescopic.files import WriteError, held, make_folder, sweep
 from telescopic.inputs import Tensors
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
@@ -155,7 +158,7 @@ class Keeper:
             if name == "recipe" or name not in theirs:
                 continue
             # JSON knows no tuples, so both sides are compared as it would print them.
-            both = [_plain(theirs[name]), _plain(value)]
+            both = [json.loads(json.dumps(one)) for one in (theirs[name], value)]
             remedy = "give what it began with"
             if name == "epochs":
                 if self.same["recipe"]["schedule"] == "steps":
@@ -172,6 +175,45 @@ class Keeper:
         return history, position
 
 
+@contextmanager
+def occupied(folder: Path | None, *, resume: bool, writes: bool) -> Iterator[Callable[[], bool]]:
+    """Hold a run's folder, making it if there is none; it goes again if nothing is left in it.
+
+    Args:
+        folder: which; None holds nothing.
+        resume: whether to go on with the run in it.
+        writes: whether this is the process that writes; the others of a run hold nothing.
+
+    Yields:
+        What tells whether the folder was removed meanwhile, and made anew by another run.
+
+    Raises:
+        ValueError: if there is a run in it that is not to be resumed.
+        HeldError: if another process holds it.
+        WriteError: if a file cannot be written; it says how to go on, if that is possible.
+    """
+    if folder is None:
+        yield lambda: False
+        return
+    made = writes and not os.path.exists(folder)
+    try:
+        with held(make_folder(folder) / ".lock", folder) if writes else nullcontext(lambda: False) as lost:
+            if (folder / LAST).exists() and not resume:
+                raise ValueError(
+                    f"{folder} already holds a run: go on with it, by resume=True (--resume), or choose another folder"
+                )
+            yield lost
+    except WriteError as error:
+        if not os.path.isfile(folder / LAST):
+            raise
+        kept = f"{folder / LAST} is a whole checkpoint: once there is room, go on with resume=True (--resume)"
+        raise WriteError(error.errno, f"{error.strerror}; {kept}", error.filename) from error
+    finally:
+        if made:
+            with suppress(OSError):  # it stays if there is anything in it
+                folder.rmdir()
+
+
 def continued(recipe: Recipe, out: Path) -> Recipe:
     """A recipe with the milestones of the run in `out`, if there is one that has some to go on with.
 
@@ -185,9 +227,3 @@ def continued(recipe: Recipe, out: Path) -> Recipe:
     began = read_facts(out / LAST).get("recipe")
     milestones = began.get("milestones") if isinstance(began, dict) else None
     return replace(recipe, milestones=tuple(milestones)) if isinstance(milestones, list) else recipe
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

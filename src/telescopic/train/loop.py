@@ -25,7 +25,6 @@ from telescopic.shrink.family import filters, living
 from telescopic.statistics import recalibrate_
 from telescopic.tasks import Task, exact
 from telescopic.train.balance import gradient_factors
-from telescopic.train.board import tensorboard
 from telescopic.train.checkpoint import Position
 from telescopic.train.history import Epoch, History
 from telescopic.train.interrupt import Stop, stop_requests
@@ -35,7 +34,7 @@ from telescopic.train.method import Method, Nothing
 from telescopic.train.objective import Objective, objective_weights
 from telescopic.train.optimizer import optimizer_for, remember_
 from telescopic.train.precision import Precision, precision_for
-from telescopic.train.progress import Silent, reporter
+from telescopic.train.progress import Silent, reporter, tensorboard
 from telescopic.train.recipe import Recipe
 from telescopic.train.shrinking import Shrinking
 

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from telescopic.fits import in_eval_mode
 from telescopic.inputs import Tensors
 from telescopic.layers.groups import between_groups, require_groups_apart
 from telescopic.nested import Mix, Nested
 from telescopic.tasks import Task, classification
 from telescopic.train.recipe import Recipe
+from telescopic.wrappers import in_mode
 
 
 def pairwise(members: int) -> Mix:
@@ -141,7 +141,7 @@ class Objective(nn.Module):
         places = {m: place for place, m in enumerate(range(len(self.net.grid)) if asked is None else asked)}
         full = places[self.full]
         if self.teacher:
-            with torch.no_grad(), in_eval_mode(self.teacher[0]):
+            with torch.no_grad(), in_mode(self.teacher[0], training=False):
                 answers = self.teacher[0](x).to(outputs.dtype)[None]
             if answers.shape[1:] != outputs.shape[1:]:
                 raise ValueError(

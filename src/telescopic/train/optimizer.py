@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from telescopic.layers.filter import Filter
+from telescopic.layers.filter import filters_of
 from telescopic.nested import Nested
 from telescopic.train.objective import objective_weights
 from telescopic.train.recipe import Recipe
@@ -31,7 +31,7 @@ def groups_for(net: Nested, recipe: Recipe) -> list[dict[str, Any]]:
     full = net.grid.index(net.grid.full)
     weights = [objective_weights(net, phase)[full] for phase in recipe.by_phase()]
     owners, inside = net.owners(), {name for name, _ in net.path(net.grid.full)}
-    thetas = {id(part.theta) for part in net.modules() if isinstance(part, Filter)}
+    thetas = {id(part.theta) for part in filters_of(net).values()}
     groups: dict[tuple[float, ...], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         part = ".".join(name.split(".")[:2])

@@ -1,10 +1,12 @@
-"""What one sees while a network trains."""
+"""What one sees while a network trains, and afterwards in TensorBoard."""
 
+import importlib.util
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from telescopic.train.history import Epoch, History
@@ -123,3 +125,19 @@ def reporter(history: History, epochs: int, num_batches: int, show: bool | None)
     shown = Live(history, epochs, num_batches)
     with Screen(shown, console=Console(stderr=True), refresh_per_second=4):
         yield shown
+
+
+def tensorboard(folder: Path) -> Callable[[History], None]:
+    """A function that writes the newest epoch of a history; it does nothing if TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return lambda history: None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def write(history: History) -> None:
+        for name, value in history.scalars().items():
+            writer.add_scalar(name, value, history[-1].epoch)
+        writer.flush()
+
+    return write

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 from telescopic.data import Augment, Preprocess
 from telescopic.nested import Mix
+from telescopic.quantities import one_of
 from telescopic.shrink.penalty import By
 
 Schedule = Literal["steps", "one-cycle"]
@@ -45,8 +46,7 @@ class Shrink:
         if not self.level > 0 or self.multiple_of < 1:
             raise ValueError(f"level is above 0 and multiple_of 1 or more, not {self.level} and {self.multiple_of}")
         for name, allowed in (("by", get_args(By)), ("method", ("gradient", "proximal", "random"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+            one_of(name, getattr(self, name), allowed)
         steps = isinstance(self.collect, int) and not isinstance(self.collect, bool) and self.collect > 0
         if not steps and self.collect not in ("epoch", None):
             raise ValueError(f"collect is epoch, a number of steps or None, not {self.collect!r}")

@@ -35,13 +35,8 @@ class Shrinking:
     """
 
     def __init__(self, net: Nested, how: Shrink, optimizer: Optimizer, example: Tensors, *, seed: int) -> None:
-        self.every, self.how, self.optimizer, self.example, self.seed = (
-            Every(net),
-            how,
-            optimizer,
-            as_one(example),
-            seed,
-        )
+        self.every, self.how, self.optimizer, self.seed = Every(net), how, optimizer, seed
+        self.example = as_one(example)
         # Each θ once: streams with statistics of their own have filters of their own, which share it.
         self.filters = nn.ModuleList(filters(net).values())
         if not self.filters:
