@@ -1,11 +1,14 @@
 """`telescopic anytime`: accuracy under deadlines, on this machine."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table, tell
+from telescopic.tables import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,11 +87,8 @@ def _images(found: "Source", images: str, data: str | None, data_dir: Path | Non
 
 
 def _table(trials: "list[Trial]", caption: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
-    for name in ("deadline", "what answers", "in time", "late", "at all", "mean ms", "p95 ms"):
-        table.add_column(name, justify="left" if name == "what answers" else "right", vertical="bottom")
+    columns = ("deadline", "what answers", "in time", "late", "at all", "mean ms", "p95 ms")
+    table = plain(*columns, caption=caption)
     for trial in trials:
         table.add_row(
             f"{trial.deadline * 1e3:g} ms",
@@ -102,24 +102,19 @@ def _table(trials: "list[Trial]", caption: str) -> "Table":
     return table
 
 
-def _progress() -> Any:
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error for each thing that takes time."""
-    from contextlib import contextmanager
-
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    @contextmanager
-    def shown() -> Any:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            tasks: dict[str, Any] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
 
-            def show(what: str, done: int, of: int) -> None:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(what, total=of)
-                progress.update(tasks[what], completed=done)
+        def show(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=of)
+            progress.update(tasks[what], completed=done)
 
-            yield show
-
-    return shown()
+        yield show

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table, tell
+from telescopic.quantities import human
+from telescopic.tables import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,11 +113,7 @@ def bench(
 
 def _losses(engine: "Engine") -> "Table":
     """What int8 costs each member."""
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("member", "valid %\nint8", "valid %\nfloat32", "test %\nint8", "test %\nfloat32"):
-        table.add_column(name, justify="left" if name == "member" else "right", vertical="bottom")
+    table = plain("member", "valid %\nint8", "valid %\nfloat32", "test %\nint8", "test %\nfloat32")
     for m in engine.members:
         accuracies = (m.accuracy, m.float_accuracy, m.test_accuracy, m.float_test_accuracy)
         table.add_row(m.label, *("–" if value is None else f"{value:.2%}"[:-1] for value in accuracies))
@@ -123,19 +121,13 @@ def _losses(engine: "Engine") -> "Table":
 
 
 def _table(engine: "Engine", batch: int, tries: tuple[int, ...]) -> "Table":
-    from rich.table import Table
-
-    from telescopic.quantities import human
-
     best = engine.threads
     metric = engine.members[0].metric
     caption = f"batch {batch}, threads {best}; · is beaten by another member in both {metric.name} and time"
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
     tries = tries if len(tries) > 1 else ()
     compared = (f"ms, {n}\nthreads" for n in tries)
     valid = "valid %" if metric.word == "accuracy" else f"valid {metric.name}"
-    for name in ("member", "", valid, "ms", "p95 ms", "a second", "weights", *compared):
-        table.add_column(name, justify="left" if name in ("member", "") else "right", vertical="bottom")
+    table = plain("member", "", valid, "ms", "p95 ms", "a second", "weights", *compared, caption=caption)
     front = engine.front(batch)
     for member in engine.members:
         timing = engine.timing(member.subnet, batch)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from telescopic.data import Augment, Dataset, Preprocess
+from telescopic.data import Augment, Preprocess
 from telescopic.extract import extract
 from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GradientScale, Residual
 from telescopic.layers.cuts import named_tensors
@@ -27,7 +27,7 @@ from telescopic.papers.doubly_nested_ways import WAYS as WAYS
 from telescopic.papers.doubly_nested_ways import Way as Way
 from telescopic.papers.doubly_nested_ways import told as told
 from telescopic.papers.doubly_nested_ways import weights as weights
-from telescopic.papers.paper import Build, Option
+from telescopic.papers.paper import Build, Option, sizes
 from telescopic.quantities import one_of
 from telescopic.train import Recipe
 
@@ -272,12 +272,5 @@ def train(
     one_of("network", network, NETWORKS)
     one_of("way", way, WAYS)
     named = {"groups": groups, "channels": channels, "blocks": blocks}
-    sizes = {**NETWORKS[network], **{name: size for name, size in named.items() if size is not None}}
-
-    def build(images: Dataset) -> tuple[Nested, Recipe]:
-        preprocess, shape = Preprocess.fit(images.train), images.image_shape
-        return experiment(
-            way, **sizes, epochs=epochs, preprocess=preprocess, input_shape=shape, classes=len(images.classes)
-        )
-
-    return build
+    chosen = {**NETWORKS[network], **{name: size for name, size in named.items() if size is not None}}
+    return lambda images: experiment(way, **chosen, epochs=epochs, **sizes(images))

@@ -59,22 +59,10 @@ def reproduce(
         ValueError: if an experiment or an option is unknown.
         CheckpointError: if a folder holds a run of other settings.
     """
-    run(paper, paper.experiments(**options), out, data or paper.data[0], seed, precision, data_dir, progress)
-
-
-def run(
-    paper: Paper,
-    experiments: Experiments,
-    out: Path,
-    data: str,
-    seed: int,
-    precision: str,
-    data_dir: Path | None = None,
-    progress: bool | None = None,
-) -> None:
-    """`reproduce` for experiments that are there already."""
+    experiments = paper.experiments(**options)
     if not experiments.names:
         return
+    data = data or paper.data[0]
     images = load(data, data_dir=data_dir, validation=paper.validation)
     wanted = {"paper": paper.name, "data": data, **experiments.settings, "seed": seed, "precision": precision}
 
