@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,16 +101,16 @@ def load(
     images, labels = arrays.images, arrays.labels
     pictures = isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8
     what = "images" if pictures else "examples"
-    if arrays.test_images is None or arrays.test_labels is None:
+    test = _whole(arrays.test_images, arrays.test_labels)
+    kept_apart = _whole(arrays.validation_images, arrays.validation_labels)
+    if test is None:
         everything, held = divide(labels, everything, -(-len(labels) // 5), seed=0)
         test = taken(images, labels, held)
-    else:
-        test = taken(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
     if not len(everything):
         raise DataError(f"{key} has {len(labels)} {what}, too few to train and to test with")
     if arrays.classes and labels.ndim == 1 and len(one := np.unique(labels)) == 1:
         raise DataError(f"{key}: all training images are of one class, {arrays.classes[one[0]]}; give two or more")
-    if arrays.validation_images is None or arrays.validation_labels is None:
+    if kept_apart is None:
         some = min(len(arrays.classes), len(everything) // 5)
         number = min(5000, max(len(everything) // 10, some)) if validation is None else validation
         if not 0 <= number < len(everything):
@@ -117,10 +118,8 @@ def load(
                             f"of them for validation, not {number}")  # fmt: skip
         everything, held = divide(labels, everything, number, seed)
         kept_apart = taken(images, labels, held)
-    else:
-        kept_apart = taken(arrays.validation_images, arrays.validation_labels, np.arange(len(arrays.validation_labels)))
-        if validation not in (None, len(kept_apart)):
-            raise DataError(f"{key} has {len(kept_apart)} validation {what} of its own: it cannot give {validation}")
+    elif validation not in (None, len(kept_apart)):
+        raise DataError(f"{key} has {len(kept_apart)} validation {what} of its own: it cannot give {validation}")
     made = Dataset(key, taken(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
     _warn_of_missing(made)
     return made
@@ -168,6 +167,10 @@ def _named(name: str, data_dir: str | Path | None, download: bool) -> tuple[read
         return readers.read_digits(), "scikit-learn, which contains it"
     contents, fetched = sources.obtain(name, data_dir=data_dir, download=download)
     return _READERS[name](contents), fetched.source
+
+
+def _whole(inputs: Any, targets: Any) -> Split | None:
+    return None if targets is None else taken(inputs, targets, np.arange(len(targets)))
 
 
 def _own(name: str) -> Path:
