@@ -1,13 +1,11 @@
 """`telescopic anytime`: accuracy under deadlines, on this machine."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table, tell
+from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table, tell, working
 from telescopic.tables import plain
 
 if TYPE_CHECKING:
@@ -51,13 +49,11 @@ def anytime(
     try:
         torch.set_num_threads(threads)
         net = found.network().eval()
-        with interruptible(), _progress() as show:
+        with interruptible(), working("loading") as show:
             path = deepening(net)
             if len(path) * net.groups == 1:
                 raise ValueError(f"{source} has one exit and one width, so there is nothing to refine")
-            catalogue = found.timed(
-                batch=1, threads=threads, progress=lambda _, done, of: show("timing members", done, of)
-            )
+            catalogue = found.timed(batch=1, threads=threads, progress=show)
             if not deepen:
                 path = best_path(net, catalogue, progress=lambda done, of: show("timing steps", done, of))
             trials = try_deadlines(
@@ -100,21 +96,3 @@ def _table(trials: "list[Trial]", caption: str) -> "Table":
             f"{trial.p95 * 1e3:.2f}",
         )
     return table
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error for each thing that takes time."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=of)
-            progress.update(tasks[what], completed=done)
-
-        yield show

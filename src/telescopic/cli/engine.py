@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table, tell
+from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table, tell, working
 from telescopic.quantities import human
 from telescopic.tables import plain
 
@@ -41,8 +41,6 @@ def pack(
     code: Import = None,
 ) -> None:
     """Write members of a family as ONNX graphs with one copy of the weights, each compared with the network."""
-    from rich.console import Console
-
     from telescopic.engine import Engine
     from telescopic.inputs import each
     from telescopic.packing import pack as write
@@ -58,7 +56,7 @@ def pack(
     images, _ = found.samples()
     if not int8 and (data or data_dir):
         raise ValueError("--data and --data-dir go with --int8, which needs images")
-    with interruptible(), Console(stderr=True).status("packing ...") as status:
+    with interruptible(), working("packing") as show:
         write(
             found.bundle,
             to,
@@ -69,7 +67,7 @@ def pack(
             int8=found.data(data, data_dir) if int8 else None,
             max_loss=max_loss,
             replace=replace,
-            progress=lambda what, done, of: status.update(f"{what} {done} of {of}"),
+            progress=show,
         )
     engine = Engine(to, cache=False)
     size = sum(file.stat().st_size for file in to.iterdir())

@@ -101,6 +101,15 @@ def show(thing: object) -> None:
 
 
 @contextmanager
+def working(on: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show on standard error what is being done: `show(what, done, of)`."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{on} ...") as status:
+        yield lambda what, done, of: status.update(f"{what}: {done} of {of}")
+
+
+@contextmanager
 def interruptible() -> Iterator[None]:
     """Let Ctrl-C end a command with a sentence and exit code 130."""
     try:

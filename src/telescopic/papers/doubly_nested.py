@@ -191,26 +191,17 @@ def member(name: str, groups: int, last: int) -> tuple[str, int, int]:
     Raises:
         ValueError: if there is no such experiment, or the network has no such width or exit.
     """
-    single = single_network(name)
+    single = _SINGLE.fullmatch(name)
     if name not in WAYS and single is None:
         raise ValueError(
             f"Doubly Nested Network has no experiment {name!r}; there are {', '.join(WAYS)}, alone and dense, and by "
             "width and exit alone-w8, alone-x7, alone-x7-w8, dense-w8"
         )
-    kind, exit_, width = single or ("", None, None)
-    exit_, width = last if exit_ is None else exit_, groups if width is None else width
+    kind, x, w = single.groups() if single else ("", None, None)
+    exit_, width = int(x or last), int(w or groups)
     if not (1 <= width <= groups and exit_ <= last):
         raise ValueError(f"{name} is no member of this network: it has {groups} widths, and exits up to {last}")
     return kind, exit_, width
-
-
-def single_network(name: str) -> tuple[str, int | None, int | None] | None:
-    """`alone-x7-w8` → ("alone", 7, 8), None standing for the last exit and all widths; None for any other name."""
-    found = _SINGLE.fullmatch(name)
-    if found is None:
-        return None
-    exit_, width = (None if number is None else int(number) for number in found.groups()[1:])
-    return found[1], exit_, width
 
 
 def dense(net: Nested) -> Nested:

@@ -123,8 +123,7 @@ def network(
     Raises:
         ValueError: if there is no such kind, it has another number of widths, or the image is too small for it.
     """
-    if kind not in NETWORKS:
-        raise ValueError(f"ShrinkNets has no network {kind!r}; there are {', '.join(NETWORKS)}")
+    one_of("network", kind, NETWORKS)
     channels, hidden = NETWORKS[kind]
     if widths is not None and kind != "one-layer" and len(widths) != len(channels) + len(hidden):
         raise ValueError(
