@@ -91,7 +91,14 @@ def _opened(storage: str) -> "Iterator[str | optuna.storages.BaseStorage]":
 
 
 def study_name(data: str, network: str, kind: str, epochs: int | None, precision: str = "fp32") -> str:
-    """What one cell of Figure 2 is called: models that are trained longer, or in another precision, are in others."""
+    """What one cell of Figure 2 is called: models that are trained longer, or in another precision, are in others.
+
+    Raises:
+        ValueError: if there is no such network, kind or precision.
+    """
+    one_of("network", network, ("mlp", "lenet"))
+    one_of("kind", kind, shrinknets.KINDS)
+    one_of("precision", precision, ("fp32", "bf16"))
     name = f"{Path(data).stem}-{network}-{kind}-{epochs or shrinknets.EPOCHS[network]}"
     return name if precision == "fp32" else f"{name}-{precision}"
 
@@ -140,9 +147,6 @@ def search(
         ValueError: if the storage cannot be opened, something asked for is unknown, or models fail again and again.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the model under way is begun anew by the next search.
     """
-    one_of("network", network, ("mlp", "lenet"))
-    one_of("kind", kind, shrinknets.KINDS)
-    one_of("precision", precision, ("fp32", "bf16"))
     study = open_study(storage, study_name(data, network, kind, epochs, precision))
     epochs = epochs or shrinknets.EPOCHS[network]
     _pick_up(study)
