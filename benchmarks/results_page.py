@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from rich.table import Table
@@ -63,7 +64,11 @@ def everything() -> str:
     text += (
         "## Members and twins\n"
         + _screen("screen")
+        + _screen("screen-16")
         + _screen("screen-30")
+        + _screen("screen-aligned")
+        + _twins("nsn")
+        + _twins("cnsn")
         + "\n## Slim\n"
         + _slim()
         + _pretrained()
@@ -87,13 +92,9 @@ def _screen(name: str) -> str:
         return ""
     config, rows = found["config"], []
     last, groups = 3 * config["blocks"] - 1, config["groups"]
-    places = [
-        (last, groups),
-        (last, groups * 3 // 4),
-        (last, groups // 2),
-        (last, groups // 4),
-        (last // 2 + 1, groups),
-    ]
+    channels = f" of {config['channels']} channels" if "channels" in config else ""
+    quarters = dict.fromkeys(groups * part // 4 for part in (4, 3, 2, 1) if groups * part >= 4)
+    places = [*((last, width) for width in quarters), (last // 2 + 1, groups)]
     for way, one in found["figures"].items():
         by_exit = {name: row.split() for name, row in one["test %, narrowest first"].items()}
         widths = groups
@@ -108,10 +109,37 @@ def _screen(name: str) -> str:
         )
     head = ("way", "full", *(f"w{w}" for _, w in places[1:-1]), f"x{places[-1][0]}", "mean of all", "minutes")
     return (
-        f"\nDoubly Nested Network with {groups} groups and {last + 2} exits, {config['images']:,} images of CIFAR-10, "
+        f"\nDoubly Nested Network with {groups} groups{channels} and {last + 2} exits, "
+        f"{config['images']:,} images of CIFAR-10, "
         f"{config['epochs']} epochs, one seed, fp32; test accuracy in % of the epoch chosen on validation; one thread, "
         f"beside other work ({found['machine']}). `alone` learns the full member's loss only; "
         f"`slim` is a family of four widths:\n\n{_table(head, rows)}"
+    )
+
+
+def _twins(paper: str) -> str:
+    """Members of a family beside networks of their sizes trained alone, over seeds."""
+    found = _read(f"twins-{paper}")
+    if found is None:
+        return ""
+    config, rows, members = found["config"], [], {}
+    for way, one in found["figures"].items():
+        minutes = one.pop("minutes")
+        members |= dict.fromkeys(one)
+        cells = [[float(score) for score in of_seed.values()] for of_seed in one.values()]
+        shown = {
+            member: f"{mean(some):.2f}" + (f" ±{stdev(some):.2f}" if len(some) > 1 else "")
+            for member, some in zip(one, cells, strict=True)
+        }
+        rows.append((f"`{way}`", shown, str(len(minutes)), f"{mean(minutes.values()):.1f}"))
+    return (
+        f"\n{paper.upper()}, {config['images']:,} images of {config['data']}, {config['epochs']} epochs, "
+        f"{config['precision']}; test accuracy in % of the epoch chosen on validation, mean and standard deviation "
+        f"over seeds; one thread, beside other work ({found['machine']}):\n\n"
+        + _table(
+            ("way", *members, "seeds", "minutes"),
+            [[way, *(shown.get(member, "–") for member in members), *rest] for way, shown, *rest in rows],
+        )
     )
 
 

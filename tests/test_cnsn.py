@@ -139,6 +139,7 @@ def test_experiments() -> None:
         "alone-0": (1, 14, 0.0, 6e-3),
         "alone-2": (1, 12, 0.0, 5e-4),
         "alone-7": (1, 7, 0.0, 5e-4),
+        "alone-2-stem": (1, 12, 0.0, 5e-4),
         "alone-7-stem": (1, 7, 0.0, 5e-4),
     }
     with pytest.raises(ValueError, match="CNSN has no experiment 'alone'; there are joint, distilled"):
