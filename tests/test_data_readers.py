@@ -35,7 +35,7 @@ def test_mnist_values() -> None:
     got = read_mnist(mnist())
     assert got.images.shape == (6, 1, 2, 3) and got.images[1].ravel().tolist() == list(range(6, 12))
     assert got.labels.dtype == np.int64 and got.labels.tolist() == list(range(6))
-    assert got.test_labels is not None and got.test_labels.tolist() == list(range(4))
+    assert got.test is not None and got.test[1].tolist() == list(range(4))
 
 
 def test_mnist_errors() -> None:
@@ -71,7 +71,7 @@ def test_cifar10_values_and_errors() -> None:
     pixels = RNG.randint(0, 256, (6, 2, 3, 32, 32)).astype(np.uint8)
     files = {name: b"".join(bytes([k]) + image.tobytes() for image in pixels[k]) for k, name in enumerate(names)}
     got = read_cifar10(files)
-    assert np.array_equal(got.images, pixels[:5].reshape(10, 3, 32, 32)) and np.array_equal(got.test_images, pixels[5])
+    assert np.array_equal(got.images, pixels[:5].reshape(10, 3, 32, 32)) and np.array_equal(got.test[0], pixels[5])
     assert got.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and got.classes[3] == "cat"
     for content in (files[names[2]][:-1], b""):
         with pytest.raises(
@@ -132,14 +132,14 @@ IMAGES, LABELS = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5), np.array
 def test_npz_values(tmp_path: Path) -> None:
     got = read_npz(save(tmp_path, images=IMAGES, labels=LABELS, extra=[1.5]))
     assert np.array_equal(got.images[:, 0], IMAGES) and got.labels.dtype == np.int64
-    assert got.classes == ("0", "1", "2") and got.test_images is None
+    assert got.classes == ("0", "1", "2") and got.test is None
     got = read_npz(save(tmp_path, images=IMAGES, labels=LABELS, test_images=IMAGES[:2], test_labels=[0, 4]))
-    assert got.classes == tuple("01234") and np.array_equal(got.test_images[:, 0], IMAGES[:2])  # type: ignore[index]
-    assert got.test_labels.tolist() == [0, 4]  # type: ignore[union-attr]
+    assert got.classes == tuple("01234") and np.array_equal(got.test[0][:, 0], IMAGES[:2])  # type: ignore[index]
+    assert got.test[1].tolist() == [0, 4]  # type: ignore[union-attr]
     got = read_npz(
         save(tmp_path, images=IMAGES, labels=LABELS, validation_images=IMAGES[3:], validation_labels=[3, 0, 0])
     )
-    assert got.classes == tuple("0123") and np.array_equal(got.validation_images[:, 0], IMAGES[3:])  # type: ignore[index]
+    assert got.classes == tuple("0123") and np.array_equal(got.validation[0][:, 0], IMAGES[3:])  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_npz_of_any_inputs_and_targets(tmp_path: Path) -> None:
     x, y = np.arange(12.0).reshape(6, 2), np.arange(6, dtype=">i2")
     got = read_npz(save(tmp_path, inputs=x, targets=y, test_inputs=x[:1] > 3, test_targets=y[:1], images_of=1))
     assert got.images.dtype == np.float32 and got.images.tolist() == x.tolist() and got.classes == ()
-    assert got.labels.dtype == np.int64 and got.labels.tolist() == y.tolist() and got.validation_images is None
-    assert got.test_images is not None and got.test_images.dtype == np.float32
+    assert got.labels.dtype == np.int64 and got.labels.tolist() == y.tolist() and got.validation is None
+    assert got.test is not None and got.test[0].dtype == np.float32
     swapped = np.asfortranarray(x.astype(">f2"))
     got = read_npz(save(tmp_path, inputs=swapped, targets=x > 3, classes=["low", "high"]))
     assert got.images.dtype == np.float16 and got.images.tolist() == x.tolist() and got.images.flags.c_contiguous
@@ -196,7 +196,7 @@ def test_npz_of_several_inputs(tmp_path: Path) -> None:
     assert {name: (one.dtype, one.tolist()) for name, one in got.images.items()} == {
         "mask": (np.bool_, mask.tolist()), "numbers": (np.float32, x.tolist()),
     }  # fmt: skip
-    assert got.test_images["numbers"].tolist() == x[:2].tolist() and got.validation_images is None
+    assert got.test[0]["numbers"].tolist() == x[:2].tolist() and got.validation is None
     alone = read_npz(save(tmp_path, **{"inputs.some.numbers": x}, targets=np.arange(6)))
     assert [*alone.images] == ["some.numbers"]
     for change, message in (

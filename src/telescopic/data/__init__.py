@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from telescopic.data import readers, sources
 from telescopic.data.batches import Augment, Preprocess, Split, batch_sizes, batches, prepared
 from telescopic.data.dataset import Dataset
-from telescopic.data.dividing import divide, taken
+from telescopic.data.dividing import apart, taken
 from telescopic.data.own import Loaders, of
 from telescopic.data.photos import read_folder
 from telescopic.data.readers import DataError
@@ -101,25 +100,20 @@ def load(
     images, labels = arrays.images, arrays.labels
     pictures = isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8
     what = "images" if pictures else "examples"
-    test = _whole(arrays.test_images, arrays.test_labels)
-    kept_apart = _whole(arrays.validation_images, arrays.validation_labels)
-    if test is None:
-        everything, held = divide(labels, everything, -(-len(labels) // 5), seed=0)
-        test = taken(images, labels, held)
+    everything, test = apart(images, labels, everything, arrays.test or -(-len(labels) // 5), seed=0)
     if not len(everything):
         raise DataError(f"{key} has {len(labels)} {what}, too few to train and to test with")
     if arrays.classes and labels.ndim == 1 and len(one := np.unique(labels)) == 1:
         raise DataError(f"{key}: all training images are of one class, {arrays.classes[one[0]]}; give two or more")
-    if kept_apart is None:
+    if arrays.validation is None:
         some = min(len(arrays.classes), len(everything) // 5)
         number = min(5000, max(len(everything) // 10, some)) if validation is None else validation
         if not 0 <= number < len(everything):
             raise DataError(f"{key} has {len(everything)} training {what}: it can give 0 to {len(everything) - 1} "
                             f"of them for validation, not {number}")  # fmt: skip
-        everything, held = divide(labels, everything, number, seed)
-        kept_apart = taken(images, labels, held)
-    elif validation not in (None, len(kept_apart)):
-        raise DataError(f"{key} has {len(kept_apart)} validation {what} of its own: it cannot give {validation}")
+    elif validation not in (None, number := len(arrays.validation[1])):
+        raise DataError(f"{key} has {number} validation {what} of its own: it cannot give {validation}")
+    everything, kept_apart = apart(images, labels, everything, arrays.validation or number, seed)
     made = Dataset(key, taken(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
     _warn_of_missing(made)
     return made
@@ -167,10 +161,6 @@ def _named(name: str, data_dir: str | Path | None, download: bool) -> tuple[read
         return readers.read_digits(), "scikit-learn, which contains it"
     contents, fetched = sources.obtain(name, data_dir=data_dir, download=download)
     return _READERS[name](contents), fetched.source
-
-
-def _whole(inputs: Any, targets: Any) -> Split | None:
-    return None if targets is None else taken(inputs, targets, np.arange(len(targets)))
 
 
 def _own(name: str) -> Path:

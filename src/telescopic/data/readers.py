@@ -52,10 +52,8 @@ class Arrays:
     images: Any
     labels: NDArray[Any]
     classes: tuple[str, ...]
-    validation_images: Any = None
-    validation_labels: NDArray[Any] | None = None
-    test_images: Any = None
-    test_labels: NDArray[Any] | None = None
+    validation: tuple[Any, NDArray[Any]] | None = None
+    test: tuple[Any, NDArray[Any]] | None = None
 
 
 def read_digits() -> Arrays:
@@ -89,7 +87,7 @@ def read_idx(content: bytes, file: str) -> NDArray[np.uint8]:
 
 def read_mnist(contents: Mapping[str, bytes], classes: tuple[str, ...] = DIGITS) -> Arrays:
     """MNIST's four idx files (plain), by their usual names; Fashion-MNIST's are alike."""
-    found: list[Any] = []
+    found: list[tuple[Any, Any]] = []
     for part in ("train", "t10k"):
         names = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
         images, labels = (read_idx(contents[name], name) for name in names)
@@ -98,8 +96,8 @@ def read_mnist(contents: Mapping[str, bytes], classes: tuple[str, ...] = DIGITS)
                 f"{names[0]}: expected as many images [n, height, width] as {names[1]} has labels [n]; "
                 f"found {images.shape} and {labels.shape}"
             )
-        found += [images[:, None], _labels(labels, names[1], len(classes))]
-    return Arrays(found[0], found[1], classes, test_images=found[2], test_labels=found[3])
+        found.append((images[:, None], _labels(labels, names[1], len(classes))))
+    return Arrays(*found[0], classes, test=found[1])
 
 
 def read_cifar10(contents: Mapping[str, bytes]) -> Arrays:
@@ -112,9 +110,9 @@ def read_cifar10(contents: Mapping[str, bytes]) -> Arrays:
             )
         records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
         parts[name] = records[:, 1:].reshape(-1, 3, 32, 32), _labels(records[:, 0], name, 10)
-    test = parts.pop("test_batch.bin")
+    test: tuple[Any, Any] = parts.pop("test_batch.bin")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
-    return Arrays(images, labels, CIFAR10, test_images=test[0], test_labels=test[1])
+    return Arrays(images, labels, CIFAR10, test=test)
 
 
 def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
@@ -122,7 +120,7 @@ def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
     with needs("train"):
         import scipy  # noqa: F401
 
-    found: list[Any] = []
+    found: list[tuple[Any, Any]] = []
     for name in ("train_32x32.mat", "test_32x32.mat"):
         try:
             pixels, labels = _read_mat(contents[name])
@@ -133,8 +131,8 @@ def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
                 f"{name}: expected X uint8 (32, 32, 3, {len(labels)}), as y says; found {pixels.dtype} {pixels.shape}"
             )
         labels = np.where(labels == 10, 0, labels)  # the authors label the digit 0 as 10
-        found += [np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), _labels(labels, name, 10)]
-    return Arrays(found[0], found[1], DIGITS, test_images=found[2], test_labels=found[3])
+        found.append((np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), _labels(labels, name, 10)))
+    return Arrays(*found[0], DIGITS, test=found[1])
 
 
 _READ = """
@@ -222,16 +220,15 @@ def read_npz(path: Path) -> Arrays:
         read_inputs, read_targets = _own_images, partial(_labels, num_classes=len(classes))
     elif classes and arrays["targets"].dtype.kind == "f":
         raise DataError(f"{path}: classes name whole numbers, and targets are {arrays['targets'].dtype}")
-    found: dict[str, Any] = {}
+    parts: dict[str, tuple[Any, Any]] = {}
     for images, labels in pairs:
         x, y = read_inputs(arrays[images], f"{path}: {images}"), read_targets(arrays[labels], f"{path}: {labels}")
         for name, one in named(x, images).items():
             if len(one) != len(y) or not len(one):
                 called = name if one is x else f"{images}.{name}"
                 raise DataError(f"{path}: {len(one)} {called} but {len(y)} {labels}")
-        part = images.removesuffix(words[0])
-        found |= {f"{part}images": x, f"{part}labels": y}
-    return Arrays(classes=classes, **found)
+        parts[images.removesuffix(words[0])] = x, y
+    return Arrays(*parts[""], classes, validation=parts.get("validation_"), test=parts.get("test_"))
 
 
 def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False, mask: bool = False) -> NDArray[Any]:
