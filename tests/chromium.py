@@ -14,33 +14,59 @@ from typing import Any
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-class Page:
-    """One page; `call` is a command of the DevTools protocol."""
+class Browser:
+    """A browser that is told what to do; its pages know nothing of each other."""
 
     def __init__(self, to: int, back: int) -> None:
         self._to, self._back, self._rest, self._number = to, back, b"", 0
-        self.errors: list[str] = []
-        self._session: str | None = None
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
+    def call(self, method: str, params: dict[str, Any], page: "Page | None" = None) -> dict[str, Any]:
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
+        if page is not None:
+            message["sessionId"] = page.session
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
             told = self._read()
             if told.get("id") == self._number:
                 assert "error" not in told, told
                 return told["result"]
+            if page is None or told.get("sessionId") != page.session:
+                continue
             if told.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(json.dumps(told["params"]["exceptionDetails"])[:500])
+                page.errors.append(json.dumps(told["params"]["exceptionDetails"])[:500])
             if told.get("method") == "Log.entryAdded" and told["params"]["entry"]["level"] == "error":
-                self.errors.append(told["params"]["entry"]["text"])
+                page.errors.append(told["params"]["entry"]["text"])
+
+    @contextmanager
+    def page(self) -> Iterator["Page"]:
+        """A page with cookies and storage of its own."""
+        context = self.call("Target.createBrowserContext", {})
+        target = self.call("Target.createTarget", {"url": "about:blank"} | context)["targetId"]
+        session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+        yield Page(self, session)
+        self.call("Target.disposeBrowserContext", context)
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            chunk = os.read(self._back, 2**16)
+            assert chunk, "Chromium has ended"
+            self._rest += chunk
+        text, self._rest = self._rest.split(b"\0", 1)
+        return json.loads(text)
+
+
+class Page:
+    """One page; `call` is a command of the DevTools protocol."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser, self.session = browser, session
+        self.errors: list[str] = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._browser.call(method, params, self)
 
     def run(self, code: str) -> Any:
         """The value of an expression."""
@@ -73,18 +99,10 @@ class Page:
         data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         to.write_bytes(base64.b64decode(data))
 
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            chunk = os.read(self._back, 2**16)
-            assert chunk, "Chromium has ended"
-            self._rest += chunk
-        text, self._rest = self._rest.split(b"\0", 1)
-        return json.loads(text)
-
 
 @contextmanager
-def chromium(folder: Path) -> Iterator[Page]:
-    """A page of a browser of its own."""
+def chromium(folder: Path) -> Iterator[Browser]:
+    """A browser that ends with the block."""
     assert CHROMIUM is not None
     (theirs_in, to), (back, theirs_out) = os.pipe(), os.pipe()
     # It speaks over descriptors 3 and 4.
@@ -95,7 +113,7 @@ def chromium(folder: Path) -> Iterator[Page]:
         command, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as browser:
         try:
-            yield Page(to, back)
+            yield Browser(to, back)
         finally:
             browser.kill()
             for descriptor in (theirs_in, to, back, theirs_out):

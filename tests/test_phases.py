@@ -1,7 +1,9 @@
 """What changes while members learn: phases, teachers, the moving average, and how much groups hear of wider members."""
 
+import copy
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ RECIPE = tl.Recipe(epochs=4, batch_size=32, learning_rate=0.05, distillation=0.5
 HOW: dict[str, Any] = {"cpu": True, "precision": "fp32", "progress": False}
 
 
+@cache
 def digits(images: int = 96) -> tl.data.Dataset:
     data = tl.data.load("digits")
     few = [tl.data.Split(part.images[:images], part.labels[:images]) for part in (data.train, data.validation)]
@@ -36,7 +39,14 @@ def mlp() -> tl.Nested:
 
 
 def family() -> tl.Nested:
-    """Two widths, each a pass, and two exits."""
+    """Two widths, each a pass, and two exits; a copy of the one that is made once."""
+    made = copy.deepcopy(_family())
+    torch.manual_seed(0)
+    return made
+
+
+@cache
+def _family() -> tl.Nested:
     torch.manual_seed(0)
     first = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU())
     last = nn.Sequential(_block(), nn.Linear(32, 10))

@@ -30,6 +30,20 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 ACCURACIES, TESTS = (0.90, 0.95, 0.97), (0.91, 0.94, 0.96)
 
 
+@pytest.fixture
+def pixels() -> None:
+    """Asked for by tests that look at PNG files, or at what is drawn in them."""
+
+
+@pytest.fixture(autouse=True)
+def no_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests read the SVG alone: the same figure is drawn a second time for the PNG, a third of a plot's time."""
+    if "pixels" not in request.fixturenames:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda canvas, file, **how: file.write(b"not drawn"))
+
+
 def family(
     accuracies: tuple[float, ...] | None = ACCURACIES,
     tests: tuple[float, ...] | None = TESTS,
@@ -144,6 +158,7 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert used <= defined
 
 
+@pytest.mark.usefixtures("pixels")
 def test_plots_are_files_too(tmp_path: Path, whole_dpi: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net, catalogue = family(machine="A machine")
     monkeypatch.setattr(plots, "DPI", whole_dpi)
@@ -161,6 +176,7 @@ def test_plots_are_files_too(tmp_path: Path, whole_dpi: int, monkeypatch: pytest
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == {"accuracy-macs", "accuracy-params", "mine"}
 
 
+@pytest.mark.usefixtures("pixels")
 def test_same_run_same_files(tmp_path: Path) -> None:
     import matplotlib
 
@@ -174,6 +190,7 @@ def test_same_run_same_files(tmp_path: Path) -> None:
     assert len(one) == 9 and one == other
 
 
+@pytest.mark.usefixtures("pixels")
 def test_outside_text_stays_text(tmp_path: Path) -> None:
     net, catalogue = family(machine=HOSTILE)
     html = page(tmp_path, net, catalogue, title=HOSTILE, source=HOSTILE, facts={HOSTILE: HOSTILE}, note=HOSTILE)
@@ -185,6 +202,7 @@ def test_outside_text_stays_text(tmp_path: Path) -> None:
     assert words == ["telescopic", "extract", HOSTILE, "--subnet", "entry=2", "--to", "entry2.onnx"]
 
 
+@pytest.mark.usefixtures("pixels")
 def test_labels_are_not_formulas() -> None:
     _, catalogue = family()
     history = learned(catalogue)
@@ -523,20 +541,27 @@ HARNESS = """<!doctype html><pre id=out></pre>
 });</script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with: apt-get install chromium")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
-    assert CHROMIUM is not None
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pages that a browser is to look at."""
+    folder = tmp_path_factory.mktemp("looked-at")
     # Nine stages make a picture that is wider than a phone.
     net, catalogue = family((0.9, 0.99, 0.97), TESTS, mlp(8, (8,) * 9, 4, entries=(0, 8, 9)), machine=HOSTILE)
-    html = page(tmp_path / "page", net, catalogue, history=learned(catalogue), title=HOSTILE, facts={"long": "x" * 500})
+    html = page(folder / "page", net, catalogue, history=learned(catalogue), title=HOSTILE, facts={"long": "x" * 500})
     grown = causal_resnet(4, (1, 2), blocks=3)
-    page(tmp_path / "wide", grown, wide(grown.grid)[1])
+    page(folder / "wide", grown, wide(grown.grid)[1])
     # A page with the same policy that does ask the network for something: shows that the browser would tell.
     policy = re.search(r"<meta http-equiv=.*>", html)
     assert policy is not None
-    (tmp_path / "control.html").write_text(f'{policy[0]}<img src="https://example.invalid/control.png">')
-    (tmp_path / "harness.html").write_text(HARNESS, encoding="utf-8")
+    (folder / "control.html").write_text(f'{policy[0]}<img src="https://example.invalid/control.png">')
+    (folder / "harness.html").write_text(HARNESS, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the page with: apt-get install chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(looked_at: Path, tmp_path: Path, scheme: str) -> None:
+    assert CHROMIUM is not None
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
     command += ["--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "--disable-sync"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900", "--enable-logging=stderr"]
@@ -544,7 +569,7 @@ def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
     command += ["--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom"]
     dom, log = tmp_path / "dom.html", tmp_path / "log.txt"
     with dom.open("w") as out, log.open("w") as err:  # not pipes: processes that outlive a timeout would hold them open
-        subprocess.run([*command, (tmp_path / "harness.html").as_uri()], stdout=out, stderr=err, timeout=300)
+        subprocess.run([*command, (looked_at / "harness.html").as_uri()], stdout=out, stderr=err, timeout=300)
     said = re.search(r"found:(.*):end", dom.read_text())
     assert said is not None, log.read_text()[-2000:]
     found = json.loads(said[1])

@@ -48,6 +48,7 @@ RECIPE = Recipe(
 )
 
 
+@cache
 def data(num: int = 120, seed: int = 0, name: str = "quadrants") -> Dataset:
     """4 × 4 pixels, one quadrant of which is brighter: which one is the class. The last batch is a small one."""
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +63,13 @@ def data(num: int = 120, seed: int = 0, name: str = "quadrants") -> Dataset:
 
 
 def layers() -> Nested:
+    """A copy of the one that is made once."""
     torch.manual_seed(0)
+    return copy.deepcopy(_layers())
+
+
+@cache
+def _layers() -> Nested:
     return mlp(16, (16, 16), 4, dropout=(0.2, 0.5))
 
 
@@ -150,7 +157,7 @@ def interrupting() -> Iterator[Callable[[int], None]]:
 CYCLE = replace(RECIPE, schedule="one-cycle", milestones=(), warmup=0.7, weight_decay=1e-3, nesterov=True)
 
 
-ADAM = replace(RECIPE, mix=None, l2=0.0, optimizer="adam", learning_rate=0.02, shrink=Shrink(penalty=0.3))
+ADAM = replace(RECIPE, epochs=3, mix=None, l2=0.0, optimizer="adam", learning_rate=0.02, shrink=Shrink(penalty=0.3))
 PROXIMAL = replace(ADAM, shrink=Shrink(penalty=0.1, method="proximal", by="macs", collect=3))
 RANDOM = replace(ADAM, optimizer="sgd", shrink=Shrink(penalty=0.5, method="random", level=0.3))
 
@@ -383,7 +390,7 @@ def test_no_damage_to_a_header_raises_anything_else(trained: Callable[[Path, int
     trained(tmp_path, 1)
     whole, chance = (tmp_path / LAST).read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
-    outcomes = []
+    outcomes, net, blank = [], layers(), state(layers())
     for _ in range(300):
         mutated = bytearray(whole)
         if chance.random() < 0.3:
@@ -391,13 +398,13 @@ def test_no_damage_to_a_header_raises_anything_else(trained: Callable[[Path, int
         else:
             mutated[chance.randrange(header)] ^= 1 << chance.randrange(8)
         (tmp_path / LAST).write_bytes(mutated)
-        net = layers()
         try:
             load_checkpoint(tmp_path / LAST, net, optimizer_for(net, RECIPE, torch.device("cpu")))
             outcomes.append(True)
+            net = layers()
         except CheckpointError:
             outcomes.append(False)
-            assert same(state(net), state(layers())), "nothing may have been changed"
+            assert same(net.state_dict(), blank), "nothing may have been changed"
     assert outcomes.count(False) > 200
 
 
@@ -495,7 +502,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["kills"] >= 8
+    assert report["kills"] >= 5
     whole = json.loads((tmp_path / "whole" / "history.json").read_text())
     assert len(whole) == 4 and len(report["runs"]) > 2
     for name in report["runs"]:
@@ -541,7 +548,7 @@ def main(folder: Path) -> None:
     began = time.monotonic()
     assert _ended(_in_a_process(folder / "whole")) == 0
     seconds, chance, kills, runs = time.monotonic() - began, random.Random(), 0, []
-    while kills < 8 and len(runs) < 20:
+    while kills < 5 and len(runs) < 20:
         runs.append(f"killed-{len(runs)}")
         for moment in (*(chance.uniform(0, 0.7 * seconds) for _ in range(3)), None):
             child = _in_a_process(folder / runs[-1])

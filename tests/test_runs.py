@@ -6,6 +6,7 @@ import math
 import os
 import re
 import resource
+import runpy
 import shutil
 import subprocess
 import sys
@@ -342,10 +343,11 @@ def test_a_folder_that_may_not_be_written_is_said() -> None:
 
 
 def test_from_a_file_of_ones_own_to_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block in one's own program, trained by it in a process of its own; then the command line alone."""
+    """A block in one's own program, trained by it; then the command line alone, to which the block is unknown."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mynet.py").write_text(PROGRAM)
-    subprocess.run([sys.executable, "mynet.py"], check=True, timeout=300)
+    runpy.run_path("mynet.py", run_name="__main__")
+    architecture._LAYERS.pop("Scaled")
     assert invoke("catalogue", "run", "--to", "table.csv").count("%") >= 2
     assert "Take it out" in invoke("choose", "run", "--max-macs", "1k")
     for command in (

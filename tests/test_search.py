@@ -66,7 +66,7 @@ def test_only_the_missing_models_are_trained(tmp_path: Path, file: str) -> None:
 
 def test_what_is_drawn_depends_on_the_seed_and_the_number_alone(tmp_path: Path) -> None:
     drawn = []
-    for name, seed, models in (("a.db", 0, 3), ("b.db", 0, 3), ("c.db", 1, 3)):
+    for name, seed, models in (("a.journal", 0, 3), ("b.journal", 0, 3), ("c.journal", 1, 3)):
         study = search.search(str(tmp_path / name), kind="fixed-l2", models=models, seed=seed, **TINY)
         drawn.append([(model.penalty, model.widths, model.test) for model in search.models(study, "fixed-l2")])
     assert drawn[0] == drawn[1] and not set(drawn[0]) & set(drawn[2])
@@ -106,8 +106,8 @@ def test_failed_models_are_recorded_and_replaced(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(studies, "fit", failing)
     told: list[str] = []
-    study = search.search(str(tmp_path / "x.db"), models=3, told=told.append, **TINY)
-    assert states(str(tmp_path / "x.db")) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    study = search.search(str(tmp_path / "x.journal"), models=3, told=told.append, **TINY)
+    assert states(str(tmp_path / "x.journal")) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert told[1].endswith("model 1 failed: RuntimeError: out of luck")
     (failed,) = [model for model in search.models(study, "shrinknets") if model.error]
     assert failed.number == 1 and failed.error == "RuntimeError: out of luck" and failed.penalty > 0
@@ -121,12 +121,12 @@ def test_a_search_that_always_fails_gives_up(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(studies, "fit", failing)
     with pytest.raises(ValueError, match="3 models in a row failed, the last with RuntimeError: no memory"):
-        search.search(str(tmp_path / "x.db"), models=50, **TINY)
-    assert states(str(tmp_path / "x.db")) == ["FAIL"] * 3
+        search.search(str(tmp_path / "x.journal"), models=50, **TINY)
+    assert states(str(tmp_path / "x.journal")) == ["FAIL"] * 3
 
 
 def test_a_stopped_model_is_begun_anew_as_it_was_drawn(tmp_path: Path) -> None:
-    storage = str(tmp_path / "x.db")
+    storage = str(tmp_path / "x.journal")
 
     def stop(module: nn.Module, args: object, out: object) -> None:
         if isinstance(module, Nested) or type(module).__name__ == "Objective":
@@ -205,7 +205,7 @@ def test_two_processes_that_begin_the_last_model_at_once(
 def test_one_process_is_this_one(tmp_path: Path) -> None:
     told: list[str] = []
     options: dict[str, Any] = {"network": "mlp", "kind": "fixed", "models": 1, **TINY}
-    parallel.search_in_processes(1, str(tmp_path / "x.db"), told=told.append, **options)
+    parallel.search_in_processes(1, str(tmp_path / "x.journal"), told=told.append, **options)
     assert len(told) == 1
 
 

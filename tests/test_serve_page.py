@@ -17,7 +17,7 @@ import telescopic as tl
 from telescopic.images import decode
 from telescopic.serve import application
 
-from chromium import CHROMIUM, Page, chromium
+from chromium import CHROMIUM, Browser, Page, chromium
 from packs import small_pack
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is looked at in Chromium, which is not here")
@@ -47,9 +47,15 @@ def serving(engine: tl.Engine) -> Iterator[str]:
     thread.join()
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
 @pytest.fixture
-def page(tmp_path: Path, served: tuple[str, tl.Engine]) -> Iterator[Page]:
-    with chromium(tmp_path / "profile") as page:
+def page(browser: Browser, served: tuple[str, tl.Engine]) -> Iterator[Page]:
+    with browser.page() as page:
         page.open(served[0])
         page.until("document.querySelectorAll('#rates button').length")
         yield page
@@ -74,7 +80,9 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize(("entries", "example"), [({0: nn.Linear(4, 8)}, torch.ones(2, 4)), ({0: PageRead()}, SEVERAL)])
-def test_numbers_are_shown_as_numbers(entries: dict[int, nn.Module], example: Any, tmp_path: Path) -> None:
+def test_numbers_are_shown_as_numbers(
+    entries: dict[int, nn.Module], example: Any, browser: Browser, tmp_path: Path
+) -> None:
     """Of a network that tells no classes apart, and whose score is an error: the better of its members is above."""
     net = tl.Nested([nn.Linear(8, 8), nn.Linear(8, 8)], entries, {0: nn.Linear(8, 2), 1: nn.Linear(8, 2)}).eval()
     metric = tl.Metric("deviation", better="lower", unit="mm")
@@ -82,7 +90,7 @@ def test_numbers_are_shown_as_numbers(entries: dict[int, nn.Module], example: An
     engine = tl.Engine(
         tl.pack(net, tmp_path / "pack", members="all", catalogue=catalogue, samples=example), cache=False
     )
-    with serving(engine) as address, chromium(tmp_path / "profile") as page:
+    with serving(engine) as address, browser.page() as page:
         page.open(address)
         page.until("document.querySelectorAll('#answer .big').length")
         shown = page.run("[...document.querySelectorAll('#answer .big')].map(p => Number(p.textContent))")

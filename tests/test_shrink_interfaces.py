@@ -2,8 +2,6 @@
 
 import copy
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from test_shrink import exact, filters, kill
 from test_shrink_channels import Forward
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 import telescopic as tl
 from telescopic import shrink
@@ -58,20 +57,18 @@ def test_a_filter_is_a_child_of_its_layer() -> None:
         attach_(layer, Filter(4))
 
 
-def test_a_pickled_filter_is_not_lost_to_the_next_hook(tmp_path: Path) -> None:
+def test_a_pickled_filter_is_not_lost_to_the_next_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch counts hooks from 0 in each process; one that came from a file must be counted too."""
     layer = nn.Linear(2, 3)
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
     attach_(layer, Filter(3))
     layer.filter.theta.data[:] = 0
     torch.save(layer, tmp_path / "layer.pt")
-    code = f"""
-import torch
-layer = torch.load({str(tmp_path / "layer.pt")!r}, weights_only=False)
-for _ in range(9):
-    layer.register_forward_hook(lambda *_: None)
-assert not layer(torch.ones(1, 2)).any()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
+    layer = torch.load(tmp_path / "layer.pt", weights_only=False)
+    for _ in range(9):
+        layer.register_forward_hook(lambda *_: None)
+    assert not layer(torch.ones(1, 2)).any()
 
 
 def viewed(self: Any, x: Tensor) -> Tensor:

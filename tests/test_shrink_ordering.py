@@ -13,8 +13,7 @@ from torch.optim import Adafactor, Adam
 import telescopic as tl
 from telescopic import shrink
 from telescopic.layers import Filter, Residual
-from telescopic.networks import resnet
-from telescopic.papers import cnsn
+from telescopic.networks import resnet, vgg
 from telescopic.shrink.family import Every, add_filters_to_family
 
 
@@ -140,8 +139,10 @@ def test_depthwise_concatenated_and_gated() -> None:
 @pytest.mark.parametrize("statistics", ["shared", "per-entry"])
 def test_a_family(statistics: Any) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 1, 32, 32)
-    base = cnsn.network(scale=0.0625, input_shape=(1, 32, 32), statistics=statistics)
+    x = torch.randn(2, 1, 8, 8)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    blocks = [*vgg(11, channels=1, scale=0.0625)[:4], head]
+    base = tl.nest(blocks, input_shape=(1, 8, 8), entries=(1, 2), statistics=statistics)
     net = lived(add_filters_to_family(base, x)).double().eval()
     before = net.all(x.double())
     log = shrink.order_(Every(net), example=x)

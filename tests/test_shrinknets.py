@@ -36,6 +36,7 @@ from telescopic.report.widths import widths
 from telescopic.shrink import add_filters, compact_, fold, price_
 from telescopic.shrink.family import Every, add_filters_to_family, filters, fold_family, living
 from telescopic.shrink.shapes import reshape_
+from telescopic.subnet import Statistics
 from telescopic.testing import check_nested
 from telescopic.train import CheckpointError, History, Recipe, Shrink, fit
 from telescopic.train.checkpoint import Position, load_checkpoint, save_checkpoint
@@ -53,27 +54,35 @@ def digits() -> Dataset:
 
 
 def one_layer(units: int = 30, seed: int = 0) -> Nested:
+    """A copy of the one that is made once."""
+    made = copy.deepcopy(_one_layer(units, seed))
+    torch.manual_seed(seed)
+    return made
+
+
+@cache
+def _one_layer(units: int, seed: int) -> Nested:
     torch.manual_seed(seed)
     return shrinknets.network(input_shape=(1, 8, 8), widths=(units,)).double()
 
 
-def family() -> Nested:
-    """CNSN's network, a sixteenth as wide, with filters; a copy of the one that is made once."""
-    return copy.deepcopy(_family())
+def shorter(statistics: Statistics = "per-entry") -> Nested:
+    """As CNSN makes a family of VGG-16, of the first 4 convolutions of VGG-11, for images of 8 × 8 pixels."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    blocks = [*vgg(11, channels=1, scale=0.0625)[:4], head]
+    return nest(blocks, input_shape=(1, 8, 8), entries=(1, 2), statistics=statistics).double()
+
+
+def family(statistics: Statistics = "per-entry") -> Nested:
+    """The same with filters; a copy of the one that is made once."""
+    torch.manual_seed(0)
+    return copy.deepcopy(_family(statistics))
 
 
 @cache
-def _family() -> Nested:
-    torch.manual_seed(0)
-    net = cnsn.network(scale=0.0625, input_shape=(1, 32, 32), statistics="per-entry")
-    return add_filters_to_family(net.double(), torch.rand(2, 1, 32, 32, dtype=torch.float64))
-
-
-def shorter(statistics: Any) -> Nested:
-    """As CNSN makes one of VGG-16, of VGG-11: 8 convolutions instead of 13."""
-    torch.manual_seed(0)
-    net = nest(vgg(11, channels=1, scale=0.0625), input_shape=(1, 32, 32), entries=(1, 4), statistics=statistics)
-    return add_filters_to_family(net.double(), torch.rand(2, 1, 32, 32, dtype=torch.float64))
+def _family(statistics: Statistics) -> Nested:
+    return add_filters_to_family(shorter(statistics), X)
 
 
 def kill(net: nn.Module, share: float = 0.5) -> None:
@@ -180,10 +189,12 @@ def test_the_penalty_weighs_channels_by_what_they_cost() -> None:
 
 
 def test_streams_that_share_theta_pay_for_it_once() -> None:
-    net = family()
+    torch.manual_seed(0)
+    x = torch.rand(2, 1, 32, 32, dtype=torch.float64)
+    plain = cnsn.network(scale=0.0625, input_shape=(1, 32, 32), statistics="per-entry").double()
+    net = add_filters_to_family(plain, x)
     assert len(net.twins) > 0 and len(filters(net)) == 13 + 2
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    x = torch.rand(2, 1, 32, 32, dtype=torch.float64)
     penalty = Shrinking(net, Shrink(penalty=1), optimizer, x, seed=0).minimised(torch.zeros(()))
     assert isinstance(penalty, Tensor)
     thetas = [p for name, p in net.named_parameters() if name.endswith("theta")]
@@ -265,25 +276,21 @@ def test_a_recipe_that_shrinks_survives_json() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["shared", "per-entry"])
-def test_a_family_keeps_its_laws_whenever_it_shrinks(statistics: str) -> None:
-    digits = load("digits")
-    train, held = (
-        Split(split.images[:n].repeat_interleave(4, 2).repeat_interleave(4, 3), split.labels[:n])
-        for split, n in ((digits.train, 96), (digits.test, 8))
-    )
-    data, net = replace(digits, train=train, validation=held, test=held), shorter(statistics)
+def test_a_family_keeps_its_laws_whenever_it_shrinks(digits: Dataset, statistics: Statistics) -> None:
+    held = digits.test[:8]
+    data, net = replace(digits, train=digits.train[:96], validation=held, test=held), family(statistics)
     began, seen = sizes(net), list[list[int]]()
 
     def laws(history: History) -> None:
         seen.append(sizes(net))
-        check_nested(net, (1, 32, 32), members=None if len(history) == how.epochs else 1)
+        check_nested(net, (1, 8, 8), members=None if len(history) == how.epochs else 1)
 
     how = Recipe(epochs=3, batch_size=16, learning_rate=0.1, shrink=Shrink(penalty=0.2, by="channels"))
     fit(net, data, how, keep="last", cpu=True, progress=False, on_epoch=laws)
     assert all(a >= b for before, after in zip([began, *seen], seen, strict=False) for a, b in zip(before, after))  # noqa: B905
     assert sum(seen[-1]) < sum(began) / 2
     names = list(filters(net))
-    for entry in ("1", "4"):
+    for entry in ("1", "2"):
         place = next(i for i, name in enumerate(names) if name.startswith(f"entries.{entry}."))
         assert seen[-1][place] < began[place], "the step-down convolution shrinks with the spine"
         stage = net.stages[int(entry)]
@@ -291,7 +298,9 @@ def test_a_family_keeps_its_laws_whenever_it_shrinks(statistics: str) -> None:
 
 
 def test_removing_changes_no_members_logits_and_folding_neither() -> None:
-    net, x = family().eval(), torch.rand(4, 1, 32, 32, dtype=torch.float64)
+    net, x = family(), torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    net.train().all(x)  # so that statistics of channels differ
+    net.eval()
     kill(net)
     before = net.all(x)
     wide = sum(parameter.numel() for parameter in net.parameters())
@@ -301,9 +310,8 @@ def test_removing_changes_no_members_logits_and_folding_neither() -> None:
     plain = fold_family(net, x)
     torch.testing.assert_close(plain.all(x), before, rtol=0, atol=1e-12)
     assert not filters(plain) and plain.statistics == "per-entry"
-    check_nested(plain, (1, 32, 32))
-    base = cnsn.network(scale=0.0625, input_shape=(1, 32, 32), statistics="per-entry")
-    assert named_tensors(plain).keys() == named_tensors(base).keys(), "twins share their parameters again"
+    check_nested(plain, (1, 8, 8))
+    assert named_tensors(plain).keys() == named_tensors(shorter()).keys(), "twins share their parameters again"
 
 
 def test_filters_where_one_wants_them() -> None:
@@ -432,7 +440,7 @@ def test_a_plain_network_of_tokens_is_reshaped_too() -> None:
 
 
 def test_reshaped_parameters_learn_and_twins_share_them() -> None:
-    net, x = family(), torch.rand(4, 1, 32, 32, dtype=torch.float64)
+    net, x = family(), torch.rand(4, 1, 8, 8, dtype=torch.float64)
     small = family()
     kill(small)
     compact_(Every(small), example=x)
@@ -518,9 +526,10 @@ def test_a_lenet_shrinks_through_its_flatten() -> None:
 def test_a_resnet_learns_the_same_and_shrinks(digits: Dataset) -> None:
     """Blocks and the residual stream lose channels while it trains; that changes nothing of what it learns."""
     nets, ends = [], []
+    torch.manual_seed(0)
+    made = shrinknets.network("resnet20", input_shape=(1, 8, 8), widths=(4,)).double()
     for collect in ("epoch", None):
-        torch.manual_seed(0)
-        nets.append(shrinknets.network("resnet20", input_shape=(1, 8, 8), widths=(4,)).double())
+        nets.append(copy.deepcopy(made))
         how = replace(ADAM, epochs=3, learning_rate=0.04, shrink=Shrink(penalty=0.1, collect=collect))
         history = fit(nets[-1], digits, how, seed=1, keep="last", cpu=True, progress=False)
         ends.append((history[-1].widths, [epoch.loss for epoch in history]))
@@ -696,12 +705,10 @@ def test_preprocessing_belongs_to_the_example(digits: Dataset) -> None:
 
 
 def test_a_family_is_not_taken_for_its_full_member() -> None:
-    torch.manual_seed(0)
-    net = cnsn.network(scale=0.0625, input_shape=(1, 32, 32))
-    x = torch.rand(2, 1, 32, 32)
+    net, x = shorter(), torch.rand(2, 1, 8, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match="has 3 members, and called as it is it runs one: use"):
         add_filters(net, x)
-    learner = add_filters_to_family(net, x)
+    learner = family()
     for part in learner.modules():
         if isinstance(part, Filter):
             part.theta.data[::2] = 0

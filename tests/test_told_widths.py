@@ -49,10 +49,13 @@ def test_a_path_gets_deeper_and_not_wider(family: tuple[tl.Nested, tuple[int, ..
 def test_a_pack_holds_all_widths(family: tuple[tl.Nested, tuple[int, ...]], tmp_path: Path) -> None:
     net, shape = family
     x = torch.randn(2, *shape)
-    tl.pack(net, tmp_path / "pack", members="all", input_shape=shape)
-    engine = tl.Engine(tmp_path / "pack")
-    assert [member.subnet for member in engine.members] == list(net.grid)
-    for member in net.grid:
+    # Of those with statistics per entry, the ones in which these meet: the others are packed like the first family's.
+    members = [member for member in net.grid if net.statistics == "shared" or member.exit == net.grid.full.exit]
+    tl.pack(net, tmp_path / "pack", members=members, input_shape=shape)
+    prepared = tmp_path / "cache" if len(members) < 6 else False  # some as they are, and some made for this machine
+    engine = tl.Engine(tmp_path / "pack", cache=prepared)
+    assert [member.subnet for member in engine.members] == members and {m.width for m in members} == {*net.grid.widths}
+    for member in members:
         given = torch.from_numpy(engine.run(x.numpy(), subnet=member).logits)
         torch.testing.assert_close(given, net(x, member), atol=1e-5, rtol=1e-4)
 

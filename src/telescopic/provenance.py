@@ -3,15 +3,18 @@
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from telescopic.metric import ACCURACY, Metric
 
+_version = cache(version)  # which reads a file
+
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of telescopic, torch, further packages, and Python."""
-    return {package: version(package) for package in ("telescopic", "torch", *packages)} | {
+    return {package: _version(package) for package in ("telescopic", "torch", *packages)} | {
         "python": platform.python_version()
     }
 

@@ -131,8 +131,8 @@ def short_recipe(*, epochs: int = 20, preprocess: Preprocess | None = None) -> R
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {"paper": recipe, "short": short_recipe}
 ADAPTERS: Mapping[str, Adapter] = {"step-down": step_down, "stem": strided_stem}
-EXPERIMENTS: tuple[str, ...] = ("joint", "distilled", "stem", "stem-distilled", "alone-0", "alone-2", "alone-7")
-EXPERIMENTS += ("alone-2-stem", "alone-7-stem")
+EXPERIMENTS: tuple[str, ...] = ("joint", "distilled", "stem", "stem-distilled")
+EXPERIMENTS += ("alone-0", "alone-2", "alone-7", "alone-2-stem", "alone-7-stem")
 """What `experiment` builds: all members together, or one of them alone."""
 
 

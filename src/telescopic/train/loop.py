@@ -238,7 +238,9 @@ class Training:
             self.task.check(self.answers, [targets])  # of which only those of the first batch have been looked at
         self.examples += size
         # Seeding every step leaves no random state to carry from a killed run to its continuation.
-        generator = torch.manual_seed((self.seed * 1_000_003 + step) * self.world + self.rank)
+        # Alone on the CPU if that trains: of other devices, there or not, torch notes in a millisecond who asked.
+        seeded = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+        generator = seeded((self.seed * 1_000_003 + step) * self.world + self.rank)
         if self.world > 1:  # all processes draw the same members
             self.joint.generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         for group in self.optimizer.param_groups:

@@ -41,7 +41,10 @@ def search_in_processes(
     what = (options["data"], options["network"], options["kind"], options.get("epochs"))
     open_study(storage, study_name(*what, precision))
     load(options["data"], data_dir=data_dir)
-    context = multiprocessing.get_context("spawn")
+    # Forked from one that has imported what all need, which takes seconds; but an accelerator's driver bears no fork.
+    forked = "forkserver" in multiprocessing.get_all_start_methods() and not torch.accelerator.is_available()
+    context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])
     workers = [context.Process(target=_work, args=(storage, options)) for _ in range(processes)]
     for worker in workers:
         worker.start()
