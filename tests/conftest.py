@@ -1,4 +1,5 @@
 import gc
+import inspect
 import math
 import os
 from collections import Counter
@@ -50,20 +51,42 @@ def precision_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_table_of_operators() -> Iterator[None]:
-    """Torch's exporter reads its 500 functions anew for each file, which takes longer than the file; here once."""
+    """Torch's exporter reads its 500 functions anew for each file, which takes longer than the file; here once.
+
+    Likewise it asks six times for each file which operators C++ makes of others.
+    """
     import torch  # not above: pytest-xdist's first process, for which the others wait, needs none
 
     export = torch.onnx.export
 
     def exported(*args: Any, **options: Any) -> Any:
+        from torch._export import utils
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
         if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
             patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+            patch.setattr(utils, "_materialize_cpp_cia_ops", cache(utils._materialize_cpp_cia_ops))
         return export(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", exported)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measuring_is_short() -> Iterator[None]:
+    """Where a test does not say how long to measure, for it needs no exact times, a fifth of the usual will do."""
+    from telescopic.anytime import answers
+    from telescopic.catalogue import measuring
+    from telescopic.cost import timing
+    from telescopic.engine import runner
+
+    timed = runner._timed
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (timing.latency, timing.latencies, measuring.measure_latency, answers.step_costs):
+            patch.setitem(inspect.unwrap(function).__kwdefaults__, "seconds", 0.1)
+        patch.setattr(answers, "_SECONDS", 0.1)
+        patch.setattr(runner, "_timed", lambda *args: timed(*args[:-1], args[-1] / 5))
         yield
 
 

@@ -130,7 +130,7 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any, Path], Any]]] = {
     "cost": (plain_network, lambda net, _: tl.cost(net, SHAPE)),
     "latency": (plain_network, lambda net, _: tl.latency(net, SHAPE, seconds=0.001).batch),
     "measure": (family, lambda net, _: [(m.subnet, m.macs, m.params) for m in tl.measure(net, input_shape=SHAPE)]),
-    "check_nested": (family, lambda net, _: tl.testing.check_nested(net, input_shape=SHAPE)),
+    "check_nested": (family, lambda net, _: tl.testing.check_nested(net, input_shape=SHAPE, members=2)),
 }  # fmt: skip
 
 

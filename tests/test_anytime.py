@@ -317,7 +317,7 @@ def test_the_cost_of_a_step_is_a_high_percentile(monkeypatch: pytest.MonkeyPatch
     pace = [1]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
-    def advance(run: object, watch: object = None) -> None:
+    def advance(run: object) -> None:
         if run.done % 4 == 0:  # type: ignore[attr-defined]
             pace[0] = next(paces)
         run.done += 1  # type: ignore[attr-defined]

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_loaders as loaders  # whose processes are those of this file, for two more would load torch again
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from telescopic.data import Dataset, Split
+from telescopic.data import Dataset, Loaders, Split
 from telescopic.nested import Nested
 from telescopic.networks import mlp
 from telescopic.shrink.family import add_filters_to_family, filters
@@ -115,6 +116,9 @@ def each_process(folder: Path) -> None:
     net = slimmed(rank)
     seen["drawn"] = without_times(fit(net, data(53), DRAWN, **options))
     save_file(state(net), folder / f"drawn-{rank}.safetensors")
+
+    (folder / "loaders").mkdir(exist_ok=True)
+    loaders.each_process(folder / "loaders")
 
     # What the clocks of the processes say together decides for both: one alone would take bf16.
     precision.step_seconds = lambda *args: (1.0, 0.5) if rank == 0 else (1.0, 2.0)
@@ -248,6 +252,27 @@ def test_one_process_goes_on_where_two_ended(folder: Path) -> None:
     assert_alike(without_times(again)[3:], without_times(history)[3:])
     with pytest.raises(CheckpointError, match="trained with seed = 0, not 1"):
         fit(net, data(53), longer, out=folder / "two-53", resume=True, seed=1, cpu=True, progress=False)
+
+
+def test_two_processes_learn_from_loaders_what_one_learns(folder: Path) -> None:
+    alone, sampled = loaders.network(), loaders.network()
+    fit(alone, loaders.shuffled(), loaders.RECIPE, **loaders.OPTIONS)
+    fit(sampled, Loaders(train=loaders.Sampled()), loaders.RECIPE, **loaders.OPTIONS)
+    for rank in range(2):
+        for name, expected in (("shares", loaders.state(alone)), ("sampler", loaders.state(sampled))):
+            found = load_file(folder / "loaders" / f"{name}-{rank}.safetensors")
+            score = found.pop("score", None)
+            for key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
+            if score is not None:
+                x, y = loaders.numbers(41)
+                sampled.load_state_dict(found)
+                right = (sampled.all(x).argmax(2) == y).double().mean(1)
+                torch.testing.assert_close(score.double(), right, rtol=0, atol=1e-6)
+        told = {name: (folder / "loaders" / f"{name}-{rank}").read_text() for name in ("refused", "same", "half")}
+        assert "the loader gives each process other batches" in told["refused"]
+        assert "DistributedSamplers have the ranks 0, 0: leave rank out" in told["same"]
+        assert ("have the ranks 0, none", "gives each process other batches")[rank] in told["half"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not name threads")

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -338,9 +339,15 @@ def test_of_inputs_alone_no_accuracy_is_known(tmp_path: Path) -> None:
     assert "calibrated on 7 inputs" in (folder / "README.md").read_text()
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack that nobody changes."""
+    return tl.pack(mlp(), tmp_path_factory.mktemp("small") / "int8", input_shape=(48,), int8=torch.randn(8, 48))
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(small: Path, tmp_path: Path) -> None:
     net, x = mlp(), torch.randn(8, 48)
-    to = tl.pack(net, tmp_path / "pack", input_shape=(48,))
+    to = Path(shutil.copytree(small, tmp_path / "pack"))
     before = {file.name: file.read_bytes() for file in to.iterdir()}
     infinite = x.clone()
     infinite[3, 4] = torch.inf
@@ -362,7 +369,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path: Path) -> Non
     assert {file.name: file.read_bytes() for file in to.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["pack"]
     tl.pack(net, to, input_shape=(48,), int8=x, replace=True)
-    assert tl.Engine(to, cache=False).precision == "int8"
+    assert tl.Engine(to, cache=False).precision == "int8" and (to / WEIGHTS).read_bytes() != before[WEIGHTS]
 
 
 def test_a_far_input_does_not_take_the_scale(tmp_path: Path) -> None:
@@ -389,11 +396,13 @@ def test_of_each_step_its_own_far_examples_are_left_out() -> None:
     assert quantise._usual(dead[:3], dead[:3]) == (0, 0)
 
 
-def test_a_broken_member_is_refused_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_member_is_refused_and_nothing_is_lost(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As if ranges had been found in inputs that are nothing like the network's.
     net, data = tl.networks.mlp(48, (40, 40), 5).eval(), small_data()
     x = data.train.images[:40].flatten(1) / 255 - 0.5
-    to = tl.pack(net, tmp_path / "pack", input_shape=(48,))
+    to = Path(shutil.copytree(small, tmp_path / "pack"))
     before = {file.name: file.read_bytes() for file in to.iterdir()}
     right = quantise._usual
     monkeypatch.setattr(quantise, "_usual", lambda lows, highs: tuple(1000 * end for end in right(lows, highs)))
@@ -404,7 +413,8 @@ def test_a_broken_member_is_refused_and_nothing_is_lost(tmp_path: Path, monkeypa
     assert {file.name: file.read_bytes() for file in to.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["pack"]
     tl.pack(net, to, input_shape=(48,), int8=x, members="all", max_loss=1, replace=True)
-    assert tl.Engine(to, cache=False).precision == "int8" and "| same class |" in (to / "README.md").read_text()
+    assert tl.Engine(to, cache=False).precision == "int8" and (to / WEIGHTS).read_bytes() != before[WEIGHTS]
+    assert "| same class |" in (to / "README.md").read_text()
 
 
 def test_what_is_lost_is_counted_in_examples() -> None:
@@ -467,12 +477,6 @@ def test_inputs_that_are_not_like_the_network_s_are_told(tmp_path: Path) -> None
     ):
         images.Images.of(x, shape, prepare)
     images.Images.of(prepare(data.train.images[:20]), shape, prepare)  # without a warning
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pack that nobody changes."""
-    return tl.pack(mlp(), tmp_path_factory.mktemp("small") / "int8", input_shape=(48,), int8=torch.randn(8, 48))
 
 
 def test_manifests_of_before_and_of_strangers(small: Path) -> None:

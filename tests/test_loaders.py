@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
@@ -305,7 +303,7 @@ class Drawn:
 
 
 def each_process(folder: Path) -> None:
-    """Shares of batches, examples by a sampler, and loaders that differ."""
+    """Shares of batches, examples by a sampler, and loaders that differ; test_distributed.py runs and compares it."""
     rank = int(os.environ["RANK"])
     net = network()
     fit(net, shuffled(), RECIPE, **OPTIONS)
@@ -329,42 +327,6 @@ def each_process(folder: Path) -> None:
             (folder / f"{name}-{rank}").write_text(str(error))
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        __file__,
-        str(tmp_path),
-    ]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    alone = network()
-    fit(alone, shuffled(), RECIPE, **OPTIONS)
-    sampled = network()
-    batches = Sampled()
-    fit(sampled, data.Loaders(train=batches), RECIPE, **OPTIONS)
-    for rank in range(2):
-        for name, expected in (("shares", state(alone)), ("sampler", state(sampled))):
-            found = load_file(tmp_path / f"{name}-{rank}.safetensors")
-            score = found.pop("score", None)
-            for key in expected:
-                torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
-            if score is not None:
-                x, y = numbers(41)
-                sampled.load_state_dict(found)
-                right = (sampled.all(x).argmax(2) == y).double().mean(1)
-                torch.testing.assert_close(score.double(), right, rtol=0, atol=1e-6)
-        assert "the loader gives each process other batches" in (tmp_path / f"refused-{rank}").read_text()
-        assert "DistributedSamplers have the ranks 0, 0: leave rank out" in (tmp_path / f"same-{rank}").read_text()
-    assert "have the ranks 0, none" in (tmp_path / "half-0").read_text()
-    assert "gives each process other batches" in (tmp_path / "half-1").read_text()
-
-
 class Sampled:
     """What two samplers give, together."""
 
@@ -383,7 +345,3 @@ class Sampled:
         for start in range(0, 48, 8):
             index = one[start : start + 8] + other[start : start + 8]
             yield x[index], y[index]
-
-
-if __name__ == "__main__":
-    each_process(Path(sys.argv[1]))

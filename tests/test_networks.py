@@ -212,7 +212,7 @@ def test_the_network_of_the_paper() -> None:
 @pytest.mark.parametrize(("shortcut", "average"), [("pad", True), ("projection", False)])
 def test_a_small_one_keeps_the_laws(shortcut: str, average: bool) -> None:
     torch.manual_seed(0)
-    net = causal_resnet(3, (1, 2, 2), blocks=1, classes=4, shortcut=shortcut, average=average)  # type: ignore[arg-type]
+    net = causal_resnet(2, (1, 2, 2), blocks=1, classes=4, shortcut=shortcut, average=average)  # type: ignore[arg-type]
     check_nested(net, (3, 8, 8))
 
 

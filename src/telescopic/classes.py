@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+from functools import cache
 
 from torch import nn
 
@@ -18,7 +19,7 @@ def drops(cls: type[nn.Module], argument: str) -> bool:
         if argument in getattr(base, "__annotations__", {}):
             return False
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+            tree = _parsed(base)
         except (OSError, TypeError, SyntaxError):
             return False
         plain = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -32,3 +33,9 @@ def drops(cls: type[nn.Module], argument: str) -> bool:
             if stored or named or handed or (isinstance(node, ast.Attribute) and node.attr == "__dict__"):
                 return False
     return True
+
+
+@cache
+def _parsed(cls: type[nn.Module]) -> ast.Module:
+    """A class's own text, for which Python reads all of its file."""
+    return ast.parse(textwrap.dedent(inspect.getsource(cls)))

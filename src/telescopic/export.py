@@ -130,7 +130,7 @@ def export(
                     "output": ({"name": "logits"} if written.names else {}) | _form(logits),
                     "preprocess": {**asdict(preprocess), "folded": folded} if preprocess else None,
                     "classes": list(classes),
-                    "parity": _parity(written.run, deployed, samples),
+                    "parity": parity(written.run, deployed, samples),
                     "versions": versions(*written.packages),
                 }
                 with replacing(path.with_name(f"{path.name}.json")) as beside:
@@ -288,10 +288,14 @@ def _parts(module: nn.Module) -> list[nn.Module]:
     return list(module) if type(module) is nn.Sequential else [module]
 
 
-def _parity(run: Callable[[Tensors], Tensor], deployed: nn.Module, samples: Tensors) -> dict[str, Any]:
-    """How far the file's logits are from the module's, on one sample and on all; too far is an error."""
+def parity(run: Callable[[Tensors], Tensor], deployed: Callable[[Tensors], Tensor], samples: Tensors) -> dict[str, Any]:
+    """How far a file's logits are from the module's, on one sample and on all.
+
+    Raises:
+        ValueError: if that is too far, or they cannot be compared.
+    """
     batches = [1, len(first(samples))]
-    largest, scale = 0.0, 0.0
+    largest, relative, tolerance = 0.0, 0.0, 0.0
     for number in batches:
         some = each(lambda x, number=number: x[:number], samples)
         ours, theirs = deployed(some), run(some)
@@ -299,9 +303,9 @@ def _parity(run: Callable[[Tensors], Tensor], deployed: nn.Module, samples: Tens
             raise ValueError(f"the file gives {_form(theirs)} for {number} samples, the module {_form(ours)}")
         if not (ours.isfinite().all() and theirs.isfinite().all()):
             raise ValueError("the logits are not finite, so nothing can be compared")
-        largest = max(largest, float((ours.double() - theirs.double()).abs().max()))
-        scale = max(scale, float(ours.abs().max()))
-    relative, tolerance = largest / (scale or 1.0), TOLERANCES.get(ours.dtype, 2e-2)
+        apart = float((ours.double() - theirs.double()).abs().max())
+        largest, relative = max(largest, apart), max(relative, apart / (float(ours.abs().max()) or 1.0))
+        tolerance = TOLERANCES.get(ours.dtype, 2e-2)
     if relative > tolerance:
         raise ValueError(
             f"the file's logits differ from the module's by up to {largest:.3g}, {relative:.3g} of the largest logit; "

@@ -1,6 +1,7 @@
 """What made a result: versions and commit. No torch."""
 
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -17,6 +18,19 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: _version(package) for package in ("telescopic", "torch", *packages)} | {
         "python": platform.python_version()
     }
+
+
+def processor() -> tuple[str, str]:
+    """The processor's name, and what it can do, where the system says so."""
+    if (info := Path("/proc/cpuinfo")).exists():
+        text = info.read_text(encoding="utf-8", errors="replace")
+        said = (re.search(rf"^(?:{key})\s*: (.+)$", text, re.MULTILINE) for key in ("model name", "flags|Features"))
+        name, skills = (found[1].strip() if found else "" for found in said)
+        return name or platform.processor() or platform.machine(), skills
+    if platform.system() == "Darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return asked.stdout.strip() or platform.machine(), ""
+    return platform.processor() or platform.machine(), ""
 
 
 def task_of(provenance: Mapping[str, object], metric: Metric | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Self, overload
 
 Statistics = Literal["shared", "per-entry", "recalibrated"]
@@ -99,6 +100,26 @@ class Coordinates(Subnet):
     def stages(self) -> int:
         """Number of stages that it runs."""
         return self.exit - self.entry + 1
+
+    def follows(self, small: "Coordinates") -> bool:
+        """Whether it goes on where another one has ended: of the same entry, and deeper or wider or both."""
+        return self != small and small.entry == self.entry and small.exit <= self.exit and small.width <= self.width
+
+
+def require_path(members: Sequence[Coordinates]) -> None:
+    """Refuse what is no path: members that answer one after the other, each from what the one before has left.
+
+    Raises:
+        ValueError: if there is none, or one does not follow the one before.
+    """
+    if not members:
+        raise ValueError("a path needs at least one member")
+    for small, large in pairwise(members):
+        if not large.follows(small):
+            raise ValueError(
+                f"{large} does not follow {small} on a path: each member has the entry of the one before, and is "
+                "deeper or wider than it or both, and neither shallower nor narrower"
+            )
 
 
 class Grid(Sequence[Coordinates]):

@@ -109,17 +109,12 @@ def anytime(
     plan, prepared = _plan(net, path)
     if costs is not None and len(costs) != len(plan.steps):
         raise ValueError(f"this path of {len(plan.steps)} members needs as many costs, not {len(costs)}")
-    if tuple(x.shape[1:]) not in plan._macs or (
-        deadline is not None and costs is None and _conditions(x) not in plan.seconds
-    ):
+    if costs is None:
+        costs = [0.0] * len(plan.steps) if deadline is None else plan.seconds.get(_conditions(x))
+    if costs is None or not plan.is_priced(x):
         plan.macs(x)
-        if deadline is not None and costs is None:
-            _measured(plan, x)
+        costs = costs or _measure(plan, x, _SECONDS, _PERCENTILE)
         prepared = True
-    if deadline is None:
-        costs = [0.0] * len(plan.steps)
-    elif costs is None:
-        costs = _measured(plan, x)
     return _answers(plan, x, deadline, confidence, costs, clock, clock() if prepared else began)
 
 
@@ -274,10 +269,6 @@ def _plan(net: Nested, path: Sequence[Subnet] | None) -> tuple[Plan, bool]:
 def _conditions(x: Tensor) -> object:
     """What a step's cost depends on, beside the step."""
     return tuple(x.shape), x.dtype, str(x.device), torch.get_num_threads()
-
-
-def _measured(plan: Plan, x: Tensor) -> tuple[float, ...]:
-    return plan.seconds.get(_conditions(x)) or _measure(plan, x, _SECONDS, _PERCENTILE)
 
 
 @torch.inference_mode()

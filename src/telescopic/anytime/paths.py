@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from telescopic.anytime.refining import Plan, Run
 from telescopic.anytime.rows import Part
 from telescopic.catalogue import Catalogue
+from telescopic.cost.timing import finished
 from telescopic.inputs import dtype_and_device, examples
 from telescopic.nested import Nested
 from telescopic.subnet import Coordinates, Subnet
@@ -77,8 +79,7 @@ def best_path(
         ValueError: if the catalogue is of another network or has no accuracies, or a part cannot be made wider step by
             step: then give `widths=[]`, and the path gets deeper only.
     """
-    if tuple(member.subnet for member in catalogue) != tuple(net.grid):
-        raise ValueError(f"this catalogue is of another network: its members are not those of {net.grid}")
+    catalogue.require_of(net.grid)
     accuracy = {(m.subnet.entry, m.subnet.exit, m.subnet.width): m.accuracy for m in catalogue}
     if None in accuracy.values():
         raise ValueError("the best path needs accuracies on validation images: measure(net, data)")
@@ -164,16 +165,31 @@ def part_costs(
 def _times(plan: Plan, x: Tensor, runs: int, skip: int) -> dict[str, float]:
     """Median seconds of each part, over runs after a first one; the first `skip` steps do not count."""
     times: dict[str, list[float]] = {}
-    for number in range(runs + 1):
-        run, since = Run(plan, x.clone()), [time.perf_counter()]
 
-        def watch(name: str, since: list[float] = since, number: int = number, run: Run = run) -> None:
-            now = time.perf_counter()
-            if number and run.done > skip:
-                times.setdefault(name, []).append(now - since[0])
-            since[0] = time.perf_counter()
+    def timed(part: tuple[str, Callable[..., Tensor]]) -> tuple[str, Callable[..., Tensor]]:
+        name, call = part
 
+        def run(*given: Any) -> Tensor:
+            start = time.perf_counter()
+            out = call(*given)
+            finished(x.device)
+            times.setdefault(name, []).append(time.perf_counter() - start)
+            return out
+
+        return name, run
+
+    _, plan.adapter = timed(("entry", plan.adapter))
+    plan.steps = plan.steps[:skip] + tuple(
+        replace(
+            step,
+            widened=tuple(map(timed, step.widened)),
+            added=tuple(map(timed, step.added)),
+            head=timed(step.head),
+        )
+        for step in plan.steps[skip:]
+    )
+    for _ in range(runs + 1):
+        run = Run(plan, x.clone())
         for _ in plan.steps:
-            since[0] = time.perf_counter()
-            run.advance(watch)
-    return {name: median(values) for name, values in times.items()}
+            run.advance()
+    return {name: median(values[1:]) for name, values in times.items()}

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 
 from telescopic.anytime.rows import Kept, Part
 from telescopic.cost.macs import Counter
+from telescopic.cost.timing import finished
 from telescopic.layers.causal import prefix
 from telescopic.nested import Nested
-from telescopic.subnet import Coordinates, Subnet
+from telescopic.subnet import Coordinates, Subnet, require_path
 
 Call = Callable[[Tensor, Kept], Tensor]
-Watch = Callable[[str], None]
-"""Told the name of each part when it has run."""
 
 _ADAPTED = "entry"  # the whole output of the adapter, among what is kept
 _TRACING = threading.Lock()
@@ -67,6 +65,7 @@ class Plan:
         self.groups = net.groups if net.causal else self.path[-1].width  # which no adapter is cut to
         widening = len({member.width for member in self.path}) > 1
         whole = dict(net.path(self.path[-1])[:-1])
+        self.adapter: Callable[[Tensor], Tensor]
         (_, self.adapter), *stages = whole.items()
         parts = {name: self._part(name, module, widening) for name, module in stages}
         heads = dict(net.path(member)[-1] for member in self.path)
@@ -96,20 +95,47 @@ class Plan:
                 )
             )
         self.steps = tuple(steps)
-        used = {**parts, **read}
         modules = {**whole, **heads}
-        self._state = _State(net, [modules[name] for name, part in used.items() if isinstance(part, Part)])
+        self._remember(net, [modules[name] for name, part in {**parts, **read}.items() if isinstance(part, Part)])
         self.seconds: dict[object, tuple[float, ...]] = {}  # measured costs of the steps, by their conditions
         self._macs: dict[tuple[int, ...], tuple[int, ...]] = {}
 
+    def _remember(self, net: Nested, taken_apart: Sequence[nn.Module]) -> None:
+        """Note what the plan took from a network, of some parts layers and views of weights; see `is_of`."""
+        # No more than needed: this is looked through before every answer, when all of it has left the caches.
+        lists = list(net.children())
+        inner = [module for part in taken_apart for module in part.modules()]
+        self._parts = [part for some in lists for part in some.children()]
+        self._holders = [(m, [*m._modules.values()]) for m in (*lists, *inner) if m._modules]
+        homes: list[Any] = [home for module in inner for home in (module._parameters, module._buffers)]
+        self._tensors = [
+            (home, name, tensor, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            for home in homes
+            for name, tensor in home.items()
+            if tensor is not None and tensor.ndim  # BatchNorm's count of batches has none
+        ]
+        self._lists = lists
+
     def is_of(self, net: Nested) -> bool:
         """Whether the network still has the modules and weights that the plan holds, and is in eval mode."""
-        return self._state.is_of(net)
+        if net.training or [*net._modules.values()] != self._lists or any(part.training for part in self._parts):
+            return False
+        for module, children in self._holders:
+            if [*module._modules.values()] != children:
+                return False
+        for home, name, tensor, place, version in self._tensors:
+            if home.get(name) is not tensor or tensor.data_ptr() != place or -1 < version != tensor._version:
+                return False
+        return True
+
+    def is_priced(self, x: Tensor) -> bool:
+        """Whether `macs` is known of inputs of this shape."""
+        return tuple(x.shape[1:]) in self._macs
 
     def macs(self, x: Tensor) -> tuple[int, ...]:
         """Multiply-adds of each step for one example of the shape of these, counted by running them on one."""
         shape = tuple(x.shape[1:])
-        if shape not in self._macs:
+        if not self.is_priced(x):
             run, counts = Run(self, torch.zeros_like(x[:1]) if len(x) else x.new_zeros((1, *shape))), []
             for _ in self.steps:
                 with torch.no_grad(), Counter() as counter:
@@ -147,31 +173,24 @@ class Run:
         self.kept: Kept = {}
         self.blocks: list[Tensor] = []  # the last stage's output, group by group as it was computed
 
-    def advance(self, watch: Watch | None = None) -> Tensor:
+    def advance(self) -> Tensor:
         """Logits `[batch, classes]` of the next member, from what is known of those before."""
         step, plan = self.plan.steps[self.done], self.plan
         self.done += 1
         width = step.subnet.width
         if step.have < width:
-            new = self._adapted(step, width, watch)
-            for name, part in step.widened:
+            new = self._adapted(step, width)
+            for _, part in step.widened:
                 new = part(new, self.kept)
-                if watch is not None:
-                    watch(name)
             self.blocks.append(new)
-        for name, part in step.added:
+        for _, part in step.added:
             self.blocks = [part(self._features(), self.kept)]
-            if watch is not None:
-                watch(name)
-        name, head = step.head
+        _, head = step.head
         read = self.blocks[-1] if step.sums else self._features()
         logits = head(read, self.kept)
         if logits.untyped_storage().data_ptr() == read.untyped_storage().data_ptr():
             logits = logits.clone()  # the next stage may write over its input, and the answer has been given
-        if self.x.device.type != "cpu":
-            torch.accelerator.synchronize(self.x.device)  # the calls return before the device has finished
-        if watch is not None:
-            watch(name)
+        finished(self.x.device)
         if not step.keep and self.done < len(plan.steps) and plan.steps[self.done].subnet.exit != step.subnet.exit:
             self.kept.clear()
         return logits
@@ -182,14 +201,9 @@ class Run:
         self.blocks = [block[index] for block in self.blocks]
         self.kept = {name: tensor[index] for name, tensor in self.kept.items()}
 
-    def _adapted(self, step: Step, width: int, watch: Watch | None) -> Tensor:
+    def _adapted(self, step: Step, width: int) -> Tensor:
         """New groups of what the adapter gives; it is run whole, and once."""
-        if step.have:
-            whole = self.kept[_ADAPTED]
-        else:
-            whole = self.plan.adapter(self.x)
-            if watch is not None:
-                watch(_ADAPTED)
+        whole = self.kept[_ADAPTED] if step.have else self.plan.adapter(self.x)
         if step.keep:
             self.kept[_ADAPTED] = whole
         if not step.have and width == self.plan.groups:
@@ -202,46 +216,6 @@ class Run:
         if len(self.blocks) > 1:
             self.blocks = [torch.cat(self.blocks, 1)]
         return self.blocks[0]
-
-
-class _State:
-    """What a plan took from a network, and how to see that the network has it still.
-
-    Args:
-        net: the network, to which it keeps no reference.
-        taken_apart: stages and heads of which it holds layers and views of weights, and not the whole.
-    """
-
-    def __init__(self, net: Nested, taken_apart: Sequence[nn.Module]) -> None:
-        # No more than needed: this is looked through before every answer, when all of it has left the caches.
-        lists = list(net.children())
-        inner = [module for part in taken_apart for module in part.modules()]
-        self._top = lists
-        self._parts = [part for some in lists for part in some.children()]
-        self._holders = [(m, [*m._modules.values()]) for m in (*lists, *inner) if m._modules]
-        homes: list[Any] = [home for module in inner for home in (module._parameters, module._buffers)]
-        self._tensors = [
-            (home, name, tensor, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
-            for home in homes
-            for name, tensor in home.items()
-            if tensor is not None and tensor.ndim  # BatchNorm's count of batches has none
-        ]
-
-    def is_of(self, net: Nested) -> bool:
-        if net.training or [*net._modules.values()] != self._top:
-            return False
-        for part in self._parts:
-            if part.training:
-                return False
-        for module, children in self._holders:
-            if [*module._modules.values()] != children:
-                return False
-        for home, name, tensor, place, version in self._tensors:
-            if home.get(name) is not tensor or tensor.data_ptr() != place:
-                return False
-            if version >= 0 and tensor._version != version:
-                return False
-        return True
 
 
 def _require_eval(net: Nested) -> None:
@@ -260,19 +234,12 @@ def checked(net: Nested, path: Sequence[Subnet]) -> tuple[Coordinates, ...]:
         ValueError: if it is empty, or a member does not contain the one before or enters elsewhere.
     """
     members = tuple(net.grid.resolve(member) for member in path)
-    if not members:
-        raise ValueError("a path through the grid needs at least one member")
-    for small, large in pairwise(members):
-        if small.entry != large.entry or small == large or not net.grid.contains(large, small):
-            raise ValueError(
-                f"{large} does not follow {small} on a path: each member has the entry of the one before, and is "
-                "deeper or wider than it or both, and neither shallower nor narrower"
-            )
-        if small.width != large.width and not net.causal:
-            raise ValueError(
-                f"{large} computes nothing with the features of {small}, which is narrower: only channel-causal "
-                "networks get wider step by step. Here a path has one width, and gets deeper"
-            )
+    require_path(members)
+    if members[0].width != members[-1].width and not net.causal:
+        raise ValueError(
+            f"{members[-1]} computes nothing with the features of {members[0]}, which is narrower: only channel-causal "
+            "networks get wider step by step. Here a path has one width, and gets deeper"
+        )
     return members
 
 

@@ -8,7 +8,7 @@ needs the new channels only. A part is taken apart by `torch.fx` once; then each
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,11 @@ _FUNCTIONS: dict[Any, Any] = {f: f for f in (getattr(functional, name) for name 
 _FUNCTIONS |= {f: f for f in (torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul)}
 _FUNCTIONS |= {f: f for f in (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)}
 # Out of place, for a value may be kept for later groups.
-_FUNCTIONS |= {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
-_FUNCTIONS |= {functional.relu_: torch.relu, torch.relu_: torch.relu}
-_METHODS: dict[Any, Any] = {"relu": torch.relu, "relu_": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
-_METHODS |= {"add": torch.add, "add_": torch.add, "mul": torch.mul, "mul_": torch.mul, "sub": torch.sub}
-_METHODS |= {"sub_": torch.sub, "contiguous": Tensor.contiguous}
-_IN_PLACE: tuple[Any, ...] = (operator.iadd, operator.isub, operator.imul, functional.relu_, torch.relu_)
-_IN_PLACE += ("relu_", "add_", "mul_", "sub_")
+_IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+_IN_PLACE |= {functional.relu_: torch.relu, torch.relu_: torch.relu}
+_FUNCTIONS |= _IN_PLACE
+_METHODS: dict[Any, Any] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "contiguous": Tensor.contiguous}
+_METHODS |= {name + end: getattr(torch, name) for name in ("relu", "add", "mul", "sub") for end in ("", "_")}
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,16 @@ class Part:
         result = 0
         for node in self.graph.nodes:
             if node.op == "output":
-                result = self._place(places, node.args[0])
+                if not isinstance(returned := node.args[0], fx.Node):
+                    kind = type(returned).__name__
+                    raise ValueError(f"{self.name} cannot be made wider step by step: it returns {kind}")
+                result = places[returned]
                 continue
             if node.op != "placeholder":
                 op, sources = self._op(node, span)
                 steps.append((op, tuple(places[source] for source in sources)))
             elif places:
-                raise self._refusal(node, "a second input")
+                raise self._refusal("a second input")
             places[node] = len(places)
 
         def run(x: Tensor, kept: Kept) -> Tensor:
@@ -131,11 +132,6 @@ class Part:
 
         return run
 
-    def _place(self, places: Mapping[fx.Node, int], node: Any) -> int:
-        if not isinstance(node, fx.Node):
-            raise ValueError(f"{self.name} cannot be made wider step by step: it returns {type(node).__name__}")
-        return places[node]
-
     def _op(self, node: fx.Node, span: Span) -> tuple[Op, list[fx.Node]]:
         """A node as a function of new channels, and the nodes it reads."""
         if node.op == "call_module":
@@ -143,15 +139,18 @@ class Part:
             key = f"{self.name}/{node.name}"  # a module that is called twice has two inputs
             if getattr(module, "inplace", False):
                 self._refuse_overwriting(node)
-            return _of_module(module, key, span) or self._refuse(node, module), node.all_input_nodes
+            op = _of_module(module, key, span)
+            if op is None:
+                raise self._refusal(f"{str(node.target).removeprefix('0.')}, a {type(module).__name__},")
+            return op, node.all_input_nodes
         if node.op in ("call_function", "call_method"):
             return self._of_call(node)
-        raise self._refusal(node, f"the tensor {node.target}, which is read in its forward pass")
+        raise self._refusal(f"the tensor {node.target}, which is read in its forward pass")
 
     def _of_call(self, node: fx.Node) -> tuple[Op, list[fx.Node]]:
         """A call of a function or a method, the same with or without an underscore behind its name."""
         args, kwargs, in_place = _out_of_place(node)
-        if in_place or node.target in _IN_PLACE:
+        if in_place or node.target in _IN_PLACE or str(node.target).endswith("_"):
             self._refuse_overwriting(node)
         flattens = node.target in (torch.flatten, "flatten") and kwargs.get("start_dim", (*args, 0)[1]) == 1
         if flattens and len(args) < 3 and "end_dim" not in kwargs:
@@ -159,7 +158,7 @@ class Part:
         known = (_FUNCTIONS if node.op == "call_function" else _METHODS).get(node.target)
         sources = [arg for arg in args if isinstance(arg, fx.Node)]
         if known is None or len(set(sources)) != len(node.all_input_nodes):
-            raise self._refusal(node, f"a call of {getattr(node.target, '__name__', node.target)}")
+            raise self._refusal(f"a call of {getattr(node.target, '__name__', node.target)}")
         if known is functional.dropout:
             return lambda kept, x: x, sources
         if len(sources) == len(args) and not kwargs:
@@ -172,10 +171,7 @@ class Part:
 
         return call, sources
 
-    def _refuse(self, node: fx.Node, module: nn.Module) -> Op:
-        raise self._refusal(node, f"{str(node.target).removeprefix('0.')}, a {type(module).__name__},")
-
-    def _refusal(self, node: fx.Node, what: str) -> ValueError:
+    def _refusal(self, what: str) -> ValueError:
         return ValueError(
             f"{self.name} cannot be made wider step by step: {what} is not known to treat each channel alone. Known "
             "are the channel-causal layers of telescopic.layers, activations, pooling, flatten, sums and products; "
@@ -185,7 +181,7 @@ class Part:
     def _refuse_overwriting(self, node: fx.Node) -> None:
         """In place is as good as not, unless another one reads what is overwritten."""
         if len(node.all_input_nodes[0].users) > 1:
-            raise self._refusal(node, f"{node.name}, which overwrites what others read,")
+            raise self._refusal(f"{node.name}, which overwrites what others read,")
 
 
 class _Tracer(fx.Tracer):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from telescopic.anytime.answers import anytime, step_costs
 from telescopic.catalogue import BudgetError, Catalogue
+from telescopic.cost.timing import finished
 from telescopic.data import Preprocess, Split
 from telescopic.extract import extract
 from telescopic.fits import check_fits
@@ -130,8 +131,7 @@ def _chosen(catalogue: Catalogue, deadline: float) -> Subnet:
 @torch.inference_mode()
 def _alone(module: nn.Module, x: Tensor) -> Tensor:
     logits: Tensor = module(x)
-    if x.device.type != "cpu":
-        torch.accelerator.synchronize(x.device)
+    finished(x.device)
     return logits
 
 

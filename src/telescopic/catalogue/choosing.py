@@ -154,11 +154,15 @@ class Budget:
             raise ValueError(f"{self.name} is a fraction from 0 to 1: write {self.limit:g} % as {self.limit / 100:g}")
 
     @property
+    def least(self) -> bool:
+        """Whether it bounds from below."""
+        return self.quantity == "score" and self.metric.better == "higher"
+
+    @property
     def name(self) -> str:
         """As the user gives it."""
-        least = self.quantity == "score" and self.metric.better == "higher"
         accuracy = self.quantity == "score" and self.metric.word == "accuracy"
-        return f"{'min' if least else 'max'}_{'accuracy' if accuracy else self.quantity}"
+        return f"{'min' if self.least else 'max'}_{'accuracy' if accuracy else self.quantity}"
 
     def value(self, member: Member) -> float:
         """What the member has of this quantity, as it is compared: of a latency the one that 95 % of passes keep."""
@@ -166,16 +170,16 @@ class Budget:
 
     def excess(self, member: Member) -> float:
         """How many times the member goes beyond the limit; at most 1 if it fits."""
-        value, least = self.value(member), self.quantity == "score" and self.metric.better == "higher"
-        small, large = (value, self.limit) if least else (self.limit, value)
+        value = self.value(member)
+        small, large = (value, self.limit) if self.least else (self.limit, value)
         if min(small, large) < 0:  # only scores can be
             return 1 + (large - small) / (abs(self.limit) or 1.0)
         return large / small if small else (math.inf if large else 1.0)
 
     def admits(self, member: Member) -> bool:
         """Whether the member keeps within the limit."""
-        value, limit = self.value(member), self.limit
-        return bool(value >= limit if self.quantity == "score" and self.metric.better == "higher" else value <= limit)
+        value = self.value(member)
+        return value >= self.limit if self.least else value <= self.limit
 
     def need(self, member: Member) -> str:
         """What the member has of this quantity, in words; in full where rounding would hide the difference."""

@@ -159,8 +159,7 @@ def measure_latency(
     Raises:
         ValueError: if the catalogue is of another network.
     """
-    if tuple(member.subnet for member in catalogue) != tuple(net.grid):
-        raise ValueError(f"this catalogue is of another network: its members are not those of {net.grid}")
+    catalogue.require_of(net.grid)
     times = latencies(
         [partial(extract, net, member.subnet) for member in catalogue],
         catalogue.input_shape,

@@ -16,7 +16,7 @@ from telescopic.files import replacing
 from telescopic.metric import ACCURACY, Metric
 from telescopic.quantities import human
 from telescopic.shapes import Shape, checked_shape
-from telescopic.subnet import Coordinates, Statistics, Subnet
+from telescopic.subnet import Coordinates, Grid, Statistics, Subnet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -191,6 +191,15 @@ class Catalogue(Sequence[Member]):
     def metric(self) -> Metric:
         """What the scores of its members mean."""
         return self[0].metric
+
+    def require_of(self, grid: Grid) -> None:
+        """Refuse a catalogue of another network.
+
+        Raises:
+            ValueError: if its members are not those of the grid.
+        """
+        if tuple(member.subnet for member in self) != tuple(grid):
+            raise ValueError(f"this catalogue is of another network: its members are not those of {grid}")
 
     def scored(self, metric: Metric, validation: Sequence[float], test: Sequence[float]) -> "Catalogue":
         """The same catalogue with scores, in grid order; NaN of all stands for none.

@@ -4,12 +4,9 @@ import functools
 import math
 import os
 import platform
-import re
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -18,6 +15,7 @@ from torch import nn
 from telescopic.ambient import plain
 from telescopic.cost.counting import with_tensors
 from telescopic.inputs import Tensors, dtype_and_device, examples, explained
+from telescopic.provenance import processor
 from telescopic.shapes import Shape
 
 _ROUNDS = 5
@@ -128,8 +126,7 @@ def _take_turn(module: nn.Module, x: Tensors, device: torch.device, seconds: flo
 
     def run() -> float:
         module(x)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)  # the call returns before the device has finished
+        finished(device)
         return time.perf_counter()
 
     with explained(module, x):
@@ -144,20 +141,19 @@ def _take_turn(module: nn.Module, x: Tensors, device: torch.device, seconds: flo
                 break
 
 
+def finished(device: torch.device) -> None:
+    """Wait until a device has done what it was told: calls return before that."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @functools.cache
 def machine() -> str:
     """Fingerprint of this machine, for latencies: processor, number of CPUs, GPU if there is one, system, torch.
 
     The same text on every call, and another one where speed may differ.
     """
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)
-        name = models[0].strip() if models else name
-    elif platform.system() == "Darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        name = asked.stdout.strip() or name
-    parts = [f"{name} ({torch.backends.cpu.get_cpu_capability()})", f"{os.cpu_count()} CPUs"]
+    parts = [f"{processor()[0]} ({torch.backends.cpu.get_cpu_capability()})", f"{os.cpu_count()} CPUs"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join([*parts, f"{platform.system()} {platform.machine()}", f"torch {torch.__version__}"])

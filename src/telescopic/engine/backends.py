@@ -86,13 +86,7 @@ def named(name: str) -> Backend:
 
 
 class Sessions:
-    """Segments, each opened when it is first needed.
-
-    Args:
-        graphs: their files.
-        backend: what opens them.
-        threads: within a segment.
-    """
+    """Segments, each opened when it is first needed, with so many threads within it."""
 
     def __init__(self, graphs: Graphs, backend: Backend, threads: int) -> None:
         self._graphs, self._backend, self._threads = graphs, backend, threads

@@ -8,12 +8,7 @@ from telescopic.engine.manifest import Manifest
 
 @dataclass(frozen=True)
 class End:
-    """An input or output of a segment's graph.
-
-    Attributes:
-        segment: its name.
-        name: in0, in1, ... or out0, out1, ...
-    """
+    """An input or output of a segment's graph: in0, in1, ... or out0, out1, ..."""
 
     segment: str
     name: str
@@ -21,12 +16,7 @@ class End:
 
 @dataclass(frozen=True)
 class Joint:
-    """Ends that write or read the same tensors.
-
-    Attributes:
-        ends: all of them.
-        tensors: what they pass on.
-    """
+    """Ends that write or read the same tensors."""
 
     ends: frozenset[End]
     tensors: frozenset[str]
@@ -39,27 +29,19 @@ def joints(manifest: Manifest, fits: Callable[[str], bool]) -> list[Joint]:
         manifest: the pack's.
         fits: whether a tensor is one of those wanted; joints have them all wanted.
     """
-    parents: dict[End | str, End | str] = {}
-
-    def root(one: End | str) -> End | str:
-        while (above := parents.setdefault(one, one)) != one:
-            one = above
-        return one
-
+    groups: dict[End | str, set[End | str]] = {}  # ends and tensors → those that are passed on together
     for step in {step: None for member in manifest.members for step in member.chain}:
         for kind, names in (("in", step.inputs), ("out", step.outputs)):
             for number, name in enumerate(names):
-                parents[root(End(step.segment, f"{kind}{number}"))] = root(name)
+                both = [groups.setdefault(key, {key}) for key in (End(step.segment, f"{kind}{number}"), name)]
+                if both[0] is not both[1]:
+                    small, large = sorted(both, key=len)
+                    large |= small
+                    groups |= dict.fromkeys(small, large)
     never = {*manifest.inputs.values(), *manifest.constants, *(member.logits for member in manifest.members)}
-    bad = {root(name) for name in [*never, *(name for name in manifest.tensors if not fits(name))]}
-    found: dict[End | str, list[End | str]] = {}
-    for one in list(parents):
-        if root(one) not in bad:
-            found.setdefault(root(one), []).append(one)
-    return [
-        Joint(
-            frozenset(one for one in group if isinstance(one, End)),
-            frozenset(one for one in group if isinstance(one, str)),
-        )
-        for group in found.values()
-    ]
+    found = []
+    for group in {id(group): group for group in groups.values()}.values():
+        tensors = frozenset(one for one in group if isinstance(one, str))
+        if tensors.isdisjoint(never) and all(map(fits, tensors)):
+            found.append(Joint(frozenset(one for one in group if isinstance(one, End)), tensors))
+    return found

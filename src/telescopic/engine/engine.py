@@ -12,13 +12,12 @@ from numpy.typing import ArrayLike
 from telescopic.catalogue.choosing import front, within
 from telescopic.engine.backends import Backend, named
 from telescopic.engine.given import Inputs, examples, size_of, taken, wanted
-from telescopic.engine.manifest import Floats, Packed, read, read_constants
+from telescopic.engine.manifest import Floats, Packed, Way, read, read_constants
 from telescopic.engine.prepared import prepared
 from telescopic.engine.runner import Runner, time_members, time_steps
 from telescopic.engine.timings import Store, Timing, Timings
-from telescopic.engine.ways import Way, checked_path, longest
 from telescopic.provenance import task_of
-from telescopic.subnet import Subnet
+from telescopic.subnet import Subnet, require_path
 
 _MARGIN = 1.1  # of a refinement's cost, which the machine's drift may take
 
@@ -186,7 +185,21 @@ class Engine:
         if deadline is not None:
             costs, measured = self._step_costs(members, size_of(inputs))
             began = clock() if measured else began
-        return self._refined(inputs, members, costs, deadline, clock, began)
+
+        def refined() -> Iterator[Prediction]:
+            runner = self._runner
+            lane = runner.lanes.take(size_of(inputs))
+            try:
+                lane.start(inputs)
+                for number, member in enumerate(runner.path(members)):
+                    if number and deadline is not None and clock() - began + costs[number] * _MARGIN > deadline:
+                        return
+                    logits = lane.run(member)
+                    yield Prediction(logits, member.subnet, member.label, member.accuracy, clock() - began)
+            finally:  # the caller may stop whenever
+                runner.lanes.give(lane)
+
+        return refined()
 
     def prepared(self, x: ArrayLike | Mapping[str, ArrayLike]) -> Any:
         """Inputs as the network sees them, checked as `run` does: `[batch, ...]`, or a dict of several by name.
@@ -224,12 +237,10 @@ class Engine:
         """
         if not 0 <= quality <= 1:
             raise ValueError(f"quality is from 0, the least accurate member, to 1, the most accurate; not {quality}")
-        costs = [-self._cost(member, batch) for member in self.members]
         values = [worth(member) for member in self.members]
         least = min(values) + quality * (max(values) - min(values)) - 1e-12 * max(map(abs, values))
-        place = within([-value for value in values], costs, -least)  # the cheapest, of those worth so much
-        assert place is not None
-        return self.members[place]
+        good = [member for member, value in zip(self.members, values, strict=True) if value >= least]
+        return min(good, key=lambda member: (self._cost(member, batch), -worth(member)))
 
     def within(self, max_latency_ms: float, batch: int = 1) -> Packed:
         """The member that `run` takes for a latency: the fastest if none keeps it."""
@@ -294,12 +305,10 @@ class Engine:
             for number in tries:
                 runner = self._runner if number == self.threads else self._made(number)
                 for batch in batches:
-                    rows = time_members(runner, self._example(batch), seconds)
-                    self._timings = self._timings.merged(rows)
+                    self._time(runner, batch, seconds)
                     done += 1
                     if progress is not None:
                         progress(done, len(tries) * len(batches))
-            self._store.keep(self._timings)
             best = self._timings.best_threads()
             if self._chosen is None and best is not None and best != self.threads:
                 self._runner = self._made(best)
@@ -313,8 +322,7 @@ class Engine:
         if not max_latency_ms > 0:
             raise ValueError(f"max_latency_ms is more than 0, not {max_latency_ms}")
         measured = self._measured(batch)
-        timings = [self._timings.at(member.subnet, batch, self.threads) for member in self.members]
-        times = [timing.p95_ms for timing in timings if timing is not None]
+        times = [self.timing(member.subnet, batch).p95_ms for member in self.members]
         place = within(times, [worth(member) for member in self.members], max_latency_ms)
         fits = place is not None
         return self.members[times.index(min(times)) if place is None else place], fits, measured
@@ -330,10 +338,12 @@ class Engine:
             return False
         with self._measuring:
             if self._timings.at(self.members[0].subnet, batch, self.threads) is None:
-                rows = time_members(self._runner, self._example(batch), 0.1)
-                self._timings = self._timings.merged(rows)
-                self._store.keep(self._timings)
+                self._time(self._runner, batch, 0.1)
         return True
+
+    def _time(self, runner: Runner, batch: int, seconds: float) -> None:
+        self._timings = self._timings.merged(time_members(runner, self._example(batch), seconds))
+        self._store.keep(self._timings)
 
     def _example(self, batch: int) -> Inputs:
         return examples(self.inputs, batch, random=True)
@@ -341,29 +351,10 @@ class Engine:
     def _path(self, path: Sequence[Subnet] | None) -> Way:
         key = None if path is None else tuple(path)
         if key not in self._paths:
-            self._paths[key] = longest(self.members) if key is None else checked_path([self.member(s) for s in key])
+            members = _longest(self.members) if key is None else tuple(self.member(subnet) for subnet in key)
+            require_path([member.subnet for member in members])
+            self._paths[key] = members
         return self._paths[key]
-
-    def _refined(
-        self,
-        inputs: Inputs,
-        members: Way,
-        costs: Sequence[float],
-        deadline: float | None,
-        clock: Callable[[], float],
-        began: float,
-    ) -> Iterator[Prediction]:
-        runner = self._runner
-        lane = runner.lanes.take(size_of(inputs))
-        try:
-            lane.start(inputs)
-            for number, member in enumerate(runner.path(members)):
-                if number and deadline is not None and clock() - began + costs[number] * _MARGIN > deadline:
-                    return
-                logits = lane.run(member)
-                yield Prediction(logits, member.subnet, member.label, member.accuracy, clock() - began)
-        finally:  # the caller may stop whenever
-            runner.lanes.give(lane)
 
     def _step_costs(self, members: Way, batch: int) -> tuple[tuple[float, ...], bool]:
         """Seconds that each step took at most in most runs, and whether they had to be measured."""
@@ -373,6 +364,15 @@ class Engine:
         with self._measuring:
             self._steps[key] = time_steps(self._runner, members, self._example(batch))
         return self._steps[key], True
+
+
+def _longest(members: Sequence[Packed]) -> Way:
+    """The way to the last of them that has the most answers, of members smallest first."""
+    ways: dict[Packed, Way] = {}
+    for member in members:
+        before = [ways[small] for small in ways if member.subnet.follows(small.subnet)]
+        ways[member] = (*max(before, key=len, default=()), member)
+    return ways[members[-1]]
 
 
 def worth(member: Packed) -> float:

@@ -168,9 +168,7 @@ def _check_uses(graphs: Sequence[Any], told: Sequence[dict[str, Any]]) -> None:
     """
     numbers = _numbers(graphs)
     varying = {name for name, values in numbers.items() if _varies(values)}
-    whole = [
-        {value.name: value for value in model.graph.input} | values for model, values in zip(graphs, told, strict=True)
-    ]
+    whole = _with_inputs(graphs, told)
     growing = {
         name: [one != two for one, two in zip(*(_lengths(name, values[name]) for values in whole[:2]), strict=True)]
         for name in whole[0]
@@ -265,7 +263,7 @@ def _compute(models: Sequence[Any], told: Sequence[dict[str, Any]]) -> bool:
     import onnx
 
     graphs = [model.graph for model in models]
-    whole = [{value.name: value for value in graph.input} | values for graph, values in zip(graphs, told, strict=True)]
+    whole = _with_inputs(models, told)
     known = _numbers(models)
     left, found, number, ends = [], False, 0, {value.name for value in graphs[0].output}
     for node in [*graphs[0].node]:
@@ -291,6 +289,12 @@ def _compute(models: Sequence[Any], told: Sequence[dict[str, Any]]) -> bool:
         del graph.node[:]
         graph.node.extend(left)
     return found
+
+
+def _with_inputs(models: Sequence[Any], told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is known of every tensor that a node reads, for each batch."""
+    given = [{value.name: value for value in model.graph.input} for model in models]
+    return [inputs | values for inputs, values in zip(given, told, strict=True)]
 
 
 def _numbers(models: Sequence[Any]) -> dict[str, list[Any]]:

@@ -6,16 +6,13 @@ import platform
 import re
 from pathlib import Path
 
+from telescopic import provenance
+
 
 @functools.cache
 def processor() -> str:
     """The processor's name and what it can do, so that code made for one is not run on another."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return f"{platform.processor() or platform.machine()}, {platform.system()}"
-    text = info.read_text(encoding="utf-8", errors="replace")
-    facts = [re.findall(rf"^(?:{key})\s*: (.+)$", text, re.MULTILINE)[:1] for key in ("model name", "flags|Features")]
-    return ", ".join([*(fact.strip() for found in facts for fact in found), platform.machine()])
+    return ", ".join(filter(None, [*provenance.processor(), platform.machine()]))
 
 
 def num_cpus() -> int:

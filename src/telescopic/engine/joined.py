@@ -14,8 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from telescopic.engine.manifest import Chain, Manifest, Step
-from telescopic.engine.ways import Way
+from telescopic.engine.manifest import Chain, Manifest, Step, Way
 
 
 def join(

@@ -12,22 +12,9 @@ from telescopic.shapes import INPUT
 
 
 class Lane:
-    """All that one batch needs on its way, made once for a batch size. One thread uses it at a time.
+    """All that one batch needs on its way, made once for a batch size. One thread uses it at a time."""
 
-    Args:
-        batch: number of examples.
-        sessions: of segments.
-        manifest: the pack's.
-        constants: inputs that do not depend on the batch.
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        sessions: Sessions,
-        manifest: Manifest,
-        constants: Mapping[str, Floats],
-    ) -> None:
+    def __init__(self, batch: int, sessions: Sessions, manifest: Manifest, constants: Mapping[str, Floats]) -> None:
         self.batch, self._sessions, self._manifest = batch, sessions, manifest
         self._arrays: dict[str, Array] = dict(constants)
         self._bound: dict[Step, tuple[int, Callable[[], object]]] = {}

@@ -93,6 +93,10 @@ class Packed:
         return self.test_score if self.metric.word == "accuracy" else None
 
 
+Way = tuple[Packed, ...]
+"""Members that answer one after the other, each from what those before it have left."""
+
+
 @dataclass(frozen=True)
 class Constant:
     """A tensor of float32 in the weights file that is an input of segments: a statistic of one entry.
@@ -366,13 +370,10 @@ def _finite(value: Any) -> float:
 
 
 def _shape(values: Any) -> tuple[int, ...]:
-    shape = tuple(_positive(value) for value in _some(values, list))
+    shape = tuple(_count(value) for value in _some(values, list))
+    for size in shape:
+        if not 0 < size <= 2**31:
+            raise ValueError(f"{size!r:.50} is no size")
     if math.prod(shape) > _LARGEST:
         raise ValueError(f"a tensor of {shape!s:.50} is larger than any network's")
     return shape
-
-
-def _positive(value: Any) -> int:
-    if _count(value) == 0 or value > 2**31:
-        raise ValueError(f"{value!r:.50} is no size")
-    return int(value)

@@ -13,8 +13,7 @@ from pathlib import Path
 from telescopic.engine.backends import Backend, Graphs, Preparing
 from telescopic.engine.graphs import check_graphs
 from telescopic.engine.joined import join
-from telescopic.engine.manifest import Manifest, Step
-from telescopic.engine.ways import Way
+from telescopic.engine.manifest import Manifest, Step, Way
 from telescopic.extras import needs
 from telescopic.files import held, make_folder, replacing_folder, sha256
 

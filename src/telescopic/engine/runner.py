@@ -11,9 +11,8 @@ from telescopic.engine.backends import Backend, Graphs, Preparing, Sessions
 from telescopic.engine.given import Inputs, examples, size_of, wanted
 from telescopic.engine.joined import join
 from telescopic.engine.lanes import Lane, Lanes
-from telescopic.engine.manifest import Floats, Manifest, PackError
+from telescopic.engine.manifest import Floats, Manifest, PackError, Way
 from telescopic.engine.timings import Timing
-from telescopic.engine.ways import Way
 
 _MOST_IDLE = 8  # lanes, each with the feature maps of a batch between segments
 _MOST_PATHS = 8  # with graphs of their own; others run segment by segment
@@ -24,13 +23,6 @@ _SECONDS = 0.1  # for each refinement
 
 class Runner:
     """Sessions, and lanes that run through them; every member has run once, and a switch is the choice of another.
-
-    Args:
-        manifest: the pack's.
-        graphs: what is opened.
-        constants: inputs of segments that do not depend on the batch.
-        backend: what runs them.
-        threads: within a session.
 
     Raises:
         PackError: if a member cannot be run.

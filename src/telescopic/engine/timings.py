@@ -3,10 +3,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+
+import numpy as np
 
 from telescopic.engine.host import num_cpus, processor
 from telescopic.files import replacing
@@ -41,27 +44,16 @@ class Timing:
             raise ValueError(f"a timing has sizes above 0 and milliseconds, not {self}")
 
 
-class Timings(Sequence[Timing]):
-    """A table of timings.
+class Timings(tuple[Timing, ...]):
+    """A table of timings: each member at the same batch sizes for a number of threads."""
 
-    Args:
-        rows: each member at the same batch sizes for a number of threads.
-    """
-
-    def __init__(self, rows: Sequence[Timing] = ()) -> None:
-        self._rows = tuple(rows)
-        self._found: dict[tuple[Subnet, int], dict[int, Timing]] = {}
-        for row in self._rows:
-            self._found.setdefault((row.subnet, row.threads), {})[row.batch] = row
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Timing]:
-        return iter(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._rows[index]
+    @cached_property
+    def _found(self) -> dict[tuple[Subnet, int], dict[int, Timing]]:
+        """Member and number of threads → batch size → what it takes."""
+        found: dict[tuple[Subnet, int], dict[int, Timing]] = {}
+        for row in self:
+            found.setdefault((row.subnet, row.threads), {})[row.batch] = row
+        return found
 
     @property
     def threads(self) -> tuple[int, ...]:
@@ -71,6 +63,8 @@ class Timings(Sequence[Timing]):
     def at(self, subnet: Subnet, batch: int, threads: int) -> Timing | None:
         """What a member takes; between two measured batch sizes on a straight line, beyond the last in proportion.
 
+        Of fewer examples than were measured it takes what those do, at most.
+
         Returns:
             The timing; None if the member was not measured with as many threads.
         """
@@ -79,27 +73,18 @@ class Timings(Sequence[Timing]):
             return None
         if batch in known:
             return known[batch]
-        below, above = (
-            max((b for b in known if b < batch), default=None),
-            min((b for b in known if b > batch), default=0),
-        )
-        if below is None:
-            median, p95 = known[above].median_ms, known[above].p95_ms  # at most
-        elif not above:
-            median, p95 = (ms * batch / below for ms in (known[below].median_ms, known[below].p95_ms))
-        else:
-            share, low, high = (batch - below) / (above - below), known[below], known[above]
-            median = low.median_ms + share * (high.median_ms - low.median_ms)
-            p95 = low.p95_ms + share * (high.p95_ms - low.p95_ms)
+        sizes = sorted(known)
+        beyond = max(batch / sizes[-1], 1.0)
+        median = beyond * float(np.interp(batch, sizes, [known[size].median_ms for size in sizes]))
+        p95 = beyond * float(np.interp(batch, sizes, [known[size].p95_ms for size in sizes]))
         return Timing(subnet, batch, threads, median, p95)
 
     def best_threads(self) -> int | None:
         """The number of threads with which passes take least, over members and batch sizes; of equals the smallest."""
-        scores = {}
-        for threads in self.threads:
-            rows = [row for row in self if row.threads == threads]
-            scores[threads] = sum(math.log(row.median_ms) for row in rows) / len(rows)
-        return min(scores, key=lambda threads: (scores[threads], threads)) if scores else None
+        logs: dict[int, list[float]] = {}
+        for row in self:
+            logs.setdefault(row.threads, []).append(math.log(row.median_ms))
+        return min(logs, key=lambda threads: (fmean(logs[threads]), threads), default=None)
 
     def merged(self, rows: Sequence[Timing]) -> "Timings":
         """This table with newer rows in the place of older ones."""

@@ -10,7 +10,7 @@ from torch.utils._pytree import TreeSpec, tree_structure
 from telescopic.anytime.rows import Kept, Part
 from telescopic.inputs import Tensors, named
 from telescopic.layers.causal import prefix
-from telescopic.layers.narrowing import flat, narrow, narrow_outputs
+from telescopic.layers.narrowing import flat, last_mixing, narrow, narrow_outputs
 from telescopic.nested import Nested
 from telescopic.shapes import INPUT
 from telescopic.subnet import Coordinates
@@ -54,7 +54,6 @@ class Parts:
     ) -> None:
         self.net, self.fold_bn, self.sharing = net, fold_bn, sharing
         self.values = {INPUT: x}  # of what passes between parts
-        self.made: dict[tuple[str, nn.Module, int], nn.Module] = {}
         self.done: dict[int, dict[nn.Module, nn.Module]] = {}
         self.constants: dict[str, Tensor] = {}
         widths = {member.width for member in members}
@@ -91,16 +90,13 @@ class Parts:
         return atoms
 
     def _narrow(self, name: str, part: nn.Module, width: int) -> nn.Module:
-        net, adapter = self.net, name.startswith("entries.")
+        net = self.net
         if net.groups == 1 or self.sharing:
             return part
-        if (name, part, width) not in self.made:
-            done = self.done.setdefault(width, {})
-            cut = net.causal and adapter
-            self.made[name, part, width] = (
-                narrow_outputs(part, width, net.groups) if cut else narrow(part, width, done, causal=net.causal)
-            )
-        return self.made[name, part, width]
+        done = self.done.setdefault(width, {})
+        if part not in done and net.causal and name.startswith("entries."):
+            done[part] = narrow_outputs(part, width, net.groups)
+        return narrow(part, width, done, causal=net.causal)
 
     def _statistics(self, part: nn.Module, name: str) -> dict[str, str]:
         """Its buffers as constants."""
@@ -121,7 +117,7 @@ def named_blocks(name: str, value: Tensors) -> dict[str, Tensor]:
 class PartsBySpan:
     """Parts of members of several widths, cut into spans."""
 
-    def __init__(self, net: Nested, members: Sequence[Coordinates], fold_bn: bool, x: Tensors) -> None:
+    def __init__(self, net: Nested, members: Sequence[Coordinates]) -> None:
         self.net, self.parts = net, dict[nn.Module, Part]()
         self.constants: dict[str, Tensor] = {}
         self.differing = _differing(net, members)
@@ -217,19 +213,15 @@ def _split(adapter: nn.Module, spans: Sequence[Span], groups: int) -> Callable[[
 
 def _has_weights_before_its_last_layer(adapter: nn.Module) -> bool:
     layers = flat(adapter)
-    return any(True for layer in layers[: _last(layers)] for _ in layer.parameters())
-
-
-def _last(layers: Sequence[nn.Module]) -> int:
-    """The last layer of an adapter that mixes channels, of which `narrow_outputs` has made sure."""
-    return next((i for i in reversed(range(len(layers))) if type(layers[i]) in (nn.Conv2d, nn.Linear)), 0)
+    return any(True for layer in layers[: last_mixing(layers) or 0] for _ in layer.parameters())
 
 
 def _rows(adapter: nn.Module, have: int, width: int, groups: int) -> nn.Module:
     """The part of an adapter that gives some groups of channels."""
     layers, whole = flat(narrow_outputs(adapter, width, groups)), flat(adapter)
-    last = _last(layers)
-    start = prefix(len(whole[_last(whole)].weight), groups, have)  # type: ignore[arg-type]
+    last = last_mixing(whole)
+    assert last is not None  # or `narrow_outputs` would have refused it
+    start = prefix(len(whole[last].weight), groups, have)  # type: ignore[arg-type]
     return nn.Sequential(*layers[:last], *(_behind(layer, start) if have else layer for layer in layers[last:]))
 
 

@@ -56,12 +56,12 @@ def _table(manifest: Manifest) -> list[str]:
     int8 = manifest.precision == "int8"
     judged = f"validation {metric.name}" if (metric := manifest.members[0].metric).word == "score" else "validation"
     names = ["member", judged, *(["the same in float32"] if int8 else []), "MACs", "parameters", "segments"]
-    rows = [names, ["---", *["---:"] * (len(names) - 1)]]
+    rows = []
     for m in manifest.members:
         before = [_percent(m.float_accuracy)] if int8 else []
         score = "–" if m.score is None else m.metric.text(m.score)
         rows.append([m.label, score, *before, human(m.macs), human(m.params), str(len(m.chain))])
-    return _as_table(rows)
+    return _as_table(names, rows)
 
 
 def _judged(verdicts: Sequence[Verdict]) -> list[str]:
@@ -70,19 +70,18 @@ def _judged(verdicts: Sequence[Verdict]) -> list[str]:
         return []
     labelled = verdicts[0].right is not None
     names = ["member", "same class", "median error", *(["right", "right in float32"] if labelled else [])]
-    rows = [names, ["---", *["---:"] * (len(names) - 1)]]
+    rows = []
     for v in verdicts:
         right = [] if v.right is None else [str(v.right[1]), str(v.right[0])]
         rows.append([v.label, human(v.same, "%"), human(v.error, "%"), *right])
     told = f"Of {verdicts[0].examples} examples on which it was not calibrated: how many have the same class as in"
     more = "float32, and the error of the median example, as a fraction of its logits (root mean squares)."
-    return [told, more, "", *_as_table(rows), ""]
+    return [told, more, "", *_as_table(names, rows), ""]
 
 
-def _as_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    table = [f"| {' | '.join(row)} |" for row in rows]
-    table[1] = table[1].replace(" ", "")
-    return table
+def _as_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in (names, *rows)]
+    return [lines[0], f"|---|{'---:|' * (len(names) - 1)}", *lines[1:]]
 
 
 def _percent(accuracy: float | None) -> str:

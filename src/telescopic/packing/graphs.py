@@ -156,30 +156,15 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 def write_graph(graph: Any, path: Path, weights: Weights) -> None:
     """Write a graph, and its large tensors to the file of weights."""
-    move_out(graph, weights)
-    path.write_bytes(graph.SerializeToString(deterministic=True))
-
-
-def move_out(graph: Any, weights: Weights) -> None:
-    """Move the large tensors of a graph to the file of weights."""
     import onnx
 
     for tensor in graph.graph.initializer:
-        data = onnx.numpy_helper.to_array(tensor).tobytes()
-        if len(data) >= _INSIDE:
-            _refer(tensor, weights.put(data), len(data))
-
-
-def _refer(tensor: Any, offset: int, length: int) -> None:
-    import onnx
-
-    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-        tensor.ClearField(name)
-    del tensor.external_data[:]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, value
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.nbytes >= _INSIDE:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))  # whatever it was written as
+            onnx.external_data_helper.set_external_data(tensor, WEIGHTS, weights.put(array.tobytes()), array.nbytes)
+            tensor.ClearField("raw_data")
+    path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def checked_batches(segments: Sequence[Segment], batch: int) -> None:

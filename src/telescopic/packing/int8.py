@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from telescopic.data import Split, batches
 from telescopic.engine.engine import Engine
@@ -26,9 +27,7 @@ def to_int8(
     manifest: Manifest,
     images: Images,
     *,
-    test: bool,
     max_loss: float,
-    threads: int,
     report: Report,
 ) -> tuple[Manifest, list[Verdict]]:
     """Write a float32 pack again in int8.
@@ -37,10 +36,8 @@ def to_int8(
         plain: folder of the float32 pack.
         folder: of the new one, which is empty.
         manifest: the float32 pack's, with the accuracy of its members if it is known.
-        images: to calibrate on, to judge by, and to count accuracy on.
-        test: whether to count it on test images too.
+        images: to calibrate on, to judge by, and to count accuracy on: of test images only if it was before.
         max_loss: see `judge`.
-        threads: within a segment.
         report: told what is done.
 
     Returns:
@@ -49,7 +46,7 @@ def to_int8(
     Raises:
         ValueError: if they differ too much.
     """
-    constants = read_constants(plain, manifest)
+    constants, threads = read_constants(plain, manifest), torch.get_num_threads()
     calibration = Calibration(plain, manifest, constants, threads)
     everything = images.inputs.numpy()
     inputs = [everything[start : start + _BATCH] for start in range(0, len(everything), _BATCH)]
@@ -67,7 +64,7 @@ def to_int8(
         accuracies = _counted(before, images.validation, images, report)
         members = tuple(replace(m, score=a) for m, a in zip(members, accuracies, strict=True))
     accuracy = _counted(engine, images.validation, images, report)
-    on_test = _counted(engine, images.test if test else None, images, report)
+    on_test = _counted(engine, None if members[0].test_score is None else images.test, images, report)
     members = tuple(
         replace(m, score=a, test_score=t, float_accuracy=m.accuracy, float_test_accuracy=m.test_accuracy)
         for m, a, t in zip(members, accuracy, on_test, strict=True)

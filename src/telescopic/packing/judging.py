@@ -36,21 +36,24 @@ class Verdict:
     error: float
     right: tuple[int, int] | None
 
+    @property
+    def changed(self) -> int:
+        """How many have another class."""
+        return self.examples - round(self.same * self.examples)
+
     def __str__(self) -> str:
         """All of it, in words."""
-        changed = self.examples - round(self.same * self.examples)
-        told = f"{changed} of {self.examples} examples held out have another class in int8 than in float32"
+        told = f"{self.changed} of {self.examples} examples held out have another class in int8 than in float32"
         if self.right is not None:
             told += f", and {self.right[1]} are right instead of {self.right[0]}"
         return f"{told}; the median error is {100 * self.error:.2g} % of the logits"
 
     def holds(self, max_loss: float) -> bool:
         """Whether no more is lost than `judge` allows."""
-        changed = self.examples - round(self.same * self.examples)
-        chance = 2 * math.sqrt(changed)  # two standard deviations of what as many coins would do
+        chance = 2 * math.sqrt(self.changed)  # two standard deviations of what as many coins would do
         if self.right is not None:
             return self.right[0] - self.right[1] <= max_loss * self.examples + chance
-        return changed <= _CHANGES * max_loss * self.examples + chance and (self.error <= _ERROR or max_loss >= 1)
+        return self.changed <= _CHANGES * max_loss * self.examples + chance and (self.error <= _ERROR or max_loss >= 1)
 
 
 def judge(

@@ -1,12 +1,13 @@
 """How a family leaves for production: a folder with the graphs of some members, and one file of weights for all."""
 
+import dataclasses
 import importlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,14 +17,14 @@ from telescopic.bundle import Bundle
 from telescopic.catalogue import Catalogue, Member, measure
 from telescopic.data import Dataset, Preprocess
 from telescopic.engine.manifest import CARD, MANIFEST, WEIGHTS, Manifest, Packed, PackError, finish
-from telescopic.export import TOLERANCES
+from telescopic.export import parity
 from telescopic.extras import needs
 from telescopic.files import replacing_folder
 from telescopic.inputs import Tensors, each, examples, first_line, leaves, named, plain_shape, shape_of
 from telescopic.layers.causal import CausalConv2d, prefix
 from telescopic.neighbours import require_alone
 from telescopic.nested import Nested
-from telescopic.packing.bounds import Bounds, bounds
+from telescopic.packing.bounds import bounds
 from telescopic.packing.card import card
 from telescopic.packing.graphs import Weights, checked_batches, exported, write_graph
 from telescopic.packing.images import Images
@@ -140,8 +141,7 @@ def pack(
         network = _packable(opened)
         if catalogue is None:
             catalogue = measure(network, input_shape=input_shape)
-        elif tuple(member.subnet for member in catalogue) != tuple(network.grid):
-            raise ValueError(f"this catalogue is of another network: its members are not those of {network.grid}")
+        catalogue.require_of(network.grid)
         chosen, left_out = _chosen(network, catalogue, members)
         shape = catalogue.input_shape if input_shape is None else plain_shape(input_shape)
         x = _samples(samples, shape)
@@ -160,16 +160,19 @@ def pack(
         with replacing_folder(to, replace=replace) as folder, tempfile.TemporaryDirectory() as aside:
             plain = folder if images is None else Path(aside)
             manifest = _written(plain, made, chosen, report)
-            below = bounds(network, subnets, x)
-            facts = asdict(preprocess) if preprocess else None
-            manifest = finish(plain, _dated(manifest, facts, tuple(classes), left_out, provenance, below))
+            manifest = dataclasses.replace(
+                manifest,
+                preprocess=asdict(preprocess) if preprocess else None,
+                classes=tuple(classes),
+                left_out=left_out,
+                provenance={**provenance, "packed_by": versions("onnx", "onnxruntime")},
+                below={manifest.inputs[name]: bound for name, bound in bounds(network, subnets, x).items()},
+            )
+            manifest = finish(plain, manifest)
             notes = _notes(manifest, made, _compared(plain, network, x))
             verdicts: list[Verdict] = []
             if images is not None:
-                test, threads = catalogue[0].test_score is not None, torch.get_num_threads()
-                manifest, verdicts = to_int8(
-                    plain, folder, manifest, images, test=test, max_loss=max_loss, threads=threads, report=report
-                )
+                manifest, verdicts = to_int8(plain, folder, manifest, images, max_loss=max_loss, report=report)
                 notes.append(f"Then the weights became int8, calibrated on {images.what}.")
             (folder / CARD).write_text(card(manifest, to.name, notes, verdicts), encoding="utf-8")
     except PackError:
@@ -214,19 +217,15 @@ def _chosen(net: Nested, catalogue: Catalogue, wanted: Wanted) -> tuple[list[Mem
     if wanted == "all":
         return kept, left_out
     if catalogue[0].score is not None:
-        front = type(catalogue).front
         cost: Literal["latency_ms", "macs"] = "macs" if catalogue[0].latency_ms is None else "latency_ms"
-        best = {member.subnet for member in front(_only(catalogue, kept), cost)}
+        front = dataclasses.replace(catalogue, members=tuple(kept)).front(cost)
+        best = {member.subnet for member in front}
         kept = [member for member in kept if member.subnet in best]
     if isinstance(wanted, int) and wanted < len(kept):
         last = len(kept) - 1
         places = {round(i * last / (wanted - 1)) for i in range(wanted)} if wanted > 1 else {last}
         kept = [kept[place] for place in sorted(places)]
     return kept, left_out
-
-
-def _only(catalogue: Catalogue, members: Sequence[Member]) -> Catalogue:
-    return replace(catalogue, members=tuple(members))
 
 
 def _samples(given: Tensors, shape: Shape) -> Tensors:
@@ -260,42 +259,23 @@ def _written(folder: Path, made: Cut, members: Sequence[Member], report: Report)
     return Manifest(tuple(packed), files, tensors, constants, types=types)
 
 
-def _dated(
-    manifest: Manifest,
-    preprocess: dict[str, Sequence[float]] | None,
-    classes: tuple[str, ...],
-    left_out: dict[str, str],
-    provenance: dict[str, object],
-    below: Bounds,
-) -> Manifest:
-    facts = {**provenance, "packed_by": versions("onnx", "onnxruntime")}
-    ends = {manifest.inputs[name]: bound for name, bound in below.items()}
-    about: dict[str, Any] = {"preprocess": preprocess, "classes": classes, "left_out": left_out}
-    return replace(manifest, **about, provenance=facts, below=ends)
-
-
 @torch.no_grad()
 def _compared(folder: Path, net: Nested, x: Tensors) -> float:
     """Largest difference of the engine's logits from torch's, as a fraction of the largest logit."""
     from telescopic.engine.engine import Engine
 
     engine, worst = Engine(folder, cache=False), 0.0
+
+    def run(some: Tensors, subnet: Subnet) -> Tensor:
+        given = some.numpy() if isinstance(some, Tensor) else {k: one.numpy() for k, one in named(some).items()}
+        return torch.from_numpy(engine.run(given, subnet=subnet).logits)
+
     for member in engine.members:
-        for number in (1, len(leaves(x)[0])):
-            some = each(lambda x, number=number: x[:number], x)
-            given = some.numpy() if isinstance(some, Tensor) else {k: one.numpy() for k, one in named(some).items()}
-            ours, theirs = net(some, member.subnet), engine.run(given, subnet=member.subnet).logits
-            if tuple(ours.shape) != theirs.shape:
-                raise ValueError(f"{member.label} gives logits {theirs.shape}, torch {tuple(ours.shape)}")
-            if not ours.isfinite().all():
-                raise ValueError(f"the logits of {member.label} are not finite, so nothing can be compared")
-            apart = float((ours - torch.from_numpy(theirs)).abs().max()) / (float(ours.abs().max()) or 1.0)
-            if not apart <= TOLERANCES[torch.float32]:
-                raise ValueError(
-                    f"the packed {member.label} differs from torch by {apart:.3g} of its largest logit; "
-                    f"{TOLERANCES[torch.float32]:g} is allowed"
-                )
-            worst = max(worst, apart)
+        try:
+            found = parity(partial(run, subnet=member.subnet), partial(net, subnet=member.subnet), x)
+        except ValueError as error:
+            raise ValueError(f"the packed {member.label}: {error}") from error
+        worst = max(worst, found["relative"])
     return worst
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from telescopic.engine.ends import Joint, joints
 from telescopic.engine.manifest import WEIGHTS, Constant, Floats, Manifest, Step
 from telescopic.engine.ort.sessions import open_session
-from telescopic.packing.graphs import Weights, move_out
+from telescopic.packing.graphs import Weights, write_graph
 from telescopic.shapes import INPUT
 
 Range = tuple[np.float32, np.float32]
@@ -134,8 +134,7 @@ def quantise(
             report(number + 1, len(manifest.segments))
         uint8 = _passed(graphs, between)
         for name, file in manifest.segments.items():
-            move_out(graphs[name], weights)
-            (folder / file).write_bytes(graphs[name].SerializeToString(deterministic=True))
+            write_graph(graphs[name], folder / file, weights)
         places = {name: Constant(weights.put(value.tobytes()), value.shape) for name, value in constants.items()}
     return replace(manifest, precision="int8", constants=places, uint8=frozenset(uint8))
 

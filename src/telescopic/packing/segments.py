@@ -84,7 +84,7 @@ def cut(net: Nested, members: Sequence[Coordinates], x: Tensors, *, fold_bn: boo
     widths = {member.width for member in members}
     sharing = sharing and not net.causal and len(widths) > 1 and net.groups in widths
     several = net.causal and len(widths) > 1
-    atoms = PartsBySpan(net, members, fold_bn, x) if several else Parts(net, members, fold_bn, x, sharing=sharing)
+    atoms = PartsBySpan(net, members) if several else Parts(net, members, fold_bn, x, sharing=sharing)
     paths = {member: atoms.path(member) for member in members}
     users: dict[str, set[Coordinates]] = {}
     for member, path in paths.items():

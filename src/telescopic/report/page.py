@@ -83,8 +83,7 @@ def write_report(
     Raises:
         ValueError: if the catalogue or the history is of another network.
     """
-    if tuple(member.subnet for member in catalogue) != tuple(net.grid):
-        raise ValueError(f"this catalogue is of another network: its members are not those of {net.grid}")
+    catalogue.require_of(net.grid)
     if history is not None and history.labels != tuple(member.label for member in catalogue):
         raise ValueError(f"this history is of another network: its members are not those of {net.grid}")
     known = catalogue[0].score is not None or catalogue[0].test_score is not None

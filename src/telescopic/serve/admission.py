@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable
 
 from telescopic.serve.bodies import BodyError, wishes
+from telescopic.serve.door import ALWAYS
 from telescopic.serve.worker import Worker
 
 _BODY = b'{"error":"more is asked than can be answered in time: try again in 1 s"}'
 REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
-    b"x-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
-    b"content-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"
-    b"cross-origin-resource-policy: same-origin\r\ncontent-length: %d\r\n%%s\r\n%s"
-) % (len(_BODY), _BODY)
+    + b"".join(b"%s: %s\r\n" % header for header in ALWAYS)
+    + b"content-length: %d\r\n%%s\r\n%s" % (len(_BODY), _BODY)
+)
 """What is answered at once, whatever was asked; where `%s` stands there is room for a header."""
 _GAIN = 0.2  # of the newest turn in what a request takes to be read
 

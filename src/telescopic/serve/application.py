@@ -25,10 +25,11 @@ from telescopic.serve.admission import Admission
 from telescopic.serve.bodies import IMAGES, JSON, BodyError, Takes, kind_of, read, wishes, with_predict
 from telescopic.serve.connections import ARRIVED, CLOSING
 from telescopic.serve.decoders import Decoders
-from telescopic.serve.door import App, Door, Receive, Scope, Send
+from telescopic.serve.door import App, Door, Receive, Scope, Send, respond
 from telescopic.serve.records import Records
-from telescopic.serve.waiting import Job, Overloaded, Served
-from telescopic.serve.worker import Broken, Closed, Refused, Worker
+from telescopic.serve.waiting import Job, Served, UnansweredError
+from telescopic.serve.worker import Worker
+from telescopic.shapes import several
 from telescopic.subnet import Subnet
 
 _SLOW = "the body is slow"
@@ -152,7 +153,7 @@ class _Predict:
         self._engine, self._worker, self._records, self._decoders = engine, worker, records, decoders
         self._limits, self._max_body, self._bodies = limits, max_body, 0
         self._turning = False
-        self.takes = Takes.of(engine.input_shape, engine.takes_pixels, worker.max_batch)
+        self.takes = Takes(several(engine.input_shape), engine.takes_pixels, worker.max_batch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Wishes may be in the query, or in a JSON body beside the inputs."""
@@ -160,24 +161,13 @@ class _Predict:
         headers: list[tuple[bytes, bytes]] = []
         try:
             status, answer = 200, await self._predicted(scope, receive, began)
-        except BodyError as error:
+        except UnansweredError as error:
             status, answer = error.status, {"error": str(error)}
-            if status == 503:
-                headers = [(b"retry-after", b"1")]
-        except Refused as error:
-            status, answer = 422, {"error": str(error)}
-        except Broken as error:
-            status, answer = 500, {"error": str(error)}
-        except Overloaded as error:
-            status, answer, headers = 503, {"error": str(error)}, [(b"retry-after", b"%d" % error.retry_after)]
-        except Closed as error:
-            status, answer, headers = 503, {"error": str(error)}, [(b"retry-after", b"5")]
+            if error.retry_after is not None:
+                headers = [(b"retry-after", b"%d" % error.retry_after)]
         self._records.answered(status, time.perf_counter() - began)
         if status != 499:
-            body = to_json(answer)
-            headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await respond(send, status, answer, *headers)
 
     async def _predicted(self, scope: Scope, receive: Receive, arrived: float) -> dict[str, Any]:
         engine, worker = self._engine, self._worker

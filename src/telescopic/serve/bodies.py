@@ -7,15 +7,17 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from telescopic.documents import examples, require_named
-from telescopic.shapes import Shape, parted, several
+from telescopic.serve.waiting import UnansweredError
+from telescopic.shapes import Shape, parted
 
 IMAGES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 NUMPY = ("application/x-npy", "application/x-npz", "application/octet-stream")
@@ -31,16 +33,12 @@ _ZIP64 = 20  # bytes of what stands before that in an archive of gigabytes
 _Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
 
-class BodyError(ValueError):
-    """A request that cannot be answered.
-
-    Attributes:
-        status: of the HTTP response.
-    """
+class BodyError(UnansweredError):
+    """A request that cannot be taken, as the status of the response says."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.retry_after = status, 1 if status == 503 else None
 
 
 class Wishes(BaseModel):
@@ -64,17 +62,17 @@ class Wishes(BaseModel):
             BodyError: if both say the same, or they name a member twice.
         """
         if others is NONE or self is NONE:
-            return self._one() if others is NONE else others._one()
+            return self if others is NONE else others
         mine, theirs = self.model_dump(exclude_none=True), others.model_dump(exclude_none=True)
-        wishes = {name: theirs.get(name, mine.get(name)) for name in Wishes.model_fields}
         if twice := sorted(mine.keys() & theirs.keys()):
             raise BodyError(422, f"{twice[0]} is there twice, in the query and in the body")
-        return Wishes(**{name: wish for name, wish in wishes.items() if wish is not None})._one()
+        return wishes(mine | theirs)
 
-    def _one(self) -> "Wishes":
+    @model_validator(mode="after")
+    def _one(self) -> Self:
         naming = [name for name in ("max_latency_ms", "quality", "subnet") if getattr(self, name) is not None]
         if len(naming) > 1:
-            raise BodyError(422, f"one wish at a time, not {' and '.join(naming)}")
+            raise PydanticCustomError("wishes", "one wish at a time, not {names}", {"names": " and ".join(naming)})
         return self
 
 
@@ -110,11 +108,6 @@ class Takes:
     inputs: Mapping[str, Shape]
     pixels: bool
     examples: int
-
-    @classmethod
-    def of(cls, shape: Shape, pixels: bool, examples: int) -> "Takes":
-        """Of an engine's input shape."""
-        return cls(several(shape), pixels, examples)
 
     @property
     def images(self) -> bool:
@@ -166,7 +159,7 @@ def wishes(given: bytes | dict[str, Any]) -> Wishes:
         where = ".".join(map(str, first["loc"])).encode("unicode_escape").decode()
         raise BodyError(422, f"{where or 'the request':.100}: {first['msg']}") from error
     except ValueError as error:
-        raise error if isinstance(error, BodyError) else BodyError(422, "the query has more than wishes") from error
+        raise BodyError(422, "the query has more than wishes") from error
 
 
 def kind_of(content_type: str, takes: Takes) -> str:
@@ -199,7 +192,7 @@ def read(body: bytes, kind: str, takes: Takes) -> tuple[Arrays, dict[str, Any]]:
             raise BodyError(422, f"this network takes {', '.join(takes.inputs)}: send what numpy.savez writes, or JSON")
         return dict.fromkeys(takes.inputs, _npy(body)), {}
     except ValueError as error:
-        raise error if isinstance(error, BodyError) else BodyError(422, str(error)) from error
+        raise BodyError(422, str(error)) from error
 
 
 def _npz(body: bytes, takes: Takes) -> Arrays:
@@ -216,7 +209,7 @@ def _npz(body: bytes, takes: Takes) -> Arrays:
                 raise BodyError(422, "the body is compressed: send what numpy.savez writes")
             require_named([file.filename.removesuffix(".npy") for file in files], takes.inputs)
             return {file.filename.removesuffix(".npy"): _npy(archive.read(file)) for file in files}
-    except ValueError:
+    except (ValueError, BodyError):
         raise
     except Exception as error:  # a damaged archive raises a dozen types
         raise BodyError(422, f"the body is no archive of numpy.savez: {error!s:.100}") from error

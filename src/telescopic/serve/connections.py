@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from telescopic.limits import Limits
 from telescopic.serve.admission import REFUSAL
+from telescopic.serve.bodies import BodyError
 from telescopic.serve.door import foreign
 
 ALWAYS = (b"/health", b"/metrics")
@@ -38,14 +39,6 @@ _CLOSE = b"connection: close\r\n"
 _NEW, _HEAD, _BODY, _ANSWER, _IDLE, _OVER = range(6)
 
 
-class _TooMuch(Exception):
-    """A request that is refused before it is whole."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
 class Connection(HttpToolsProtocol):
     """One connection. What it may take, and which requests are refused (see `Admission`), is said of its class."""
 
@@ -58,7 +51,7 @@ class Connection(HttpToolsProtocol):
         self._stalled = 0.0
         self._head = self._length = self._requests = self._pieces = self._received = 0
         self._at_once = 0  # requests in what is read now
-        self._refused: _TooMuch | None = None
+        self._refused: BodyError | None = None  # why the connection ends
         self._skipped = False  # this request is refused, and nothing of it is kept
         self._strangers: dict[Connection, None] = self.server_state.__dict__.setdefault("strangers", {})
         self._free = 0.0  # since when the client may ask, having its answer
@@ -90,8 +83,7 @@ class Connection(HttpToolsProtocol):
         self._head, self._at_once = self._head + len(data), 0
         super().data_received(data)
         if self._state in (_HEAD, _BODY) and self._head > self.limits.head and not self.transport.is_closing():
-            self._refused = _TooMuch(431, f"a request's head has at most {self.limits.head:,} bytes")
-            self.send_400_response("")
+            self._end_with(431, f"a request's head has at most {self.limits.head:,} bytes")
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -178,7 +170,7 @@ class Connection(HttpToolsProtocol):
         """What uvicorn answers to what is no HTTP; and we to what is too much."""
         if self.transport.is_closing():
             return
-        refused = self._refused or _TooMuch(400, "this is no HTTP request")
+        refused = self._refused or BodyError(400, "this is no HTTP request")
         body = b'{"error":"%s"}' % str(refused).encode()
         head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[refused.status] + head + body)
@@ -195,8 +187,7 @@ class Connection(HttpToolsProtocol):
         elif self._state in (_HEAD, _BODY) and passed > (
             limits.head_seconds if self._state == _HEAD else limits.body_seconds + 1
         ):
-            self._refused = _TooMuch(408, "the request did not come in time")
-            self.send_400_response("")
+            self._end_with(408, "the request did not come in time")
         elif (self._state == _NEW and passed > limits.head_seconds) or (
             self._state == _IDLE and passed > limits.idle_seconds
         ):
@@ -262,9 +253,13 @@ class Connection(HttpToolsProtocol):
         if self._length > self.limits.head:
             raise self._told(431, f"a request's head has at most {self.limits.head:,} bytes")
 
-    def _told(self, status: int, why: str) -> _TooMuch:
-        self._refused = _TooMuch(status, why)
+    def _told(self, status: int, why: str) -> BodyError:
+        self._refused = BodyError(status, why)
         return self._refused
+
+    def _end_with(self, status: int, why: str) -> None:
+        self._told(status, why)
+        self.send_400_response("")
 
     def _end(self, *, flush: bool = False) -> None:
         self._since = self.loop.time()

@@ -5,18 +5,19 @@ import ipaddress
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
+from pydantic_core import to_json
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = frozenset(("/health", "/", "/page.js", "/page.css"))  # which say nothing that a token should guard
-_RULES = b"default-src 'none'; frame-ancestors 'none'"
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _OURS = [(b"cross-origin-resource-policy", b"same-origin")]
+_CSP = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+ALWAYS = [*_HEADERS, *_OURS, _CSP]
+"""Headers of every answer, unless it is a page, or another site may read it."""
 
 
 def foreign(headers: Mapping[bytes, bytes]) -> bool:
@@ -73,7 +74,8 @@ class Door:
             await answer({"type": "http.response.start", "status": 204, "headers": []})
             await answer({"type": "http.response.body"})
         elif self._token and not self._borne(found.get(b"authorization", b""), scope):
-            await _refuse(answer, 401, "a token is asked for: Authorization: Bearer ...", (_BEARER,))
+            asked = (b"www-authenticate", b"Bearer")
+            await _refuse(answer, 401, "a token is asked for: Authorization: Bearer ...", asked)
         else:
             await self._app(scope, receive, answer)
 
@@ -91,10 +93,6 @@ class Door:
         assert self._token is not None
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         return (path in _OPEN and scope["method"] in ("GET", "HEAD")) or hmac.compare_digest(given, self._token)
-
-
-_CSP = (b"content-security-policy", _RULES)
-_BEARER = (b"www-authenticate", b"Bearer")
 
 
 def _name(host: bytes) -> str:
@@ -123,9 +121,13 @@ def _allowing(origin: bytes | None) -> list[tuple[bytes, bytes]]:
     ]
 
 
-async def _refuse(send: Send, status: int, why: str, more: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-    body = b'{"error":"%s"}' % why.replace("\\", "\\\\").replace('"', "'").encode()
-    length = (b"content-length", b"%d" % len(body))
-    headers = [(b"content-type", b"application/json"), length, *more]
+async def _refuse(send: Send, status: int, why: str, *more: tuple[bytes, bytes]) -> None:
+    await respond(send, status, {"error": why}, *more)
+
+
+async def respond(send: Send, status: int, told: object, *more: tuple[bytes, bytes]) -> None:
+    """Send an answer as JSON, with more headers."""
+    body = to_json(told)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -8,6 +8,7 @@ behind, picks the member. Nobody is taken in who would make the queue longer tha
 """
 
 import math
+from bisect import insort
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,12 +29,20 @@ _MOST_WAITING, _MOST_BYTES = 1024, 2**26
 _GAIN = 0.1  # of the newest in what is usual
 
 
-class Overloaded(Exception):
-    """More waits than can be answered in time.
+class UnansweredError(Exception):
+    """A request to which the network gives no answer.
 
     Attributes:
-        retry_after: whole seconds after which there should be room.
+        status: of the HTTP response.
+        retry_after: whole seconds after which to ask again; None if that would not help.
     """
+
+    status = 503
+    retry_after: int | None = None
+
+
+class Overloaded(UnansweredError):
+    """More waits than can be answered in time."""
 
     def __init__(self, why: str, retry_after: int) -> None:
         super().__init__(f"{why}: try again in {retry_after} s")
@@ -163,10 +172,7 @@ class Waiting:
         if self.examples and self.examples + job.examples > most:
             clear = self.examples / self.max_batch * self._between_ends_ms()
             raise Overloaded(f"{self.examples} examples wait already, of at most {most}", math.ceil(clear / 1000))
-        place = len(self._jobs)
-        while place and self._jobs[place - 1].deadline > job.deadline:
-            place -= 1
-        self._jobs.insert(place, job)
+        insort(self._jobs, job, key=lambda waiting: waiting.deadline)
         self.examples += job.examples
 
     def most(self, lag: float, due: float) -> int:
@@ -204,8 +210,8 @@ class Waiting:
         return None
 
     def _remove(self, jobs: Sequence[Job]) -> None:
-        gone = set(map(id, jobs))
-        self._jobs = [job for job in self._jobs if id(job) not in gone]
+        gone = set(jobs)
+        self._jobs = [job for job in self._jobs if job not in gone]
         self.examples -= sum(job.examples for job in jobs)
 
     def _chosen(self, jobs: Sequence[Job], now: float) -> Packed:

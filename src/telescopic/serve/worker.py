@@ -14,7 +14,7 @@ from telescopic.engine.controller import Controller
 from telescopic.engine.engine import Engine
 from telescopic.engine.given import Inputs, size_of, together
 from telescopic.engine.manifest import Floats, Packed
-from telescopic.serve.waiting import Job, Pass, Served, Waiting
+from telescopic.serve.waiting import Job, Pass, Served, UnansweredError, Waiting
 
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _SHORT_MS = 2.0  # a pass that is run by who asks; two threads that take turns take longer than that
@@ -35,27 +35,29 @@ def _sigmoid(logits: Floats) -> NDArray[np.float64]:
     return np.where(np.isinf(logits), np.nan, 1 / (1 + np.exp(-logits.astype(np.float64))))
 
 
-def _as_they_are(outputs: Floats) -> NDArray[np.float64]:
-    return outputs.astype(np.float64)
+_SHARES = {"classification": _softmax, "multilabel": _sigmoid}
 
 
 def _zeros(x: Inputs) -> Inputs:
     return {name: np.zeros_like(one) for name, one in x.items()} if isinstance(x, Mapping) else np.zeros_like(x)
 
 
-_SHARES = {"classification": _softmax, "multilabel": _sigmoid}
-
-
-class Closed(Exception):
+class Closed(UnansweredError):
     """The server is shutting down and takes nothing in."""
 
+    retry_after = 5
 
-class Refused(Exception):
+
+class Refused(UnansweredError):
     """A pass failed for this request alone: what it holds is nothing that the network can compute with."""
 
+    status = 422
 
-class Broken(Exception):
+
+class Broken(UnansweredError):
     """A pass failed, and so does one of zeros, which any network can compute with: nobody's request did it."""
+
+    status = 500
 
 
 class Worker:
@@ -96,7 +98,7 @@ class Worker:
         self.max_batch = max_batch
         self._change = threading.Condition()
         self._open = False
-        self._running: str | None = None  # where a pass is: in the thread, or with who asked
+        self._running = False  # whether a pass is, in the thread or with who asked
         self._handed: Pass | None = None
         self._parts: list[Pass] = []  # of passes that failed, to find who is to blame
         self._said: dict[type, float] = {}  # when the log was told of one
@@ -196,10 +198,10 @@ class Worker:
                 self._handed = run
                 self._change.notify()
                 return False
-            self._running = "here"
+            self._running = True
         self._run(run)
         with self._change:
-            self._running = None
+            self._running = False
             if not self._open:
                 self._change.notify()
             return self._more()
@@ -218,13 +220,13 @@ class Worker:
     def _serve(self) -> None:
         while True:
             with self._change:
-                self._running = None
+                self._running = False
                 while self._running or (self._open and not self._handed and not self._more()):
                     self._change.wait()
                 run, self._handed = self._handed or self._next(), None
                 if run is None and not self._open:
                     return
-                self._running = "thread" if run else None
+                self._running = run is not None
             if run is not None:
                 self._run(run)
 
@@ -285,7 +287,7 @@ class Worker:
         self.controller.observe(run.member.subnet, run.examples, answer.seconds)
         self._told(run, ended - began, sum(job.late(began, ended) for job in run.jobs))
         with np.errstate(invalid="ignore", over="ignore"):  # infinite logits have no shares
-            shares = _SHARES.get(self.engine.task, _as_they_are)(answer.logits)
+            shares = _SHARES.get(self.engine.task, lambda outputs: outputs.astype(np.float64))(answer.logits)
         place = 0
         for job in run.jobs:
             own = slice(place, place := place + job.examples)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from telescopic.cost.macs import Counter
-from telescopic.extract import extract
+from telescopic.extract import joined
 from telescopic.inputs import Tensors, each
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
@@ -80,7 +80,8 @@ class Trial:
     def origins(self, member: Coordinates) -> list[tuple[Tensor, Tensor]]:
         """Of each parameter of a member taken out, which elements of the network's it comes from, and times what."""
         if member not in self.traced:
-            self.traced[member] = origins(self.net, lambda numbered: extract(cast(Nested, numbered), member))
+            path = [module for _, module in self.net.path(member)]
+            self.traced[member] = origins(self.net, lambda net: joined(cast(Nested, net), path, member.width))
         return self.traced[member]
 
 
