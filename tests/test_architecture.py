@@ -53,7 +53,7 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-HEAVY = {"accelerate", "fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "pooch", "rich"}
+HEAVY = {"accelerate", "fastapi", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino", "requests", "rich"}
 HEAVY |= {"scipy", "sklearn", "typer"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

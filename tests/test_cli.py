@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import telescopic as tl
 from telescopic import cli
-from telescopic.cli.train import _show
+from telescopic.cli.training import _show
 from telescopic.quantities import human, parse_quantity
 from telescopic.run import Source
 

@@ -26,7 +26,7 @@ def test_values(tmp_path: Path) -> None:
     (tmp_path / "cat" / "._2.png").write_text("no image")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     got = read_folder(tmp_path)
-    assert got.classes == ("cat", "dog") and got.labels.tolist() == [0, 0, 1] and got.test_images is None
+    assert got.classes == ("cat", "dog") and got.labels.tolist() == [0, 0, 1] and got.test is None
     assert np.array_equal(got.images, np.stack([*cats, dog]).transpose(0, 3, 1, 2))
     with pytest.warns(UserWarning, match="its 1 test images have none of dog"):
         assert data.load(tmp_path).source == f"the folder {tmp_path}"
@@ -48,7 +48,7 @@ def test_parts_and_grey_images(tmp_path: Path, name: str) -> None:
     coloured = picture(tmp_path / "test" / "a" / "1.png", value=3)
     grey = read_folder(tmp_path)
     assert np.array_equal(grey.images[0], [first] * 3), "one colour image makes all RGB"
-    assert np.array_equal(grey.test_images[0], coloured.transpose(2, 0, 1))  # type: ignore[index]
+    assert np.array_equal(grey.test[0][0], coloured.transpose(2, 0, 1))  # type: ignore[index]
 
 
 def test_train_alone_gives_the_other_parts(tmp_path: Path) -> None:

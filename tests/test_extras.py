@@ -74,7 +74,7 @@ def test_commands_name_what_they_lack(
 def test_choosing_loading_and_taking_out_need_the_base_alone(tmp_path: Path) -> None:
     """As if no extra were installed."""
     few = {"onnx", "onnxruntime", "onnxscript", "fastapi", "openvino", "optuna", "PIL"}
-    few |= {"accelerate", "matplotlib", "pooch", "sklearn", "scipy", "pandas"}
+    few |= {"accelerate", "matplotlib", "requests", "sklearn", "scipy", "pandas"}
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({few!r}))

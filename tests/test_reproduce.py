@@ -200,8 +200,7 @@ def leave_wide(out: Path, experiment: str, test: Callable[[int, int], float], *,
 
     In the last epoch all are 0.01 better than in that chosen; on validation images deeper ones are 0.1 better still.
     """
-    single = doubly_nested.single_network(experiment.replace("sliced", "alone"))
-    exits, widths = ([-1, 0, 1, 2, 3], [1, 2, 3, 4]) if single is None else ([3], [1])
+    exits, widths = ([-1, 0, 1, 2, 3], [1, 2, 3, 4]) if experiment in doubly_nested.WAYS else ([3], [1])
     members = [(exit_, width) for exit_ in exits for width in widths]
     tests = [test(*member) for member in members]
     protocols = {

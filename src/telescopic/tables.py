@@ -1,13 +1,34 @@
-"""A table of rich's as text and as HTML: what a catalogue or a history shows of itself. No torch."""
+"""Tables of rich's: one without lines, and any as text and as HTML. No torch."""
 
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from telescopic.documents import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_WORDS = ("", "experiment", "family", "member", "model", "policy", "what answers")  # columns of words, not of numbers
+
+
+def plain(*columns: str, no_wrap: bool = False, **options: Any) -> "Table":
+    """A table without lines, for a narrow terminal.
+
+    Args:
+        columns: their heads.
+        no_wrap: whether a cell is one line, whatever room there is.
+        options: further ones of rich's `Table`.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, **options)
+    table.title_justify = table.caption_justify = "left"
+    for column in columns:
+        justify: Any = "left" if column in _WORDS else "right"
+        table.add_column(column, justify=justify, vertical="bottom", no_wrap=no_wrap)
+    return table
 
 
 def text(table: "Table") -> str:

@@ -54,14 +54,12 @@ def main() -> None:
     """Run the command line; errors that a user can mend are one line on standard error and exit code 1."""
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
-        tell(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        from telescopic.export import ExportError
-        from telescopic.train import TrainingError
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):
+            from telescopic.export import ExportError
+            from telescopic.train import TrainingError
 
-        if not isinstance(error, ExportError | TrainingError):
-            raise
+            if not isinstance(error, ExportError | TrainingError):
+                raise
         tell(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,11 +1,12 @@
 """`telescopic anytime`: accuracy under deadlines, on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table, tell
+from telescopic.cli.shown import DataDir, Import, interruptible, one_of, show_table, tell, working
+from telescopic.tables import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,13 +49,11 @@ def anytime(
     try:
         torch.set_num_threads(threads)
         net = found.network().eval()
-        with interruptible(), _progress() as show:
+        with interruptible(), working("loading") as show:
             path = deepening(net)
             if len(path) * net.groups == 1:
                 raise ValueError(f"{source} has one exit and one width, so there is nothing to refine")
-            catalogue = found.timed(
-                batch=1, threads=threads, progress=lambda _, done, of: show("timing members", done, of)
-            )
+            catalogue = found.timed(batch=1, threads=threads, progress=show)
             if not deepen:
                 path = best_path(net, catalogue, progress=lambda done, of: show("timing steps", done, of))
             trials = try_deadlines(
@@ -84,11 +83,8 @@ def _images(found: "Source", images: str, data: str | None, data_dir: Path | Non
 
 
 def _table(trials: "list[Trial]", caption: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
-    for name in ("deadline", "what answers", "in time", "late", "at all", "mean ms", "p95 ms"):
-        table.add_column(name, justify="left" if name == "what answers" else "right", vertical="bottom")
+    columns = ("deadline", "what answers", "in time", "late", "at all", "mean ms", "p95 ms")
+    table = plain(*columns, caption=caption)
     for trial in trials:
         table.add_row(
             f"{trial.deadline * 1e3:g} ms",
@@ -100,26 +96,3 @@ def _table(trials: "list[Trial]", caption: str) -> "Table":
             f"{trial.p95 * 1e3:.2f}",
         )
     return table
-
-
-def _progress() -> Any:
-    """A bar on standard error for each thing that takes time."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    @contextmanager
-    def shown() -> Any:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            tasks: dict[str, Any] = {}
-
-            def show(what: str, done: int, of: int) -> None:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(what, total=of)
-                progress.update(tasks[what], completed=done)
-
-            yield show
-
-    return shown()

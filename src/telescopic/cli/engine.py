@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table, tell
+from telescopic.cli.shown import Backend, DataDir, Import, interruptible, numbers, show_table, tell, working
+from telescopic.quantities import human
+from telescopic.tables import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,8 +41,6 @@ def pack(
     code: Import = None,
 ) -> None:
     """Write members of a family as ONNX graphs with one copy of the weights, each compared with the network."""
-    from rich.console import Console
-
     from telescopic.engine import Engine
     from telescopic.inputs import each
     from telescopic.packing import pack as write
@@ -56,7 +56,7 @@ def pack(
     images, _ = found.samples()
     if not int8 and (data or data_dir):
         raise ValueError("--data and --data-dir go with --int8, which needs images")
-    with interruptible(), Console(stderr=True).status("packing ...") as status:
+    with interruptible(), working("packing") as show:
         write(
             found.bundle,
             to,
@@ -67,7 +67,7 @@ def pack(
             int8=found.data(data, data_dir) if int8 else None,
             max_loss=max_loss,
             replace=replace,
-            progress=lambda what, done, of: status.update(f"{what} {done} of {of}"),
+            progress=show,
         )
     engine = Engine(to, cache=False)
     size = sum(file.stat().st_size for file in to.iterdir())
@@ -111,11 +111,7 @@ def bench(
 
 def _losses(engine: "Engine") -> "Table":
     """What int8 costs each member."""
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("member", "valid %\nint8", "valid %\nfloat32", "test %\nint8", "test %\nfloat32"):
-        table.add_column(name, justify="left" if name == "member" else "right", vertical="bottom")
+    table = plain("member", "valid %\nint8", "valid %\nfloat32", "test %\nint8", "test %\nfloat32")
     for m in engine.members:
         accuracies = (m.accuracy, m.float_accuracy, m.test_accuracy, m.float_test_accuracy)
         table.add_row(m.label, *("–" if value is None else f"{value:.2%}"[:-1] for value in accuracies))
@@ -123,19 +119,13 @@ def _losses(engine: "Engine") -> "Table":
 
 
 def _table(engine: "Engine", batch: int, tries: tuple[int, ...]) -> "Table":
-    from rich.table import Table
-
-    from telescopic.quantities import human
-
     best = engine.threads
     metric = engine.members[0].metric
     caption = f"batch {batch}, threads {best}; · is beaten by another member in both {metric.name} and time"
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
     tries = tries if len(tries) > 1 else ()
     compared = (f"ms, {n}\nthreads" for n in tries)
     valid = "valid %" if metric.word == "accuracy" else f"valid {metric.name}"
-    for name in ("member", "", valid, "ms", "p95 ms", "a second", "weights", *compared):
-        table.add_column(name, justify="left" if name in ("member", "") else "right", vertical="bottom")
+    table = plain("member", "", valid, "ms", "p95 ms", "a second", "weights", *compared, caption=caption)
     front = engine.front(batch)
     for member in engine.members:
         timing = engine.timing(member.subnet, batch)

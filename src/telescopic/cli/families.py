@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from telescopic.cli.shown import DataDir, Import, one_of, show_table, tell
+from telescopic.cli.shown import DataDir, Import, one_of, show_table, tell, working
 
 if TYPE_CHECKING:
     from torch import nn
@@ -186,11 +186,5 @@ def _folded(member: "nn.Module", inputs: "Tensors") -> "tuple[nn.Module, float]"
 
 
 def _timed(found: "Source", *, batch: int = 1, threads: int | None = None) -> "Catalogue":
-    from rich.console import Console
-
-    with Console(stderr=True).status("measuring latency ...") as status:
-        return found.timed(
-            batch=batch,
-            threads=threads,
-            progress=lambda what, done, of: status.update(f"measuring {what}: {done} of {of}"),
-        )
+    with working("measuring latency") as show:
+        return found.timed(batch=batch, threads=threads, progress=show)

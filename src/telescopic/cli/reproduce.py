@@ -36,7 +36,7 @@ def _command(paper: "Paper") -> Any:
         if experiments.names:
             if not show_only:
                 with interruptible():
-                    reproduce.run(paper, experiments, out, **common)
+                    reproduce.reproduce(paper, out, **options, **common)
             for thing in (*reproduce.tables(paper, out), *write_plots(out, reproduce.plots(paper, out))):
                 show(thing)
         if paper.others is not None:

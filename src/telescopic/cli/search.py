@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import DataDir, Seed, interruptible, show
+from telescopic.cli.shown import Data, DataDir, Seed, interruptible, show
 
 app = typer.Typer(no_args_is_help=True, help="Train random models and compare them (needs Optuna).")
 
@@ -15,9 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Train random models and compare th
     epilog="Example:  telescopic search shrinknet --data fashion-mnist --models 50 --storage runs/search.db",
 )
 def shrinknet(
-    data: Annotated[
-        str, typer.Option(help="A data set's name, an .npz file, or a folder of images by class.")
-    ] = "mnist",
+    data: Data = "mnist",
     models: Annotated[int, typer.Option(min=1, help="How many are wanted of each kind; the paper has 50.")] = 50,
     storage: Annotated[
         str,

@@ -1,12 +1,13 @@
 """`telescopic serve`: a pack behind HTTP."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from telescopic.cli.shown import Backend, tell
+from telescopic.cli.shown import Backend, tell, working
 from telescopic.limits import Limits
 
 _BOUNDS = Limits()
@@ -59,8 +60,6 @@ def serve(
 
     What waits is answered together, by the largest member that is in time; if the smallest is too slow, 503.
     """
-    from rich.console import Console
-
     from telescopic.engine import Engine
     from telescopic.serve import application, listening, run_on
 
@@ -71,7 +70,7 @@ def serve(
     except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}. Name another with --port") from error
     with taken:
-        with Console(stderr=True).status("loading ...") as status:
+        with working("loading") as show:
             engine = Engine(pack, threads=threads, backend=backend)
             app = application(
                 engine,
@@ -82,7 +81,7 @@ def serve(
                 allow_origins=allow_origin or (),
                 token=token,
                 limits=bounds,
-                progress=lambda done, of: status.update(f"measuring members on this machine, {done} of {of} cases"),
+                progress=partial(show, "measuring members on this machine, cases"),
             )
         shown = f"[{host}]" if ":" in host else host
         port = taken.getsockname()[1]

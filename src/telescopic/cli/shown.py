@@ -65,9 +65,12 @@ Import = Annotated[
         help="A Python file, or a module, to run first: one that registers blocks of your own. May be given twice.",
     ),
 ]
+Data = Annotated[str, typer.Option(help="A data set's name, an .npz file, or a folder of images by class.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data's files (or environment: TELESCOPIC_DATA).")]
 Size = Annotated[int | None, typer.Option(min=1, help="Pixels, to which the images of a folder are brought.")]
+Validation = Annotated[int | None, typer.Option(help="Examples to choose the epoch on. (default: 5000 or a tenth)")]
 Seed = Annotated[int, typer.Option(min=0, help="Initial weights, order of the images, dropout.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after a kill or Ctrl-C.")]
 Backend = Annotated[str, typer.Option(help="What runs the graphs: onnxruntime, or openvino.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, or auto: what a step is faster in.")]
 
@@ -95,6 +98,15 @@ def show(thing: object) -> None:
         show_table(thing)
     else:
         tell(thing)
+
+
+@contextmanager
+def working(on: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show on standard error what is being done: `show(what, done, of)`."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{on} ...") as status:
+        yield lambda what, done, of: status.update(f"{what}: {done} of {of}")
 
 
 @contextmanager

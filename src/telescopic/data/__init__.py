@@ -12,7 +12,7 @@ import numpy as np
 from telescopic.data import readers, sources
 from telescopic.data.batches import Augment, Preprocess, Split, batch_sizes, batches, prepared
 from telescopic.data.dataset import Dataset
-from telescopic.data.dividing import divide, taken
+from telescopic.data.dividing import apart, taken
 from telescopic.data.own import Loaders, of
 from telescopic.data.photos import read_folder
 from telescopic.data.readers import DataError
@@ -100,27 +100,20 @@ def load(
     images, labels = arrays.images, arrays.labels
     pictures = isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8
     what = "images" if pictures else "examples"
-    if arrays.test_images is None or arrays.test_labels is None:
-        everything, held = divide(labels, everything, -(-len(labels) // 5), seed=0)
-        test = taken(images, labels, held)
-    else:
-        test = taken(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels)))
+    everything, test = apart(images, labels, everything, arrays.test or -(-len(labels) // 5), seed=0)
     if not len(everything):
         raise DataError(f"{key} has {len(labels)} {what}, too few to train and to test with")
     if arrays.classes and labels.ndim == 1 and len(one := np.unique(labels)) == 1:
         raise DataError(f"{key}: all training images are of one class, {arrays.classes[one[0]]}; give two or more")
-    if arrays.validation_images is None or arrays.validation_labels is None:
+    if arrays.validation is None:
         some = min(len(arrays.classes), len(everything) // 5)
         number = min(5000, max(len(everything) // 10, some)) if validation is None else validation
         if not 0 <= number < len(everything):
             raise DataError(f"{key} has {len(everything)} training {what}: it can give 0 to {len(everything) - 1} "
                             f"of them for validation, not {number}")  # fmt: skip
-        everything, held = divide(labels, everything, number, seed)
-        kept_apart = taken(images, labels, held)
-    else:
-        kept_apart = taken(arrays.validation_images, arrays.validation_labels, np.arange(len(arrays.validation_labels)))
-        if validation not in (None, len(kept_apart)):
-            raise DataError(f"{key} has {len(kept_apart)} validation {what} of its own: it cannot give {validation}")
+    elif validation not in (None, number := len(arrays.validation[1])):
+        raise DataError(f"{key} has {number} validation {what} of its own: it cannot give {validation}")
+    everything, kept_apart = apart(images, labels, everything, arrays.validation or number, seed)
     made = Dataset(key, taken(images, labels, everything), kept_apart, test, classes=arrays.classes, source=source)
     _warn_of_missing(made)
     return made

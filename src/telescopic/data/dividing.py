@@ -67,6 +67,16 @@ def _part(array: NDArray[Any], index: NDArray[np.intp]) -> NDArray[Any]:
     return made
 
 
+def apart(
+    inputs: Any, targets: NDArray[Any], left: NDArray[np.intp], given: tuple[Any, NDArray[Any]] | int, seed: int
+) -> tuple[NDArray[np.intp], Split]:
+    """Examples that are kept apart: others that are given, or so many of those that are left; and what is left then."""
+    if isinstance(given, tuple):
+        return left, taken(*given, np.arange(len(given[1])))
+    left, held = divide(targets, left, given, seed)
+    return left, taken(inputs, targets, held)
+
+
 def divide(
     targets: NDArray[Any], index: NDArray[np.intp], number: int, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from telescopic.data.batches import Split
 from telescopic.data.dataset import Dataset
-from telescopic.data.dividing import divide, taken
+from telescopic.data.dividing import apart, taken
 from telescopic.data.readers import DataError, numbers
 from telescopic.data.streams import first_of, length_of, sampler_of
 from telescopic.inputs import named
@@ -52,17 +52,13 @@ def of(
     x, y = _arrays(inputs, targets)
     left, parts = np.arange(len(y)), []
     for what, asked, share in (("test", test, 5), ("validation", validation, 10)):
-        if isinstance(asked, tuple):
-            given = _arrays(*asked)
-            parts.append(taken(*given, np.arange(len(given[1]))))
-            continue
-        number = len(left) // share if asked is None else asked
-        if not 0 <= number < max(1, len(left)):
-            raise DataError(f"{name} has {len(left)} examples left: it cannot give {number} of them for the {what}")
-        left, held = divide(y, left, number, seed)
-        parts.append(taken(x, y, held))
-    kept, apart = parts[1], parts[0]
-    return Dataset(name, taken(x, y, left), kept, apart, tuple(classes), source="arrays in memory")
+        given = _arrays(*asked) if isinstance(asked, tuple) else len(left) // share if asked is None else asked
+        if not isinstance(given, tuple) and not 0 <= given < max(1, len(left)):
+            raise DataError(f"{name} has {len(left)} examples left: it cannot give {given} of them for the {what}")
+        left, part = apart(x, y, left, given, seed)
+        parts.append(part)
+    tested, kept = parts
+    return Dataset(name, taken(x, y, left), kept, tested, tuple(classes), source="arrays in memory")
 
 
 def Loaders(

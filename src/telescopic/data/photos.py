@@ -4,10 +4,8 @@ import mimetypes
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from telescopic import images
 from telescopic.data.dividing import space_for
@@ -52,13 +50,12 @@ def read_folder(path: Path, size: tuple[int, int] | None = None, workers: int = 
     pixels = _read(path, files, size, workers)
     classes = tuple(found["train"])
     labels = np.array([classes.index(file.parent.name) for file in files], np.int64)
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays = {}
     start = 0
     for name, by_class in found.items():
         part = slice(start, start := start + sum(map(len, by_class.values())))
-        prefix = "" if name == "train" else f"{name}_"
-        arrays |= {f"{prefix}images": pixels[part], f"{prefix}labels": labels[part]}
-    return Arrays(classes=classes, **arrays)
+        arrays[name] = pixels[part], labels[part]
+    return Arrays(*arrays["train"], classes, arrays.get("validation"), arrays.get("test"))
 
 
 def _parts(path: Path) -> dict[str, Path]:

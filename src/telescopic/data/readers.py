@@ -11,8 +11,9 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,8 @@ class Arrays:
     images: Any
     labels: NDArray[Any]
     classes: tuple[str, ...]
-    validation_images: Any = None
-    validation_labels: NDArray[Any] | None = None
-    test_images: Any = None
-    test_labels: NDArray[Any] | None = None
+    validation: tuple[Any, NDArray[Any]] | None = None
+    test: tuple[Any, NDArray[Any]] | None = None
 
 
 def read_digits() -> Arrays:
@@ -92,7 +91,7 @@ def read_idx(content: bytes, file: str) -> NDArray[np.uint8]:
 
 def read_mnist(contents: Mapping[str, bytes], classes: tuple[str, ...] = DIGITS) -> Arrays:
     """MNIST's four idx files (plain), by their usual names; Fashion-MNIST's are alike."""
-    found: list[Any] = []
+    found: list[tuple[Any, Any]] = []
     for part in ("train", "t10k"):
         names = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
         images, labels = (read_idx(contents[name], name) for name in names)
@@ -101,8 +100,8 @@ def read_mnist(contents: Mapping[str, bytes], classes: tuple[str, ...] = DIGITS)
                 f"{names[0]}: expected as many images [n, height, width] as {names[1]} has labels [n]; "
                 f"found {images.shape} and {labels.shape}"
             )
-        found += [images[:, None], _labels(labels, len(classes), names[1])]
-    return Arrays(found[0], found[1], classes, test_images=found[2], test_labels=found[3])
+        found.append((images[:, None], _labels(labels, names[1], len(classes))))
+    return Arrays(*found[0], classes, test=found[1])
 
 
 def read_cifar10(contents: Mapping[str, bytes]) -> Arrays:
@@ -114,10 +113,10 @@ def read_cifar10(contents: Mapping[str, bytes]) -> Arrays:
                 f"{name}: expected records of 3,073 bytes (label, 3x32x32 pixels); found {len(content):,} bytes"
             )
         records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
-        parts[name] = records[:, 1:].reshape(-1, 3, 32, 32), _labels(records[:, 0], 10, name)
-    test = parts.pop("test_batch.bin")
+        parts[name] = records[:, 1:].reshape(-1, 3, 32, 32), _labels(records[:, 0], name, 10)
+    test: tuple[Any, Any] = parts.pop("test_batch.bin")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
-    return Arrays(images, labels, CIFAR10, test_images=test[0], test_labels=test[1])
+    return Arrays(images, labels, CIFAR10, test=test)
 
 
 def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
@@ -125,7 +124,7 @@ def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
     with needs("train"):
         import scipy  # noqa: F401
 
-    found: list[Any] = []
+    found: list[tuple[Any, Any]] = []
     for name in ("train_32x32.mat", "test_32x32.mat"):
         try:
             pixels, labels = _read_mat(contents[name])
@@ -136,8 +135,8 @@ def read_svhn(contents: Mapping[str, bytes]) -> Arrays:
                 f"{name}: expected X uint8 (32, 32, 3, {len(labels)}), as y says; found {pixels.dtype} {pixels.shape}"
             )
         labels = np.where(labels == 10, 0, labels)  # the authors label the digit 0 as 10
-        found += [np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), _labels(labels, 10, name)]
-    return Arrays(found[0], found[1], DIGITS, test_images=found[2], test_labels=found[3])
+        found.append((np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), _labels(labels, name, 10)))
+    return Arrays(*found[0], DIGITS, test=found[1])
 
 
 _READ = """
@@ -214,37 +213,26 @@ def read_npz(path: Path) -> Arrays:
             f"{path}: expected the arrays images and labels, or inputs and targets, and of those to validate or test "
             f"with both or none; missing: {', '.join(missing)}"
         )
-    if words == ("inputs", "targets"):
-        classes = tuple(str(name) for name in arrays["classes"].reshape(-1)) if "classes" in arrays else ()
-        if classes and arrays["targets"].dtype.kind == "f":
-            raise DataError(f"{path}: classes name whole numbers, and targets are {arrays['targets'].dtype}")
-    elif "classes" in arrays:
-        classes = tuple(str(name) for name in arrays["classes"].reshape(-1))
-    else:
-        # Bounded, since as many names are made up as the highest label says.
-        given = [_labels(arrays[labels], _CLASSES, f"{path}: {labels}") for _, labels in pairs]
-        classes = tuple(str(number) for number in range(1 + max(int(labels.max(initial=0)) for labels in given)))
-    found: dict[str, Any] = {}
+    classes = tuple(str(name) for name in arrays["classes"].reshape(-1)) if "classes" in arrays else ()
+    read_inputs: Callable[[Any, str], Any] = _inputs
+    read_targets: Callable[[Any, str], Any] = partial(numbers, byte=False)
+    if words == ("images", "labels"):
+        if "classes" not in arrays:
+            # Bounded, since as many names are made up as the highest label says.
+            given = [_labels(arrays[labels], f"{path}: {labels}", _CLASSES) for _, labels in pairs]
+            classes = tuple(str(number) for number in range(1 + max(int(labels.max(initial=0)) for labels in given)))
+        read_inputs, read_targets = _own_images, partial(_labels, num_classes=len(classes))
+    elif classes and arrays["targets"].dtype.kind == "f":
+        raise DataError(f"{path}: classes name whole numbers, and targets are {arrays['targets'].dtype}")
+    parts: dict[str, tuple[Any, Any]] = {}
     for images, labels in pairs:
-        if words == ("inputs", "targets"):
-            x, y = (
-                _inputs(arrays[images], f"{path}: {images}"),
-                numbers(arrays[labels], f"{path}: {labels}", byte=False),
-            )
-        else:
-            x = _own_images(arrays[images], f"{path}: {images}")
-            y = _labels(arrays[labels], len(classes), f"{path}: {labels}")
+        x, y = read_inputs(arrays[images], f"{path}: {images}"), read_targets(arrays[labels], f"{path}: {labels}")
         for name, one in named(x, images).items():
             if len(one) != len(y) or not len(one):
                 called = name if one is x else f"{images}.{name}"
                 raise DataError(f"{path}: {len(one)} {called} but {len(y)} {labels}")
-        part = images.removesuffix(words[0])
-        found |= {f"{part}images": x, f"{part}labels": y}
-        first, shape = ({name: one.shape[1:] for name, one in named(some).items()} for some in (found["images"], x))
-        if first != shape:
-            forms = [each.get("input", each) for each in (first, shape)]
-            raise DataError(f"{path}: {words[0]} are {forms[0]} but {images} {forms[1]}; give both one size")
-    return Arrays(classes=classes, **found)
+        parts[images.removesuffix(words[0])] = x, y
+    return Arrays(*parts[""], classes, validation=parts.get("validation_"), test=parts.get("test_"))
 
 
 def numbers(array: NDArray[Any], where: str, *, byte: bool, double: bool = False, mask: bool = False) -> NDArray[Any]:
@@ -321,7 +309,7 @@ def _own_images(images: NDArray[Any], where: str) -> Images:
     return np.ascontiguousarray(images)
 
 
-def _labels(labels: NDArray[Any], num_classes: int, where: str) -> Labels:
+def _labels(labels: NDArray[Any], where: str, num_classes: int) -> Labels:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{where}: expected integer labels [n], found {labels.dtype} {labels.shape}")
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:

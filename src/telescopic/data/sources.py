@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import subprocess
@@ -275,33 +274,19 @@ def downloads(name: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 def _https(mirror: str, files: list[str], most: int, into: Path) -> None:
     with needs("train"):
-        import pooch
+        import requests
 
     for file in files:
+        left = most
         try:
-            pooch.HTTPDownloader(timeout=TIMEOUT, progressbar=_Limit(most))(mirror + file, str(into / file), None)
+            with requests.get(mirror + file, timeout=TIMEOUT, stream=True) as answer, (into / file).open("wb") as kept:
+                answer.raise_for_status()
+                for part in answer.iter_content(2**16):
+                    left -= kept.write(part)
+                    if left < 0:  # longer than its contents can be
+                        raise _NotServed(f"{file}: it is longer than its contents can be")
         except OSError as e:  # requests' exceptions are OSErrors; their texts fill a screen
             raise _NotServed(f"{file}: {type(e).__name__}") from e
-
-
-class _Limit:
-    """What pooch takes for a progress bar: it breaks off a download that is longer than its contents can be."""
-
-    def __init__(self, most: int) -> None:
-        self.total, self.left = 0, float(most)
-
-    def update(self, number: int) -> None:
-        """Count bytes that have come."""
-        self.left -= number
-        if self.left < 0:
-            raise OSError("it is longer than its contents can be")
-
-    def reset(self) -> None:
-        """The download is complete; pooch fills its bar now."""
-        self.left = math.inf
-
-    def close(self) -> None:
-        """Nothing is left to do."""
 
 
 def _npm(name: str, into: Path) -> None:

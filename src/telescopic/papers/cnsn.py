@@ -23,7 +23,7 @@ from telescopic.layers.adapters import Adapter
 from telescopic.nest import nest
 from telescopic.nested import Nested
 from telescopic.networks import vgg
-from telescopic.papers.paper import Build, Option
+from telescopic.papers.paper import Build, Option, known
 from telescopic.quantities import human, numbers, one_of
 from telescopic.subnet import Statistics
 from telescopic.train import Recipe
@@ -164,7 +164,7 @@ def experiment(
     Raises:
         ValueError: if there is no such experiment.
     """
-    known(name)
+    known("CNSN", name, EXPERIMENTS)
     single = name.startswith("alone")
     adapter = strided_stem if "stem" in name else step_down
     net = network(scale=scale, classes=classes, input_shape=input_shape, adapter=adapter, statistics="per-entry")
@@ -173,12 +173,6 @@ def experiment(
     if single:
         net = alone(net, int(name.split("-")[1]))
     return net, replace(how, distillation=0.5 if "distilled" in name else 0.0)
-
-
-def known(name: str) -> None:
-    """Refuse a name of no experiment."""
-    if name not in EXPERIMENTS:
-        raise ValueError(f"CNSN has no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
 
 
 def train(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 
 from telescopic.cost import cost
-from telescopic.data import Dataset, Preprocess
+from telescopic.data import Dataset
 from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.papers import cnsn
-from telescopic.papers.paper import Option, Paper, Run, Runs, Trained
+from telescopic.papers.paper import Option, Paper, Run, Runs, Trained, known, sizes
 from telescopic.papers.policies import by_policy, keep_shared
 from telescopic.papers.tables import PROTOCOLS, by_settings, narrow, spread
 from telescopic.quantities import human, one_of
@@ -48,7 +48,7 @@ class Experiments:
     def __post_init__(self) -> None:
         one_of("recipe", self.recipe, cnsn.RECIPES)
         for name in self.names:
-            cnsn.known(name)
+            known("CNSN", name, cnsn.EXPERIMENTS)
 
     @property
     def names(self) -> Sequence[str]:
@@ -69,9 +69,7 @@ class Experiments:
             scale=self.scale,
             epochs=self.epochs,
             short=self.recipe == "short",
-            preprocess=Preprocess.fit(images.train),
-            input_shape=images.image_shape,
-            classes=len(images.classes),
+            **sizes(images),
         )
         if len(net.grid) > 1:
             keep_shared(net)

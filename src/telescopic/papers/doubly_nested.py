@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from telescopic.data import Augment, Dataset, Preprocess
+from telescopic.data import Augment, Preprocess
 from telescopic.extract import extract
 from telescopic.layers import CausalBatchNorm2d, CausalConv2d, GradientScale, Residual
 from telescopic.layers.cuts import named_tensors
@@ -27,7 +27,7 @@ from telescopic.papers.doubly_nested_ways import WAYS as WAYS
 from telescopic.papers.doubly_nested_ways import Way as Way
 from telescopic.papers.doubly_nested_ways import told as told
 from telescopic.papers.doubly_nested_ways import weights as weights
-from telescopic.papers.paper import Build, Option
+from telescopic.papers.paper import Build, Option, sizes
 from telescopic.quantities import one_of
 from telescopic.train import Recipe
 
@@ -191,26 +191,17 @@ def member(name: str, groups: int, last: int) -> tuple[str, int, int]:
     Raises:
         ValueError: if there is no such experiment, or the network has no such width or exit.
     """
-    single = single_network(name)
+    single = _SINGLE.fullmatch(name)
     if name not in WAYS and single is None:
         raise ValueError(
             f"Doubly Nested Network has no experiment {name!r}; there are {', '.join(WAYS)}, alone and dense, and by "
             "width and exit alone-w8, alone-x7, alone-x7-w8, dense-w8"
         )
-    kind, exit_, width = single or ("", None, None)
-    exit_, width = last if exit_ is None else exit_, groups if width is None else width
+    kind, x, w = single.groups() if single else ("", None, None)
+    exit_, width = int(x or last), int(w or groups)
     if not (1 <= width <= groups and exit_ <= last):
         raise ValueError(f"{name} is no member of this network: it has {groups} widths, and exits up to {last}")
     return kind, exit_, width
-
-
-def single_network(name: str) -> tuple[str, int | None, int | None] | None:
-    """`alone-x7-w8` → ("alone", 7, 8), None standing for the last exit and all widths; None for any other name."""
-    found = _SINGLE.fullmatch(name)
-    if found is None:
-        return None
-    exit_, width = (None if number is None else int(number) for number in found.groups()[1:])
-    return found[1], exit_, width
 
 
 def dense(net: Nested) -> Nested:
@@ -272,12 +263,5 @@ def train(
     one_of("network", network, NETWORKS)
     one_of("way", way, WAYS)
     named = {"groups": groups, "channels": channels, "blocks": blocks}
-    sizes = {**NETWORKS[network], **{name: size for name, size in named.items() if size is not None}}
-
-    def build(images: Dataset) -> tuple[Nested, Recipe]:
-        preprocess, shape = Preprocess.fit(images.train), images.image_shape
-        return experiment(
-            way, **sizes, epochs=epochs, preprocess=preprocess, input_shape=shape, classes=len(images.classes)
-        )
-
-    return build
+    chosen = {**NETWORKS[network], **{name: size for name, size in named.items() if size is not None}}
+    return lambda images: experiment(way, **chosen, epochs=epochs, **sizes(images))

@@ -7,11 +7,11 @@ from statistics import fmean, mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 from telescopic.cost import nominal_macs, nominal_params
-from telescopic.data import Dataset, Preprocess
+from telescopic.data import Dataset
 from telescopic.evaluate import evaluate
 from telescopic.nested import Nested
 from telescopic.papers import doubly_nested
-from telescopic.papers.paper import Option, Paper, Runs, Trained
+from telescopic.papers.paper import Option, Paper, Runs, Trained, sizes
 from telescopic.papers.reproduce import protocols
 from telescopic.papers.tables import PROTOCOLS, by_settings, narrow
 from telescopic.quantities import human
@@ -74,9 +74,7 @@ class Experiments:
             channels=self.channels,
             blocks=self.blocks,
             epochs=self.epochs,
-            preprocess=Preprocess.fit(images.train),
-            input_shape=images.image_shape,
-            classes=len(images.classes),
+            **sizes(images),
         )
         if not name.startswith("sliced"):
             return net, recipe

@@ -15,8 +15,8 @@ from torch import nn
 from telescopic.data import Dataset
 from telescopic.nested import Nested
 from telescopic.networks import mlp
-from telescopic.papers.paper import Build, Option, Paper, Run, Runs, Trained
-from telescopic.papers.tables import lined
+from telescopic.papers.paper import Build, Option, Paper, Run, Runs, Trained, known
+from telescopic.papers.tables import narrow
 from telescopic.train import Recipe, pairwise
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def experiment(name: str, *, epochs: int = 600, inputs: int = 784, classes: int 
     Raises:
         ValueError: if there is no such experiment.
     """
-    _known(name)
+    known("NSN", name, EXPERIMENTS)
     if name.startswith("ref-"):
         n = int(name[-1])
         return network(n, inputs=inputs, classes=classes, reference=True), reference_recipe(n, epochs=epochs)
@@ -146,30 +146,9 @@ def experiment(name: str, *, epochs: int = 600, inputs: int = 784, classes: int 
     return network(n, inputs=inputs, classes=classes), how
 
 
-def _known(name: str) -> None:
-    if name not in EXPERIMENTS:
-        raise ValueError(f"NSN has no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
-
-
-def _recipe(
-    *,
-    epochs: int,
-    learning_rate: float,
-    l2: float,
-    weights: tuple[float, ...] | None = None,
-    mix: tuple[tuple[float, ...], ...] | None = None,
-) -> Recipe:
-    return Recipe(
-        epochs=epochs,
-        batch_size=128,
-        learning_rate=learning_rate,
-        milestones=(epochs // 3, 2 * epochs // 3) if epochs >= 3 else (),
-        gamma=1 / 3,
-        momentum=0.9,
-        l2=l2,
-        weights=weights,
-        mix=mix,
-    )
+def _recipe(*, epochs: int, **options: Any) -> Recipe:
+    milestones = (epochs // 3, 2 * epochs // 3) if epochs >= 3 else ()
+    return Recipe(epochs=epochs, batch_size=128, milestones=milestones, gamma=1 / 3, momentum=0.9, **options)
 
 
 def train(
@@ -195,7 +174,7 @@ class Experiments:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            _known(name)
+            known("NSN", name, EXPERIMENTS)
 
     @property
     def names(self) -> Sequence[str]:
@@ -226,7 +205,8 @@ def tables(found: Runs) -> "list[Table]":
     titles = {1: "Table 1: references", 2: "Table 2: model0-1", 3: "Table 3: model0-1-2"}
     tables = []
     for number, title in titles.items():
-        table = lined(title, "model", "paper", "ours, best on test", "ours, chosen on validation", "ours, last epoch")
+        ours = (f"ours,\n{epoch}" for epoch in ("best on test", "chosen on validation", "last epoch"))
+        table = narrow(title, "model", "paper", *ours)
         rows = [row for row in ROWS if row.table == number]
         for row in rows:
             table.add_row(row.model, f"{row.test_accuracy:.4f}", *_ours(first.get(row.experiment), row.hidden))
@@ -237,14 +217,14 @@ def tables(found: Runs) -> "list[Table]":
         tables.append(table)
     main = first.get("model0-1-2")
     if main is not None:
-        curve = lined("model0-1-2 while training: test accuracy of model0 / 1 / 2", "epoch", "authors' run", "ours")
+        curve = narrow("model0-1-2 while training: test accuracy of model0 / 1 / 2", "epoch", "authors' run", "ours")
         for epoch, theirs in AUTHORS_RUN.items():
             ours = main["curve"].get(str(epoch))
             curve.add_row(str(epoch), _slashed(theirs), _slashed(ours) if ours else "–")
         tables.append(curve)
     mixes = {name: first[name] for name in ("model0-1-2", "joint", "distilled") if name in first}
     if len(mixes) > 1:
-        ways = lined("Ways to share gradients, last epoch", "experiment", "epochs", "model0 / 1 / 2")
+        ways = narrow("Ways to share gradients, last epoch", "experiment", "epochs", "model0 / 1 / 2")
         for name, summary in mixes.items():
             ways.add_row(name, str(summary["epochs"]), _slashed(summary["protocols"]["last"]["test"]))
         tables.append(ways)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from telescopic.data import Dataset
+from telescopic.data import Dataset, Preprocess
 from telescopic.nested import Nested
 from telescopic.report.plots import Plot
 from telescopic.train import History, Recipe
@@ -19,6 +19,18 @@ Runs = Mapping[str, Sequence[Run]]
 """Experiment → its runs, one a seed."""
 Build = Callable[[Dataset], tuple[Nested, Recipe]]
 """What makes of a data set a network for it, and how it is to be trained."""
+
+
+def sizes(images: Dataset) -> dict[str, Any]:
+    """What networks and recipes for a data set of images are told of it."""
+    preprocess = Preprocess.fit(images.train)
+    return {"input_shape": images.image_shape, "classes": len(images.classes), "preprocess": preprocess}
+
+
+def known(paper: str, name: str, experiments: Sequence[str]) -> None:
+    """Refuse a name of no experiment."""
+    if name not in experiments:
+        raise ValueError(f"{paper} has no experiment {name!r}; there are {', '.join(experiments)}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ them. So one run answers for all three, if a second set of statistics is kept be
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from telescopic.data import Dataset
@@ -49,24 +50,11 @@ def by_policy(net: Nested, data: Dataset, recipe: Recipe) -> dict[str, list[floa
 
 
 def _follow(norm: _BatchNorm, other: _BatchNorm) -> None:
-    """Let `other` see every batch that `norm` sees: r ← (1 − m)r + m·b, of which norm's own r tells m·b."""
-    before: list[tuple[Tensor, Tensor]] = []
+    """Let `other` see every batch that `norm` sees in training."""
 
-    def note(module: nn.Module, args: Any) -> None:
-        if module.training:
-            before[:] = [(norm.running_mean.clone(), norm.running_var.clone())]  # type: ignore[union-attr]
-
+    @torch.no_grad()
     def follow(module: nn.Module, args: Any, out: Any) -> None:
         if module.training:
-            keep = 1 - (norm.momentum or 0.0)
-            for mine, theirs, old in (
-                (norm.running_mean, other.running_mean, before[0][0]),
-                (norm.running_var, other.running_var, before[0][1]),
-            ):
-                assert mine is not None and theirs is not None
-                theirs.mul_(keep).add_(mine - keep * old)
-            if other.num_batches_tracked is not None:
-                other.num_batches_tracked.add_(1)
+            other(*args)
 
-    norm.register_forward_pre_hook(note)
     norm.register_forward_hook(follow)

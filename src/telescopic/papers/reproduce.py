@@ -17,7 +17,7 @@ from telescopic.nested import Nested
 from telescopic.papers.paper import Experiments, Paper, Run, Trained
 from telescopic.provenance import commit, versions
 from telescopic.report.plots import Plot
-from telescopic.train import Epoch, History, Recipe, fit
+from telescopic.train import History, Recipe, fit
 from telescopic.train.checkpoint import read_facts
 from telescopic.train.keeper import LAST
 
@@ -59,22 +59,10 @@ def reproduce(
         ValueError: if an experiment or an option is unknown.
         CheckpointError: if a folder holds a run of other settings.
     """
-    run(paper, paper.experiments(**options), out, data or paper.data[0], seed, precision, data_dir, progress)
-
-
-def run(
-    paper: Paper,
-    experiments: Experiments,
-    out: Path,
-    data: str,
-    seed: int,
-    precision: str,
-    data_dir: Path | None = None,
-    progress: bool | None = None,
-) -> None:
-    """`reproduce` for experiments that are there already."""
+    experiments = paper.experiments(**options)
     if not experiments.names:
         return
+    data = data or paper.data[0]
     images = load(data, data_dir=data_dir, validation=paper.validation)
     wanted = {"paper": paper.name, "data": data, **experiments.settings, "seed": seed, "precision": precision}
 
@@ -145,12 +133,8 @@ def protocols(history: History) -> dict[str, dict[str, Any]]:
     `best_test` is the papers' (the epoch in which the full network is best on the test images), `validation` the
     honest one (best on validation images), `last` needs no choice.
     """
-
-    def row(epoch: Epoch) -> dict[str, Any]:
-        return {"epoch": epoch.epoch, "test": epoch.test}
-
     chosen = {"best_test": history.best("test"), "validation": history.best(), "last": history[-1]}
-    return {name: row(epoch) for name, epoch in chosen.items()}
+    return {name: {"epoch": epoch.epoch, "test": epoch.test} for name, epoch in chosen.items()}
 
 
 def runs(out: Path, paper: str | None = None) -> dict[str, list[Run]]:

@@ -18,12 +18,14 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from telescopic.data import Dataset, Preprocess
+from telescopic.cost import Cost, cost
+from telescopic.data import Dataset, Preprocess, prepared
+from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.networks import lenet, resnet
 from telescopic.papers.paper import Build, Option
 from telescopic.quantities import one_of
-from telescopic.shrink.family import add_filters_to_family
+from telescopic.shrink.family import add_filters_to_family, fold_family
 from telescopic.train import Recipe, Shrink
 from telescopic.train.checkpoint import read_history
 from telescopic.train.keeper import LAST
@@ -38,6 +40,12 @@ class Units:
     epoch_1: int | None
     epoch_5: int | None
     epoch_100: int
+
+    @property
+    def left(self) -> dict[int, int]:
+        """Epoch → units, as far as they are known."""
+        found = {1: self.epoch_1, 5: self.epoch_5, 100: self.epoch_100}
+        return {epoch: units for epoch, units in found.items() if units is not None}
 
 
 FIGURE_1 = (
@@ -115,8 +123,7 @@ def network(
     Raises:
         ValueError: if there is no such kind, it has another number of widths, or the image is too small for it.
     """
-    if kind not in NETWORKS:
-        raise ValueError(f"ShrinkNets has no network {kind!r}; there are {', '.join(NETWORKS)}")
+    one_of("network", kind, NETWORKS)
     channels, hidden = NETWORKS[kind]
     if widths is not None and kind != "one-layer" and len(widths) != len(channels) + len(hidden):
         raise ValueError(
@@ -301,6 +308,13 @@ def train(
 def _built(images: Dataset, *, kind: str, widths: Sequence[int] | None, how: Recipe) -> tuple[Nested, Recipe]:
     net = network(kind, input_shape=images.image_shape, classes=len(images.classes), widths=widths)
     return net, replace(how, preprocess=Preprocess.fit(images.train))
+
+
+def price(net: Nested, recipe: Recipe, images: Dataset) -> Cost:
+    """What one image costs a network when it has been trained; its filters are part of its weights then."""
+    if recipe.shrink is not None:
+        net = fold_family(net, prepared(images.train.images[:2], recipe.preprocess, next(net.parameters())))
+    return cost(extract(net), images.input_shape)
 
 
 def says(folder: Path) -> str:

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from telescopic.cost import cost
-from telescopic.data import Dataset, Preprocess
-from telescopic.extract import extract
+from telescopic.data import Dataset
 from telescopic.nested import Nested
 from telescopic.papers import search, shrinknets
-from telescopic.papers.paper import Option, Paper, Run, Runs, Trained
+from telescopic.papers.paper import Option, Paper, Run, Runs, Trained, sizes
 from telescopic.papers.tables import by_settings, narrow
 from telescopic.quantities import human, one_of
 from telescopic.report.plots import Plot
 from telescopic.report.widths import line_plot
-from telescopic.shrink.family import fold_family
 from telescopic.train import Recipe
 
 if TYPE_CHECKING:
@@ -76,15 +73,11 @@ class Experiments:
 
     def build(self, name: str, images: Dataset, finished: Callable[[str], Path]) -> tuple[Nested, Recipe]:
         """Network and recipe of one."""
-        sizes: dict[str, Any] = {"input_shape": images.image_shape, "classes": len(images.classes)}
-        return shrinknets.experiment(name, preprocess=Preprocess.fit(images.train), **self.settings, **sizes)
+        return shrinknets.experiment(name, **self.settings, **sizes(images))
 
     def facts(self, trained: Trained) -> dict[str, Any]:
         """What Figure 1 draws, and what removing dead channels has taken."""
-        net, history, images = trained.net, trained.history, trained.images
-        first = next(net.parameters())
-        example = trained.recipe.preprocess(images.train.images[:2].to(first.device)).to(first.dtype)
-        price = cost(extract(fold_family(net, example)), images.input_shape)
+        history, price = trained.history, shrinknets.price(trained.net, trained.recipe, trained.images)
         return {
             "left": [epoch.widths[0] for epoch in history],
             "losses": [round(epoch.loss, 6) for epoch in history],
@@ -162,15 +155,15 @@ def figure_1(runs: Sequence[Run]) -> list[Plot]:
             chosen.setdefault(penalty, run)
     if not chosen:
         return []
-    drawn = {f"λ {run['experiment']}": run for _, run in sorted(chosen.items(), reverse=True)}
-    epochs = list(range(1, 1 + max(len(run["left"]) for run in drawn.values())))
+    epochs = list(range(1, 1 + max(len(run["left"]) for run in chosen.values())))
     data = runs[0]["data"]
-    theirs = {row.penalty: row for row in shrinknets.FIGURE_1 if row.data == data}
+    theirs = _authors(data)
+    drawn: dict[str, Run] = {}
     points: dict[str, list[tuple[int, float]]] = {}
-    for (label, _), penalty in zip(drawn.items(), sorted(chosen, reverse=True), strict=True):
-        row = theirs.get(penalty)
-        known = {} if row is None else {1: row.epoch_1, 5: row.epoch_5, 100: row.epoch_100}
-        points[label] = [(epoch, units) for epoch, units in known.items() if units and epoch <= epochs[-1]]
+    for penalty, run in sorted(chosen.items(), reverse=True):
+        label = f"λ {run['experiment']}"
+        drawn[label] = run
+        points[label] = [(epoch, units) for epoch, units in theirs.get(penalty, {}).items() if epoch <= epochs[-1]]
     return [
         line_plot(
             f"figure1-units-{data}",
@@ -192,19 +185,24 @@ def figure_1(runs: Sequence[Run]) -> list[Plot]:
     ]
 
 
+def _authors(data: str) -> dict[float, dict[int, int]]:
+    """Penalty → epoch → hidden units that were left, as the paper has them."""
+    return {row.penalty: row.left for row in shrinknets.FIGURE_1 if row.data == data}
+
+
 def _units(group: Sequence[Run]) -> "Table":
     data, units = group[0]["data"], group[0]["units"]
     columns = [f"epoch\n{epoch}" for epoch in EPOCHS]
     table = narrow(f"Figure 1: hidden units left on {data}", "experiment", *columns, "test\n%", "MACs")
-    known = {row.penalty: row for row in shrinknets.FIGURE_1 if row.data == data}
+    known = _authors(data)
     for run in group:
         penalty, way = shrinknets.parse(run["experiment"])
-        left, row = run["left"], known.get(penalty)
+        left = run["left"]
         cells = [f"{left[epoch - 1]:,}" if epoch <= len(left) else "–" for epoch in EPOCHS]
         table.add_row(_name(run), *cells, f"{100 * run['tests'][-1]:.2f}", human(run["macs"]))
-        if row is not None and not way:
-            theirs = {1: row.epoch_1, 5: row.epoch_5, 100: row.epoch_100}
-            table.add_row("  the paper's", *(f"{n:,}" if (n := theirs.get(epoch)) else "–" for epoch in EPOCHS))
+        if penalty in known and not way:
+            theirs = known[penalty]
+            table.add_row("  the paper's", *(f"{theirs[epoch]:,}" if epoch in theirs else "–" for epoch in EPOCHS))
     table.caption = (
         f"{group[0]['train_images']:,} training images, {units:,} units to start with. Test accuracy and MACs are "
         "those after the last epoch that was trained."
@@ -223,14 +221,10 @@ def _times(group: Sequence[Run]) -> "Table":
         "at the end,\ntimes faster",
     )
     table = narrow("The point of removing dead channels", "experiment", *columns)
-    masked = {
-        (shrinknets.parse(run["experiment"])[0], run["seed"]): run
-        for run in group
-        if shrinknets.parse(run["experiment"])[1] == "masked"
-    }
+    parsed = [(*shrinknets.parse(run["experiment"]), run) for run in group]
+    masked = {(penalty, run["seed"]): run for penalty, way, run in parsed if way == "masked"}
     extrapolated = False
-    for run in group:
-        penalty, way = shrinknets.parse(run["experiment"])
+    for penalty, way, run in parsed:
         whole = masked.get((penalty, run["seed"]))
         if way == "masked":
             continue

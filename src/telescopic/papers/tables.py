@@ -5,6 +5,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from telescopic.papers.paper import Run, Runs
+from telescopic.tables import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,23 +32,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.4f}" + (f" ±{stdev(values):.4f}" if len(values) > 1 else "")
 
 
-def lined(title: str, *columns: str) -> "Table":
-    """A table with lines, for a wide terminal."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
-
-
 def narrow(title: str, *columns: str) -> "Table":
     """A table without lines, so that it fits 80 columns."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", caption_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.pad_edge = False
-    for column in columns:
-        words = column in ("model", "family", "experiment", "policy")
-        table.add_column(column, justify="left" if words else "right", vertical="bottom", no_wrap=True)
-    return table
+    return plain(*columns, no_wrap=True, title=title)

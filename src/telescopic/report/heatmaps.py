@@ -3,10 +3,9 @@
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from html import escape
 from itertools import count, pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from telescopic.catalogue import Catalogue
 from telescopic.catalogue.table import CostName
@@ -89,7 +88,8 @@ def heatmap(
         marked: members with a ring.
         caption: what to say below.
     """
-    scale = _Scale.of(values)
+    norm, log = _norm(values)
+    shades = [HEAT[min(_LEVELS - 1, int(_LEVELS * place))].light for place in norm(values)]
     rows, headings, tall = _rows(grid)
     cell = min((72 * SIZE[0] - _LEFT - _RIGHT) / len(grid.widths), _HEIGHT / tall, _CELL)
     wide, height = cell * len(grid.widths), cell * tall
@@ -100,59 +100,44 @@ def heatmap(
     rings = [spot for member, spot in zip(grid, spots, strict=True) if member in marked]
     with canvas((size[0] / 72, size[1] / 72), place) as (figure, axes):
         axes.set(xlim=(-0.5, len(grid.widths) - 0.5), ylim=(-0.5, tall - 0.5))
-        axes.set_title(title + " (logarithmic)" * scale.log, x=(8 - _LEFT) / wide, pad=7)
+        axes.set_title(title + " (logarithmic)" * log, x=(8 - _LEFT) / wide, pad=7)
         _number(axes, grid, rows, cell)
         for entry, row in headings:
             axes.text(-0.5, row, f"entry {entry}", size=8.5, color=MUTED, va="center")
-        colours: Any = {"c": [scale.colour(value).light for value in values], "linewidths": 0, "marker": _rounded()}
+        colours: Any = {"c": shades, "linewidths": 0, "marker": _rounded()}
         axes.scatter(*_apart(spots), (0.92 * cell) ** 2, **colours, gid="cells", clip_on=False)
         if rings:
             colours = {"c": PAGE, "edgecolors": INK, "linewidths": min(1, cell / 12)}
             axes.scatter(*_apart(rings), (0.42 * cell) ** 2, **colours, gid="rings", clip_on=False)
-        _draw_scale(figure.add_axes((14 / size[0], 20 / size[1], 160 / size[0], _BAR / size[1])), scale, unit)
+        _draw_scale(figure.add_axes((14 / size[0], 20 / size[1], 160 / size[0], _BAR / size[1])), norm, log, unit)
         svg, png = rendered(figure)
     titles = [f"{grid.label(m)}: {human(value, unit)}" for m, value in zip(grid, values, strict=True)]
     return Plot(name.removesuffix("_ms").replace("_", "-"), title, caption, _titled(svg, titles), png, HEAT)
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From quantities to colours."""
+def _norm(values: Sequence[float]) -> tuple[Any, bool]:
+    """From quantities to places between 0 and 1, and back; and whether by logarithms."""
+    from matplotlib.colors import LogNorm, Normalize
 
-    low: float
-    high: float
-    log: bool
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        low, high = min(values), max(values)
-        if low == high:  # the middle of a scale around it
-            return cls(low - 0.05 * abs(low), high + 0.05 * abs(high) if high else 1.0, False)
-        return cls(low, high, 0 < 30 * low < high)
-
-    def colour(self, value: float) -> Colour:
-        low, high = self.low, self.high
-        place = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
-        return HEAT[min(_LEVELS - 1, int(_LEVELS * place))]
-
-    def edges(self) -> list[float]:
-        """Where a colour ends and the next begins, with both ends."""
-        places, low, high = (i / _LEVELS for i in range(_LEVELS + 1)), self.low, self.high
-        return [low * (high / low) ** place if self.log else low + place * (high - low) for place in places]
+    low, high = min(values), max(values)
+    if low == high:  # the middle of a scale around it
+        return Normalize(low - 0.05 * abs(low), high + 0.05 * abs(high) if high else 1.0), False
+    log = 0 < 30 * low < high
+    return (LogNorm if log else Normalize)(low, high), log
 
 
-def _draw_scale(bar: "Axes", scale: _Scale, unit: str) -> None:
+def _draw_scale(bar: "Axes", norm: Any, log: bool, unit: str) -> None:
     """Draw the colours in a row, with round numbers below."""
     from matplotlib.ticker import MaxNLocator
 
-    edges = scale.edges()
-    bar.set(xlim=(scale.low, scale.high), xscale="log" if scale.log else "linear", yticks=[])
+    edges = [float(norm.inverse(i / _LEVELS)) for i in range(_LEVELS + 1)]
+    bar.set(xlim=(norm.vmin, norm.vmax), xscale="log" if log else "linear", yticks=[])
     steps = [after - before for before, after in pairwise(edges)]
     bar.bar(edges[:-1], 1, steps, align="edge", color=[colour.light for colour in HEAT])
     bar.spines[:].set_visible(False)
     bar.tick_params(length=2, pad=2, labelsize=8.5)
-    if scale.log:
-        log_ticks(bar.xaxis, scale.low, scale.high)
+    if log:
+        log_ticks(bar.xaxis, edges[0], edges[-1])
     else:
         bar.xaxis.set_major_locator(MaxNLocator(4))
     bar.xaxis.set_major_formatter(lambda value, _: _with_unit(value, unit))
@@ -180,7 +165,8 @@ def _number(axes: "Axes", grid: Grid, rows: dict[tuple[int | None, int | None], 
     """Write the coordinates along the axes, as many as there is room for."""
     depth = 0 if len(grid.exits) == 1 else 1
     each, every = math.ceil(9 / cell), math.ceil(13 / cell)  # points that a line, and a number, take
-    some = [(place, span[depth]) for span, place in rows.items() if _rank(grid, depth, span[depth]) % each == 0]
+    counted = grid.exits[::-1] if depth else grid.entries  # from the full network's
+    some = [(place, span[depth]) for span, place in rows.items() if counted.index(span[depth]) % each == 0]
     axes.set_yticks([place for place, _ in some], [str(number) for _, number in some])
     # Widths count from 1: numbers at 1, 3, 5, ... or at 1, 4, 7, ...
     axes.set_xticks(range(0, len(grid.widths), every), [str(width) for width in grid.widths[::every]])
@@ -189,12 +175,6 @@ def _number(axes: "Axes", grid: Grid, rows: dict[tuple[int | None, int | None], 
     axes.text((8 - _LEFT) / cell - 0.5, -0.5 - 11 / cell, ("entry", "exit")[depth], size=9.5, va="center", color=INK)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-
-
-def _rank(grid: Grid, depth: int, number: int | None) -> int:
-    """Where a coordinate stands among its kind, counted from the full network's."""
-    values = grid.exits[::-1] if depth else grid.entries
-    return values.index(number)
 
 
 def _apart(spots: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

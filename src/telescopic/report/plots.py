@@ -159,17 +159,13 @@ def curves(history: History, quantity: Literal["score", "loss"]) -> Plot:
     )
     ends = {epoch.phase: epoch.epoch for epoch in history if epoch.phase}
     caption += "".join(f" Dotted: {name}, until epoch {end}." for name, end in ends.items())
-    right = 0.04 + 0.018 * min(18, max(map(len, history.labels)))
-    with canvas(place=(0.14, 0.16, 0.86 - right, 0.74)) as (figure, axes):
-        axes.set(xlabel="epoch", xlim=(0, epochs[-1] + (len(epochs) == 1)))
-        axes.locator_params(axis="x", integer=True, nbins=6)
+    with canvas_by_epoch(history.labels, epochs[-1]) as (figure, axes):
         if quantity == "score":
             low = _score_axis(axes, settled, metric)
             if metric.unit == "%" and any(value < low for line in lines for value in line):
                 caption += f" The axis starts at {100 * low:.3g} %; the first epochs lie below it."
-        elif 0 < 4 * min(settled) < max(settled):
-            axes.set_yscale("log")
-            log_ticks(axes.yaxis, min(settled), max(settled))
+        else:
+            log_if_wide(axes, settled)
         axes.set(title=title + " (logarithmic)" * (axes.get_yscale() == "log"))
         _mark_rates(axes, history, *((0.01, "bottom") if quantity == "score" else (0.99, "top")))
         for end in ends.values():
@@ -228,6 +224,25 @@ def canvas(
     with matplotlib.style.context(["default", _STYLE]):
         figure = FigureCanvasAgg(Figure(size, facecolor=PAGE)).figure
         yield figure, figure.add_axes(place)
+
+
+@contextmanager
+def canvas_by_epoch(names: Sequence[str], last: int) -> Iterator[tuple["Figure", "Axes"]]:
+    """A figure with epochs to the right, and room for the names of lines at their ends."""
+    right = 0.04 + 0.018 * min(18, max(map(len, names)))
+    with canvas(place=(0.14, 0.16, 0.86 - right, 0.74)) as (figure, axes):
+        axes.set(xlabel="epoch", xlim=(0, last + (last == 1)))
+        axes.locator_params(axis="x", integer=True, nbins=6)
+        yield figure, axes
+
+
+def log_if_wide(axes: "Axes", values: Sequence[float]) -> bool:
+    """Whether values span so much that the vertical axis is made logarithmic for them."""
+    wide = 0 < 4 * min(values) < max(values)
+    if wide:
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis, min(values), max(values))
+    return wide
 
 
 def rendered(figure: "Figure") -> tuple[str, bytes]:

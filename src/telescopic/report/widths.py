@@ -3,7 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from telescopic.report.plots import MAX_CURVES, PAGE, Plot, canvas, log_ticks, name_ends, ramp, rendered, some
+from telescopic.report.plots import (
+    MAX_CURVES,
+    PAGE,
+    Plot,
+    canvas_by_epoch,
+    log_if_wide,
+    log_ticks,
+    name_ends,
+    ramp,
+    rendered,
+    some,
+)
 from telescopic.train import History
 
 
@@ -47,20 +58,12 @@ def line_plot(
     colours, points = ramp(len(lines)), points or {}
     values = [v for line in lines.values() for v in line if v > 0] or [1.0]
     values += [v for some in points.values() for _, v in some]
-    right = 0.04 + 0.018 * min(18, max(map(len, lines)))
-    with canvas(place=(0.14, 0.16, 0.86 - right, 0.74)) as (figure, axes):
-        axes.set(xlabel="epoch")
+    with canvas_by_epoch(list(lines), epochs[-1]) as (figure, axes):
         if points:
             axes.set_xscale("log")
             log_ticks(axes.xaxis, 1, epochs[-1])
             axes.set_xlim(0.9, 1.1 * epochs[-1])
-        else:
-            axes.set_xlim(0, epochs[-1] + (len(epochs) == 1))
-            axes.locator_params(axis="x", integer=True, nbins=6)
-        logarithmic = max(values) > 4 * min(values)
-        if logarithmic:
-            axes.set_yscale("log")
-            log_ticks(axes.yaxis, min(values), max(values))
+        logarithmic = log_if_wide(axes, values)
         axes.set(title=title + " (logarithmic)" * logarithmic)
         for (label, line), colour in zip(lines.items(), colours, strict=True):
             drawn = [v if v > 0 or not logarithmic else math.nan for v in line]

@@ -9,7 +9,6 @@ from telescopic.papers.search.parallel import search_in_processes
 from telescopic.papers.search.results import models as models_of
 from telescopic.papers.search.results import plots, results, write_csv
 from telescopic.papers.search.study import known_study, study_name
-from telescopic.quantities import one_of
 from telescopic.report.plots import write_plots
 
 if TYPE_CHECKING:
@@ -46,10 +45,8 @@ def figure_2(
     Raises:
         ValueError: see `search_in_processes`.
     """
-    one_of("network", network, ("mlp", "lenet"))
-    one_of("precision", precision, ("fp32", "bf16"))
     for kind in kinds:  # before hours are spent on the first
-        one_of("kind", kind, shrinknets.KINDS)
+        study_name(data, network, kind, epochs, precision)
     long, name = epochs or shrinknets.EPOCHS[network], Path(data).stem
     for kind in () if show else kinds:
         options |= {"data": data, "network": network, "kind": kind, "epochs": epochs, "precision": precision}

@@ -6,23 +6,23 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from telescopic.cost import cost
-from telescopic.data import Dataset, Preprocess, load
-from telescopic.extract import extract
+from telescopic.data import Dataset, load
 from telescopic.extras import needs
 from telescopic.files import make_folder
+from telescopic.nested import Nested
 from telescopic.papers import shrinknets
+from telescopic.papers.paper import sizes
 from telescopic.provenance import commit
 from telescopic.quantities import one_of
-from telescopic.shrink.family import fold_family
-from telescopic.train import History, fit
+from telescopic.train import History, Recipe, fit
 
 if TYPE_CHECKING:
     import optuna
@@ -43,13 +43,12 @@ def open_study(storage: str, name: str) -> "optuna.Study":
         ImportError: if Optuna is not installed.
         ValueError: if the storage cannot be opened.
     """
-    api = _optuna()
     if "://" not in storage:
         make_folder(Path(storage).parent)
-    with _opening(storage):
-        kept = _opened(storage)
-        study: optuna.Study = api.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
-        return study
+    with _opened(storage) as kept:
+        import optuna
+
+        return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
 
 
 def known_study(storage: str, name: str) -> "optuna.Study | None":
@@ -59,40 +58,31 @@ def known_study(storage: str, name: str) -> "optuna.Study | None":
         ImportError: if Optuna is not installed.
         ValueError: if the storage cannot be opened.
     """
-    api = _optuna()
     if "://" not in storage and not Path(storage).exists():
         return None
-    with _opening(storage):
-        kept = _opened(storage)
-        if name not in api.get_all_study_names(kept):
-            return None
-        study: optuna.Study = api.load_study(storage=kept, study_name=name)
-        return study
-
-
-def _optuna() -> Any:
-    with needs("search"):
+    with _opened(storage) as kept:
         import optuna
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
 
-
-def _opened(storage: str) -> "optuna.storages.BaseStorage":
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    if "://" in storage:
-        return RDBStorage(storage)
-    if Path(storage).suffix == ".journal":
-        return JournalStorage(JournalFileBackend(storage))
-    return RDBStorage(f"sqlite:///{Path(storage)}")
+        try:
+            return optuna.load_study(storage=kept, study_name=name)
+        except KeyError:
+            return None
 
 
 @contextmanager
-def _opening(storage: str) -> Iterator[None]:
-    """Say which storage it is that cannot be opened."""
+def _opened(storage: str) -> "Iterator[str | optuna.storages.BaseStorage]":
+    """What Optuna takes for a storage; says which one it is that cannot be opened inside."""
+    with needs("search"):
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        yield
+        if "://" in storage:
+            yield storage
+        elif Path(storage).suffix == ".journal":
+            yield optuna.storages.JournalStorage(JournalFileBackend(storage))
+        else:
+            yield f"sqlite:///{Path(storage)}"
     except ImportError as error:
         raise ImportError(f"the storage {storage} needs a driver that is not installed: {error}") from error
     except Exception as error:  # of SQLAlchemy, of the operating system, or of Optuna itself
@@ -101,7 +91,14 @@ def _opening(storage: str) -> Iterator[None]:
 
 
 def study_name(data: str, network: str, kind: str, epochs: int | None, precision: str = "fp32") -> str:
-    """What one cell of Figure 2 is called: models that are trained longer, or in another precision, are in others."""
+    """What one cell of Figure 2 is called: models that are trained longer, or in another precision, are in others.
+
+    Raises:
+        ValueError: if there is no such network, kind or precision.
+    """
+    one_of("network", network, ("mlp", "lenet"))
+    one_of("kind", kind, shrinknets.KINDS)
+    one_of("precision", precision, ("fp32", "bf16"))
     name = f"{Path(data).stem}-{network}-{kind}-{epochs or shrinknets.EPOCHS[network]}"
     return name if precision == "fp32" else f"{name}-{precision}"
 
@@ -150,9 +147,6 @@ def search(
         ValueError: if the storage cannot be opened, something asked for is unknown, or models fail again and again.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the model under way is begun anew by the next search.
     """
-    one_of("network", network, ("mlp", "lenet"))
-    one_of("kind", kind, shrinknets.KINDS)
-    one_of("precision", precision, ("fp32", "bf16"))
     study = open_study(storage, study_name(data, network, kind, epochs, precision))
     epochs = epochs or shrinknets.EPOCHS[network]
     _pick_up(study)
@@ -162,22 +156,20 @@ def search(
 
     whole = load(data, data_dir=data_dir, validation=0)
     images = load(data, data_dir=data_dir, validation=len(whole.train) // 5, seed=seed)
-    preprocess = Preprocess.fit(images.train)
+    build = partial(shrinknets.random_model, kind, network, epochs=epochs, **sizes(images))
     failed = 0
 
     def objective(trial: optuna.Trial) -> float:
         # Neighbouring numbers, or the same number in another study, must not draw alike.
         number = zlib.crc32(f"{study.study_name}/{seed}/{trial.number}".encode())
         study.sampler = optuna.samplers.RandomSampler(seed=number)
-        facts = {"pid": os.getpid(), "seen": time.time(), "commit": commit(), "host": socket.gethostname()}
-        for key, value in facts.items():
-            trial.set_user_attr(key, value)
+        _note(trial, {"pid": os.getpid(), "seen": time.time(), "commit": commit(), "host": socket.gethostname()})
         if _missing(study, models, before=trial.number) <= 0:  # others have begun as many since this process looked
             raise optuna.TrialPruned
         try:
             torch.manual_seed(number)
             options = {"seed": number, "precision": precision, "cpu": cpu, "keep": "best", "progress": False}
-            return _train(trial, images, preprocess, network, kind, epochs, options)
+            return _train(trial, images, kind, network, build, options)
         except KeyboardInterrupt:
             trial.set_user_attr("error", "stopped")
             study.enqueue_trial(trial.params)
@@ -186,29 +178,30 @@ def search(
             trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
             raise
 
-    while _missing(study, models) > 0:
-        study.optimize(objective, n_trials=1, catch=(Exception,))
-        last = max((t for t in study.get_trials(deepcopy=False) if _mine(t)), key=lambda t: t.number)
-        if last.state == optuna.trial.TrialState.PRUNED:
-            continue
-        failed = failed + 1 if last.state == optuna.trial.TrialState.FAIL else 0
-        if told is not None:
-            told(_sentence(study, last, models))
-        if failed == FAILURES:
-            raise ValueError(
-                f"{failed} models in a row failed, the last with {last.user_attrs.get('error', 'no message')}; "
-                "what is trained so far is kept"
-            )
+    def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        nonlocal failed
+        if trial.state != optuna.trial.TrialState.PRUNED:
+            failed = failed + 1 if trial.state == optuna.trial.TrialState.FAIL else 0
+            if told is not None:
+                told(_sentence(study, trial, models))
+            if failed == FAILURES:
+                raise ValueError(
+                    f"{failed} models in a row failed, the last with {trial.user_attrs.get('error', 'no message')}; "
+                    "what is trained so far is kept"
+                )
+        if _missing(study, models) <= 0:
+            study.stop()
+
+    study.optimize(objective, catch=(Exception,), callbacks=[after])
     return study
 
 
 def _train(
     trial: "optuna.Trial",
     images: Dataset,
-    preprocess: Preprocess,
-    network: str,
     kind: str,
-    epochs: int,
+    network: str,
+    build: Callable[..., tuple[Nested, Recipe]],
     options: dict[str, Any],
 ) -> float:
     """Train what a trial draws; returns the best validation accuracy, and notes the rest."""
@@ -220,28 +213,15 @@ def _train(
         drawn = [trial.suggest_int(f"channels{i}", *space.channels) for i in range(len(channels))]
         powers = [trial.suggest_float(f"hidden{i}", *space.hidden) for i in range(len(hidden))]
         widths = [*drawn, *(round(2**power) for power in powers)]
-    shape = images.image_shape
-    net, recipe = shrinknets.random_model(
-        kind,
-        network,
-        penalty=penalty,
-        widths=widths,
-        epochs=epochs,
-        preprocess=preprocess,
-        input_shape=shape,
-        classes=len(images.classes),
-    )
+    net, recipe = build(penalty=penalty, widths=widths)
     began = time.monotonic()
 
     def sign_of_life(history: History) -> None:
         if time.time() - float(trial.user_attrs["seen"]) > SILENCE / 60:
             trial.set_user_attr("seen", time.time())
 
-    history = fit(net, images, recipe, on_epoch=sign_of_life, **options)
-    best, first = history.best(), next(net.parameters())
-    if recipe.shrink is not None:
-        net = fold_family(net, preprocess(images.train.images[:2].to(first.device)).to(first.dtype))
-    price = cost(extract(net), shape)
+    best = fit(net, images, recipe, on_epoch=sign_of_life, **options).best()
+    price = shrinknets.price(net, recipe, images)
     facts = {
         "test": best.test[0],
         "epoch": best.epoch,
@@ -250,12 +230,16 @@ def _train(
         "params": price.params,
         "seconds": round(time.monotonic() - began, 1),
     }
-    for key, value in facts.items():
-        trial.set_user_attr(key, value)
+    _note(trial, facts)
     value = best.validation[0]
     if math.isnan(value):
         raise ValueError("there are no validation images to choose an epoch on")
     return value
+
+
+def _note(trial: "optuna.Trial", facts: Mapping[str, Any]) -> None:
+    for key, value in facts.items():
+        trial.set_user_attr(key, value)
 
 
 def _missing(study: "optuna.Study", models: int, before: float = math.inf) -> int:
@@ -294,10 +278,6 @@ def _lives(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _mine(trial: "optuna.trial.FrozenTrial") -> bool:
-    return (trial.user_attrs.get("host"), trial.user_attrs.get("pid")) == (socket.gethostname(), os.getpid())
 
 
 def _sentence(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", models: int) -> str:
