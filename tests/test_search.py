@@ -183,6 +183,19 @@ def test_several_processes_share_a_storage(tmp_path: Path) -> None:
     assert os.getpid() not in {trial.user_attrs["pid"] for trial in study.get_trials()}
 
 
+def test_processes_of_a_later_search_see_the_environment_of_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forked has begun with that of the first search, and `TELESCOPIC_DATA` may have changed since."""
+    seen: list[str | None] = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setattr(parallel, "search", lambda *_, **__: seen.append(os.environ.get("TELESCOPIC_DATA")))
+    monkeypatch.setenv("TELESCOPIC_DATA", "of the first")
+    now = dict(os.environ)
+    parallel._work("", {}, now | {"TELESCOPIC_DATA": "of the second"})
+    del now["TELESCOPIC_DATA"]
+    parallel._work("", {}, now)
+    assert seen == ["of the second", None]
+
+
 @pytest.mark.parametrize("file", STORAGES)
 def test_two_processes_that_begin_the_last_model_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str

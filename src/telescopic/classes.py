@@ -3,9 +3,11 @@
 import ast
 import inspect
 import textwrap
-from functools import cache
+from weakref import WeakKeyDictionary
 
 from torch import nn
+
+_PARSED: WeakKeyDictionary[type[nn.Module], ast.Module] = WeakKeyDictionary()  # keeps no class from being forgotten
 
 
 def drops(cls: type[nn.Module], argument: str) -> bool:
@@ -35,7 +37,8 @@ def drops(cls: type[nn.Module], argument: str) -> bool:
     return True
 
 
-@cache
 def _parsed(cls: type[nn.Module]) -> ast.Module:
     """A class's own text, for which Python reads all of its file."""
-    return ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    if cls not in _PARSED:
+        _PARSED[cls] = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    return _PARSED[cls]

@@ -36,7 +36,9 @@ class Dataset:
                 forms = [{key: (x.dtype, x.shape[1:]) for key, x in some.items()} for some in (there, here)]
                 if len(split) and len(self.train) and forms[0] != forms[1]:
                     told = [" and ".join(f"{key} {facts(x)}" for key, x in some.items()) for some in (there, here)]
-                    raise DataError(f"{self.name}: training {told[0]}, but {part} {told[1]}")
+                    raise DataError(
+                        f"{self.name}: training {told[0]}, but {part} {told[1]}; give both the same, but for how many"
+                    )
         if not self.classes:
             return
         filled = [split for split in self.splits if len(split) and not split.targets.is_meta]

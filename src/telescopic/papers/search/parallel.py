@@ -1,6 +1,7 @@
 """One search in several processes of this machine, which know of each other by the storage alone."""
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -44,8 +45,11 @@ def search_in_processes(
     # Forked from one that has imported what all need, which takes seconds; but an accelerator's driver bears no fork.
     forked = "forkserver" in multiprocessing.get_all_start_methods() and not torch.accelerator.is_available()
     context: Any = multiprocessing.get_context("forkserver" if forked else "spawn")
-    context.set_forkserver_preload([__name__, "torch._dynamo"])
-    workers = [context.Process(target=_work, args=(storage, options)) for _ in range(processes)]
+    if forked:
+        context.set_forkserver_preload([__name__, "torch._dynamo"])
+    # The one that is forked lives on, with the environment that it has begun with.
+    given = (storage, options, dict(os.environ))
+    workers = [context.Process(target=_work, args=given) for _ in range(processes)]
     for worker in workers:
         worker.start()
     try:
@@ -61,8 +65,10 @@ def search_in_processes(
         raise ValueError(f"{len(bad)} of {processes} processes failed; what they said stands above")
 
 
-def _work(storage: str, options: dict[str, Any]) -> None:
+def _work(storage: str, options: dict[str, Any], environment: dict[str, str]) -> None:
     """What one process does."""
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     try:
         search(storage, told=say, **options)
