@@ -11,7 +11,7 @@ from torch import nn
 
 from telescopic.bundle import Bundle, load
 from telescopic.data import Preprocess
-from telescopic.export import ExportError, export
+from telescopic.export import ExportError, export, parity
 from telescopic.extract import extract
 from telescopic.nested import Nested
 from telescopic.networks import mlp
@@ -74,6 +74,14 @@ def test_file_computes_what_the_module_does(make, suffix, tmp_path, capfd) -> No
     assert card["subnet"] == "entry=1" and card["catalogue"] == {"macs": 228}
     assert card["versions"]["torch"] == version("torch") and "telescopic" in card["versions"]
     assert card["parity"]["batches"] == [1, 7] and card["parity"]["relative"] <= (0 if exact else 1e-5)
+
+
+def test_a_first_sample_of_small_logits_is_no_reason_to_refuse() -> None:
+    x = torch.tensor([[1e-6], [1.0]])
+    found = parity(lambda x: x + 1e-6, lambda x: x, x)
+    assert found["relative"] == found["max_difference"] < 2e-6
+    with pytest.raises(ValueError, match=r"of the largest logit; 0\.0001 is allowed"):
+        parity(lambda x: x * 1.001, lambda x: x, x)
 
 
 @pytest.mark.parametrize("suffix", OPEN)
