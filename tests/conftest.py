@@ -75,7 +75,10 @@ def one_table_of_operators() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def measuring_is_short() -> Iterator[None]:
-    """Where a test does not say how long to measure, for it needs no exact times, a fifth of the usual will do."""
+    """Where a test does not say how long to measure, for it needs no exact times, a fifth of the usual will do.
+
+    An engine takes a fifth of what it is told, too: it has no default that could be another one; 20 runs are the least.
+    """
     from telescopic.anytime import answers
     from telescopic.catalogue import measuring
     from telescopic.cost import timing

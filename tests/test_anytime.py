@@ -532,6 +532,11 @@ def test_numbers_out_of_range_are_refused_at_once(deep: tl.Nested, x: Tensor) ->
         tl.anytime(deep, x, deadline=1, costs=(1, 1))
 
 
+def test_costs_may_be_an_array(x: Tensor) -> None:
+    net = tl.networks.causal_resnet(1, (2,), 3, 4).double().eval()  # of which nothing is known yet
+    assert len(list(tl.anytime(net, x, deadline=100, costs=np.zeros(4)))) == 4  # type: ignore[arg-type]
+
+
 class Overwriting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x.relu()

@@ -838,7 +838,7 @@ def deep(levels: int, inner=LEAF):
         ({"class": "Sequential", "children": [["a.b", LEAF]]}, "module name can"),
         ({"class": "Sequential", "children": [["forward", LEAF]]}, "attribute 'forward' already exists"),
         ({"class": "Sequential", "children": [["0", 3]]}, "3 is no module"),
-        (nested(2, 2, 2, statistics="none"), "none of shared, per-entry, recalibrated"),
+        (nested(2, 2, 2, statistics="none"), "one of shared, per-entry, recalibrated, not 'none'"),
         (nested(1, 3, 1), "entry 2 is outside this network"),
         (nested(2, 2, 2, dropout=["high"]), "Nested refuses"),
         (nested(1, 1, 1, groups=10**9), "more than 10000 modules and members"),

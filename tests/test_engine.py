@@ -1,4 +1,5 @@
 import dataclasses
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import telescopic as tl
+from telescopic import provenance
 from telescopic.engine import timings as tables
 from telescopic.engine.given import Given
 from telescopic.engine.lanes import Lane
@@ -166,6 +168,15 @@ def test_dominated_members_are_dropped_from_choices(engine: tl.Engine) -> None:
 def test_calibration_measures_and_is_kept(folder: Path, tmp_path: Path, x: np.ndarray) -> None:
     engine = tl.Engine(folder, cache=tmp_path)
     assert len(engine.timings) == 0 and engine.threads == 1
+
+    def stop(done: int, of: int) -> None:
+        if done == 3:  # one number of threads is measured in both cases, the other in one
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.calibrate(batches=(1, 2), threads=(1, 2), seconds=0.001, progress=stop)
+    engine = tl.Engine(folder, cache=tmp_path)
+    assert len(engine.timings) == 0
     seen = []
     table = engine.calibrate(batches=(1, 2), threads=(1, 2), seconds=0.001, progress=lambda *at: seen.append(at))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] and len(table) == 16
@@ -200,6 +211,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: 
     engine = tl.Engine(folder, cache=tmp_path / "file")
     engine.calibrate(batches=(1,), seconds=0.001)
     assert len(engine.timings) == 4
+
+
+def test_a_processor_is_told_also_where_no_program_says_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    monkeypatch.setenv("PATH", "")
+    assert provenance.processor() == ("arm", "")
 
 
 def test_tables_of_timings() -> None:
@@ -295,6 +314,7 @@ import sys
 sys.modules["torch"] = None  # cannot be imported
 import numpy as np
 import telescopic as tl
+from telescopic import provenance
 engine = tl.Engine({str(folder)!r}, cache={str(tmp_path)!r})
 x = np.zeros((2, 2, 8, 8), np.float32)
 print(engine.run(x, subnet=tl.Subnet(width=1)).label, engine.run(x, quality=0.5).logits.shape)

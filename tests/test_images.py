@@ -22,6 +22,7 @@ from telescopic.images import ImageError, TooManyPixels, decode, shape
 from telescopic.limits import Limits
 from telescopic.serve.bodies import Takes
 from telescopic.serve.decoders import Decoders
+from telescopic.shapes import several
 
 from packs import small_pack
 
@@ -93,7 +94,7 @@ def test_what_is_learned_is_what_is_served(tmp_path: Path, files: dict[str, byte
     learned = read_folder(tmp_path / "own", (6, 5)).images[: len(files)]
     assert learned.shape[1:] == (channels, 6, 5)
     engine = tl.Engine(small_pack(tmp_path / "small.telescope", (channels, 6, 5)), cache=False)
-    decoders, takes = Decoders(Limits()), Takes.of(engine.input_shape, True, 1)
+    decoders, takes = Decoders(Limits()), Takes(several(engine.input_shape), True, 1)
     for name, pixels in zip(sorted(files), learned, strict=True):
         served, _ = decoders.submit(files[name], TYPES[name.rpartition(".")[2]], takes).result(30)
         assert np.array_equal(served["input"], pixels), name

@@ -571,7 +571,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
         r"multiple of 4 × 4\. .* give an adapter of your own for this entry$",
     ),
     (small, {"input_shape": 8}, r"input_shape 8 must be whole numbers above 0"),
-    (small, {"statistics": "own"}, r"^statistics 'own' is none of shared, per-entry, recalibrated$"),
+    (small, {"statistics": "own"}, r"^statistics is one of shared, per-entry, recalibrated, not 'own'$"),
 ]
 
 

@@ -588,7 +588,7 @@ def test_statistics_travel_in_the_state() -> None:
             ({"groups": groups}, rf"^a network has 1 channel group or more, not {groups!r}$")
             for groups in (0, -1, True, 2.0, "2")
         ),
-        ({"statistics": "own"}, r"^statistics 'own' is none of shared, per-entry, recalibrated$"),
+        ({"statistics": "own"}, r"^statistics is one of shared, per-entry, recalibrated, not 'own'$"),
     ],
 )
 def test_networks_that_are_none(arguments: dict[str, object], message: str) -> None:

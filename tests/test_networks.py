@@ -186,7 +186,7 @@ def test_the_shortcut_of_zeros() -> None:
     assert net(x).shape == (2, 10)
     plain = cost(resnet(20, shortcut="pad"), (3, 32, 32))
     assert plain.params == 272_474 - (16 * 32 + 32 * 64) - 2 * (32 + 64) == 269_722  # He et al.: 0.27 M
-    with pytest.raises(ValueError, match=r"^shortcut 'zeros' is none of pad, projection$"):
+    with pytest.raises(ValueError, match=r"^shortcut is one of pad, projection, not 'zeros'$"):
         resnet(8, shortcut="zeros")  # type: ignore[arg-type]
 
 
@@ -281,7 +281,7 @@ def test_networks_with_the_channels_of_resnet_32(groups: int, channels: tuple[in
         ({"channels": ()}, r"^sizes of a network are 1 or more, not channels=\(\) and"),
         ({"channels": (1, 0)}, r"^sizes of a network are 1 or more"),
         ({"blocks": 0}, r"^sizes of a network are 1 or more"),
-        ({"shortcut": "zeros"}, r"^shortcut 'zeros' is none of pad, projection$"),
+        ({"shortcut": "zeros"}, r"^shortcut is one of pad, projection, not 'zeros'$"),
         (
             {"channels": (4, 2)},
             r"^groups of \(4, 2\) channels cannot be padded to fewer: use shortcut='projection'$",

@@ -596,7 +596,7 @@ def test_no_such_experiment(name: str) -> None:
 
 
 def test_no_such_network() -> None:
-    with pytest.raises(ValueError, match="no network 'vgg'; there are one-layer, mlp, lenet, resnet20"):
+    with pytest.raises(ValueError, match="one of one-layer, mlp, lenet, resnet20, not 'vgg'"):
         shrinknets.network("vgg")
     with pytest.raises(ValueError, match="mlp has 3 widths, and these are 2"):
         shrinknets.network("mlp", widths=(3, 4))

@@ -295,7 +295,7 @@ def parity(run: Callable[[Tensors], Tensor], deployed: Callable[[Tensors], Tenso
         ValueError: if that is too far, or they cannot be compared.
     """
     batches = [1, len(first(samples))]
-    largest, scale, tolerance = 0.0, 0.0, 0.0
+    largest, scale = 0.0, 0.0
     for number in batches:
         some = each(lambda x, number=number: x[:number], samples)
         ours, theirs = deployed(some), run(some)
@@ -305,8 +305,7 @@ def parity(run: Callable[[Tensors], Tensor], deployed: Callable[[Tensors], Tenso
             raise ValueError("the logits are not finite, so nothing can be compared")
         largest = max(largest, float((ours.double() - theirs.double()).abs().max()))
         scale = max(scale, float(ours.abs().max()))
-        tolerance = TOLERANCES.get(ours.dtype, 2e-2)
-    relative = largest / (scale or 1.0)
+    relative, tolerance = largest / (scale or 1.0), TOLERANCES.get(ours.dtype, 2e-2)
     if relative > tolerance:
         raise ValueError(
             f"the file's logits differ from the module's by up to {largest:.3g}, {relative:.3g} of the largest logit; "

@@ -4,6 +4,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +29,9 @@ def processor() -> tuple[str, str]:
         name, skills = (found[1].strip() if found else "" for found in said)
         return name or platform.processor() or platform.machine(), skills
     if platform.system() == "Darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        return asked.stdout.strip() or platform.machine(), ""
+        with suppress(OSError):  # of a service whose PATH does not lead there
+            asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+            return asked.stdout.strip() or platform.machine(), ""
     return platform.processor() or platform.machine(), ""
 
 

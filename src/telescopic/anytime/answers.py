@@ -113,7 +113,7 @@ def anytime(
         costs = [0.0] * len(plan.steps) if deadline is None else plan.seconds.get(_conditions(x))
     if costs is None or not plan.is_priced(x):
         plan.macs(x)
-        costs = costs or _measure(plan, x, _SECONDS, _PERCENTILE)
+        costs = _measure(plan, x, _SECONDS, _PERCENTILE) if costs is None else costs
         prepared = True
     return _answers(plan, x, deadline, confidence, costs, clock, clock() if prepared else began)
 

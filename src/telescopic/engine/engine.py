@@ -309,6 +309,7 @@ class Engine:
                     done += 1
                     if progress is not None:
                         progress(done, len(tries) * len(batches))
+            self._store.keep(self._timings)  # now: of half of the cases no number of threads is the best
             best = self._timings.best_threads()
             if self._chosen is None and best is not None and best != self.threads:
                 self._runner = self._made(best)
@@ -322,7 +323,8 @@ class Engine:
         if not max_latency_ms > 0:
             raise ValueError(f"max_latency_ms is more than 0, not {max_latency_ms}")
         measured = self._measured(batch)
-        times = [self.timing(member.subnet, batch).p95_ms for member in self.members]
+        timings = [self._timings.at(member.subnet, batch, self.threads) for member in self.members]
+        times = [timing.p95_ms for timing in timings if timing is not None]
         place = within(times, [worth(member) for member in self.members], max_latency_ms)
         fits = place is not None
         return self.members[times.index(min(times)) if place is None else place], fits, measured
@@ -339,11 +341,11 @@ class Engine:
         with self._measuring:
             if self._timings.at(self.members[0].subnet, batch, self.threads) is None:
                 self._time(self._runner, batch, 0.1)
+                self._store.keep(self._timings)
         return True
 
     def _time(self, runner: Runner, batch: int, seconds: float) -> None:
         self._timings = self._timings.merged(time_members(runner, self._example(batch), seconds))
-        self._store.keep(self._timings)
 
     def _example(self, batch: int) -> Inputs:
         return examples(self.inputs, batch, random=True)
