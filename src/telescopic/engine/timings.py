@@ -80,11 +80,20 @@ class Timings(tuple[Timing, ...]):
         return Timing(subnet, batch, threads, median, p95)
 
     def best_threads(self) -> int | None:
-        """The number of threads with which passes take least, over members and batch sizes; of equals the smallest."""
-        logs: dict[int, list[float]] = {}
+        """The number of threads with which passes take least, over what was measured with each; of equals the smallest.
+
+        If there is nothing of which that can be said, it is the number with which most was measured.
+        """
+        logs: dict[int, dict[tuple[Subnet, int], float]] = {}
         for row in self:
-            logs.setdefault(row.threads, []).append(math.log(row.median_ms))
-        return min(logs, key=lambda threads: (fmean(logs[threads]), threads), default=None)
+            logs.setdefault(row.threads, {})[row.subnet, row.batch] = math.log(row.median_ms)
+        common = set.intersection(*map(set, logs.values())) if logs else set()
+
+        def rank(threads: int) -> tuple[float, int]:
+            times = logs[threads]
+            return (fmean(times[case] for case in common) if common else -len(times)), threads
+
+        return min(logs, key=rank, default=None)
 
     def merged(self, rows: Sequence[Timing]) -> "Timings":
         """This table with newer rows in the place of older ones."""
