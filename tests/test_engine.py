@@ -233,9 +233,8 @@ def test_tables_of_timings() -> None:
     # A batch of one with one thread is sooner ready than four with two, which says nothing of threads.
     small = [Timing(MEMBERS[0], 1, 1, 0.5, 0.5)]
     assert table.merged([*small, slower]).best_threads() == 2
-    assert (
-        table.merged([*small, Timing(MEMBERS[1], 1, 1, 0.5, 0.5)]).best_threads() == 1
-    )  # with which more was measured
+    small.append(Timing(MEMBERS[1], 1, 1, 0.5, 0.5))
+    assert table.merged(small).best_threads() == 1  # with which more was measured
     assert list(table.merged([dataclasses.replace(row, median_ms=1.0)])) == [Timing(MEMBERS[0], 4, 2, 1.0, 2.5)]
     for wrong in ({"batch": 0}, {"threads": True}, {"median_ms": 0}, {"p95_ms": float("inf")}, {"median_ms": "1"}):
         with pytest.raises(ValueError, match="a timing has sizes above 0"):
