@@ -20,7 +20,7 @@ from telescopic.serve.admission import REFUSAL
 from telescopic.serve.bodies import BodyError
 from telescopic.serve.door import foreign
 
-ALWAYS = (b"/health", b"/metrics")
+_WATCHED = (b"/health", b"/metrics")
 """What is answered also while every connection has a request under way."""
 ARRIVED = "telescopic.arrived"
 """In a request's scope: since when, by `time.perf_counter`, it may have been waiting for us: its head to be read, no
@@ -113,7 +113,7 @@ class Connection(HttpToolsProtocol):
         arrived = max(self._free, time.perf_counter() - self._waited())
         self._enter(_BODY)
         if self._is_plain():
-            crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in ALWAYS
+            crowded = len(self.connections) > self.limits.connections and self.url.partition(b"?")[0] not in _WATCHED
             if crowded or self.refuses(self.url, arrived):
                 self._skipped = True
                 return
