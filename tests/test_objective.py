@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+import telescopic as tl
 from telescopic.layers import CausalBatchNorm1d, CausalLinear, GradientScale, SharedHead
 from telescopic.nested import Mix, Nested
 from telescopic.networks import mlp
@@ -197,6 +201,44 @@ def test_a_network_of_one_or_two_members_has_nothing_to_draw() -> None:
         net, (x, y) = mlp(4, (4,), 3, entries=entries).double(), batch()
         drawn, all_ = (Objective(net, Recipe(epochs=1, drawn=number))(x, y)[0] for number in (0, None))
         close(drawn, all_)
+
+
+class Checkpointed(nn.Module):
+    """Runs its layers twice in training: forward, and once more for the gradient."""
+
+    def __init__(self, layers: nn.Module, *, reentrant: bool) -> None:
+        super().__init__()
+        self.layers, self.reentrant = layers, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        run = partial(checkpoint, self.layers, use_reentrant=self.reentrant) if self.training else self.layers
+        made: Tensor = run(x)
+        return made
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("how", [{}, {"mix": ((1.0, 0), (0, 1.0))}, {"group_gradient": 0.5}])
+def test_what_is_computed_anew_for_the_gradient_learns_as_ever_or_is_refused(
+    how: dict[str, Any], reentrant: bool
+) -> None:
+    def trained(wrap: Callable[[nn.Module], nn.Module]) -> Tensor:
+        torch.manual_seed(0)
+        groups, entries = (1, (0, 1)) if "mix" in how else (2, (0,))
+        layer, head = (nn.Linear(4, 4), nn.Linear(4, 3)) if groups == 1 else (CausalLinear(4, 4, width_groups=2), None)
+        stages = [wrap(nn.Sequential(copy.deepcopy(layer), nn.ReLU())) for _ in range(2)]
+        last = head or SharedHead(4, 3, width_groups=2)
+        net = Nested(stages, {entry: nn.Linear(4, 4) for entry in entries}, {1: last}, groups=groups)
+        x, y = batch(12)
+        data = tl.data.of(x.float(), y, validation=2, test=2)
+        tl.fit(net, data, Recipe(epochs=1, batch_size=8, learning_rate=0.1, **how), progress=False, precision="fp32")
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    wrap = partial(Checkpointed, reentrant=reentrant)
+    if how:
+        with pytest.raises(ValueError, match=rf"layers \(Sequential\).*{next(iter(how))}"):
+            trained(wrap)
+    else:
+        assert torch.equal(trained(wrap), trained(lambda layers: layers))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.25, 1.0])

@@ -31,7 +31,7 @@ from telescopic.train.interrupt import Stop, stop_requests
 from telescopic.train.keeper import LAST, Keeper
 from telescopic.train.layout import laid_out, lay_out_, layout_for
 from telescopic.train.method import Method, Nothing
-from telescopic.train.objective import Objective, objective_weights
+from telescopic.train.objective import Objective, objective_weights, run_once
 from telescopic.train.optimizer import optimizer_for, remember_
 from telescopic.train.precision import Precision, precision_for
 from telescopic.train.progress import Silent, reporter, tensorboard
@@ -249,7 +249,8 @@ class Training:
             loss, losses = self.objective(laid_out(x, self.layout), targets.to(device))
         self.optimizer.zero_grad()
         # The mean over processes that the wrapper takes becomes the sum over the whole batch.
-        torch.autograd.backward(self.method.minimised(loss * (self.world / size)))
+        with run_once(self.net, recipe):
+            torch.autograd.backward(self.method.minimised(loss * (self.world / size)))
         for parameter, factor in self.factors[self.joint.place]:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

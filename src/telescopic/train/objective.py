@@ -1,14 +1,19 @@
 """What is minimised: the members' losses, their weights, the gradient mix, distillation, and the full network's L2."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from telescopic.inputs import Tensors
 from telescopic.layers.groups import between_groups, require_groups_apart
 from telescopic.nested import Mix, Nested
 from telescopic.tasks import Task, classification
 from telescopic.train.recipe import Recipe
-from telescopic.wrappers import in_mode
+from telescopic.wrappers import called, in_mode
 
 
 def pairwise(members: int) -> Mix:
@@ -156,6 +161,32 @@ class Objective(nn.Module):
         if self.recipe.teacher != "full":
             return distance
         return torch.cat((distance[:full], losses[full : full + 1], distance[full + 1 :]))
+
+
+@contextmanager
+def run_once(net: Nested, recipe: Recipe) -> Iterator[None]:
+    """While a step's gradients are computed: refuse parts that run anew, by when nobody scales what passes back.
+
+    Raises:
+        ValueError: if a part is run meanwhile, and the recipe has a mix or a share of the gradient between groups.
+    """
+    if recipe.mix is None and recipe.group_gradient == 1:
+        yield
+        return
+    what = "mix" if recipe.mix is not None else "group_gradient"
+
+    def look(part: nn.Module, _: Any) -> None:
+        for name in (name for name, module in net.named_modules() if module is part):
+            raise ValueError(
+                f"{called(name, part)} is computed anew for its gradient (torch.utils.checkpoint), and the recipe's "
+                f"{what} is not known there: run the network without, or train without {what}"
+            )
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def leaves_some_out(net: Nested, recipe: Recipe) -> bool:
