@@ -111,8 +111,8 @@ def _screen(name: str) -> str:
     return (
         f"\nDoubly Nested Network with {groups} groups{channels} and {last + 2} exits, "
         f"{config['images']:,} images of CIFAR-10, "
-        f"{config['epochs']} epochs, one seed, fp32; test accuracy in % of the epoch chosen on validation; one thread, "
-        f"beside other work ({found['machine']}). `alone` learns the full member's loss only; "
+        f"{config['epochs']} epochs, one seed a row, fp32; test accuracy in % of the epoch chosen on validation; "
+        f"one thread, beside other work ({found['machine']}). `alone` learns the full member's loss only; "
         f"`slim` is a family of four widths:\n\n{_table(head, rows)}"
     )
 

@@ -249,8 +249,9 @@ class Training:
             loss, losses = self.objective(laid_out(x, self.layout), targets.to(device))
         self.optimizer.zero_grad()
         # The mean over processes that the wrapper takes becomes the sum over the whole batch.
+        minimised = self.method.minimised(loss * (self.world / size))
         with run_once(self.net, recipe):
-            torch.autograd.backward(self.method.minimised(loss * (self.world / size)))
+            torch.autograd.backward(minimised)
         for parameter, factor in self.factors[self.joint.place]:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)

@@ -176,7 +176,8 @@ def run_once(net: Nested, recipe: Recipe) -> Iterator[None]:
     what = "mix" if recipe.mix is not None else "group_gradient"
 
     def look(part: nn.Module, _: Any) -> None:
-        for name in (name for name, module in net.named_modules() if module is part):
+        name = next((name for name, module in net.named_modules() if module is part), None)
+        if name is not None:  # other threads may run other networks
             raise ValueError(
                 f"{called(name, part)} is computed anew for its gradient (torch.utils.checkpoint), and the recipe's "
                 f"{what} is not known there: run the network without, or train without {what}"
