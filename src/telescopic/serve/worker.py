@@ -250,14 +250,14 @@ class Worker:
         if self._fails(run.member, run.jobs[0].x):
             told = Broken(f"{run.member.label} fails whatever is asked: the server's log says why")
         told.__cause__ = error
-        run.jobs[0].answer.set_exception(told)
-        # Not for each: strangers would fill the disk.
+        # Not for each: strangers would fill the disk. Before the answer, which sends its reader to the log.
         if (now := self.clock()) > self._said.get(type(told), -math.inf) + _SAID:
             self._said[type(told)] = now
             if isinstance(told, Broken):
                 _log.error("%s, even zeros", why, exc_info=error)
             else:
                 _log.warning("a request was refused, and others may have been: %r", why)  # strangers named what it says
+        run.jobs[0].answer.set_exception(told)
 
     def _fails(self, member: Packed, x: Inputs) -> bool:
         """Whether a member fails on as many zeros. Once in a while: who is refused shall cost no second pass."""
