@@ -108,11 +108,16 @@ def _screen(name: str) -> str:
             [f"`{way}`", *("".join(cell) or "–" for cell in cells), f"{one['mean']:.1f}", f"{one['minutes']:.1f}"]
         )
     head = ("way", "full", *(f"w{w}" for _, w in places[1:-1]), f"x{places[-1][0]}", "mean of all", "minutes")
+    on: dict[str, list[str]] = {}
+    for way, one in found["figures"].items():
+        on.setdefault(one["machine"], []).append(f"`{way}`")
+    usual = max(on, key=lambda name: len(on[name]))
+    machines = "; ".join([usual, *(f"{', '.join(on[name])} on {name}" for name in on if name != usual)])
     return (
         f"\nDoubly Nested Network with {groups} groups{channels} and {last + 2} exits, "
         f"{config['images']:,} images of CIFAR-10, "
         f"{config['epochs']} epochs, one seed a row, fp32; test accuracy in % of the epoch chosen on validation; "
-        f"one thread, beside other work ({found['machine']}). `alone` learns the full member's loss only; "
+        f"one thread, beside other work ({machines}). `alone` learns the full member's loss only; "
         f"`slim` is a family of four widths:\n\n{_table(head, rows)}"
     )
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import telescopic as tl
+from telescopic.cost import machine
 from telescopic.evaluate import evaluate
 from telescopic.papers import doubly_nested
 from telescopic.train.checkpoint import read_facts
@@ -82,6 +83,7 @@ def main() -> None:
             "epoch": best.epoch,
             "minutes": round(sum(epoch.seconds for epoch in history) / 60, 1),
             "threads": read_facts(out / LAST)["threads"],
+            "machine": machine(),
         }
         results.write(args.name, config, figures)
 
