@@ -117,6 +117,8 @@ WAYS: Mapping[str, Way] = {
     "edges-30": Way(weights="edges-30", balanced=True, conditioned=True),
     "edges-15-own": Way(weights="edges-15", balanced=True, conditioned=True, early_transform=True),
     "edges-15-delayed": Way(weights="edges-15", balanced=True, conditioned=True, first="full-only"),
+    "edges-15-delayed-20": Way(weights="edges-15", balanced=True, conditioned=True, first="full-only", share=0.2),
+    "edges-30-delayed": Way(weights="edges-30", balanced=True, conditioned=True, first="full-only"),
     "balanced-own": Way(weights="macs", balanced=True, early_transform=True),
     "balanced-half-quiet": Way(weights="half-macs", balanced=True, early_gradient=0.3),
     "delayed": Way(weights="macs", balanced=True, first="full-only"),
