@@ -105,9 +105,7 @@ def _screen(name: str) -> str:
             by_exit = {f"exit {number}": row for number, row in enumerate([*early, end], -1)}
         minutes = "interrupted" if one.get("interrupted") else f"{one['minutes']:.1f}"
         cells = [by_exit.get(f"exit {exit_}", [])[width * widths // groups - 1 :][:1] for exit_, width in places]
-        rows.append(
-            [f"`{way}`", *("".join(cell) or "–" for cell in cells), f"{one['mean']:.1f}", minutes]
-        )
+        rows.append([f"`{way}`", *("".join(cell) or "–" for cell in cells), f"{one['mean']:.1f}", minutes])
     head = ("way", "full", *(f"w{w}" for _, w in places[1:-1]), f"x{places[-1][0]}", "mean of all", "minutes")
     on: dict[str, list[str]] = {}
     for way, one in found["figures"].items():
