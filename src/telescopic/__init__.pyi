@@ -25,6 +25,7 @@ from .train import Recipe as Recipe, Phase as Phase, Shrink as Shrink, fit as fi
 from .train import Objective as Objective
 from .evaluate import evaluate as evaluate
 from .statistics import recalibrate as recalibrate
+from .readout import fit_heads as fit_heads
 from .train import History as History, TrainingError as TrainingError, CheckpointError as CheckpointError
 
 # Learning how wide each layer is

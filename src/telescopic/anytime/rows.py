@@ -22,8 +22,8 @@ from telescopic.layers.sized import ALONE, CAUSAL, NOTHING
 from telescopic.wrappers import hooked
 
 Kept = dict[str, Tensor]
-"""What later groups need of those before: the input of layers that mix channels, and of conditioned heads; the sum of
-other shared heads."""
+"""What later groups need of those before: the input of layers that mix channels, and of heads whose widths
+weigh it anew; the sum of other shared heads."""
 
 Op = Callable[..., Tensor]
 """`op(kept, *values)`: the new channels of a value from those of others."""
@@ -282,7 +282,7 @@ def _norm(layer: CausalBatchNorm1d | CausalBatchNorm2d, span: Span) -> Op | None
 
 
 def _head(layer: SharedHead, key: str, span: Span) -> Op:
-    if layer.conditioned:  # each width weighs all groups anew, so there is no sum to add to
+    if layer.shift is not None:  # each width weighs all groups anew, so there is no sum to add to
         own = tuple(tensor.detach() for tensor in layer.of_width(span.width))
         return lambda kept, x: functional.linear(_known(kept, key, x, span), *own)
     columns = layer.weight.detach()[:, span.of(layer.in_features)]

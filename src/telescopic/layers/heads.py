@@ -139,6 +139,10 @@ class SharedHead(nn.Linear):
     to such a vector: the same functions where a width has as many features as there are classes, at a higher price.
     `scale` holds γ - 1, so that a new head equals one that is not conditioned, and weight decay draws it back there.
 
+    *Separate*, each width adds to the shared weights a matrix of its own, `own`, and a vector to the logits. Both begin
+    at 0 and do not ask for gradients: `telescopic.fit_heads` sets them once the features are final. A member that is
+    taken out is one linear layer all the same.
+
     Args:
         in_features: features, such as the mean of each channel.
         classes: number of classes.
@@ -146,6 +150,8 @@ class SharedHead(nn.Linear):
         average: whether to divide the sum by the number of groups.
         conditioned: whether each width has a scale and a shift of its own: rows of `scale`, `[width_groups,
             in_features]`, of which it reads its own features' part, and of `shift`, `[width_groups, classes]`.
+        separate: whether each width has weights of its own beside the shared ones: `own`, `[width_groups, classes,
+            in_features]`, of which it reads its own features' part, and a row of `shift`.
 
     Raises:
         ValueError: if there are more groups than features.
@@ -153,17 +159,30 @@ class SharedHead(nn.Linear):
 
     scale: nn.Parameter | None
     shift: nn.Parameter | None
+    own: nn.Parameter | None
     group_gradient = 1.0
 
     def __init__(
-        self, in_features: int, classes: int, *, width_groups: int, average: bool = False, conditioned: bool = False
+        self,
+        in_features: int,
+        classes: int,
+        *,
+        width_groups: int,
+        average: bool = False,
+        conditioned: bool = False,
+        separate: bool = False,
     ) -> None:
         require_groups(width_groups, in_features)
         super().__init__(in_features, classes)
         self.classes, self.width_groups, self.average = classes, width_groups, average
-        self.conditioned = conditioned
-        for name, size in (("scale", in_features), ("shift", classes)):
-            self.register_parameter(name, nn.Parameter(torch.zeros(width_groups, size)) if conditioned else None)
+        self.conditioned, self.separate = conditioned, separate
+        for name, size, kept, learns in (
+            ("scale", (in_features,), conditioned, True),
+            ("shift", (classes,), conditioned or separate, conditioned),
+            ("own", (classes, in_features), separate, False),
+        ):
+            zeros = nn.Parameter(torch.zeros(width_groups, *size), requires_grad=learns) if kept else None
+            self.register_parameter(name, zeros)
 
     def forward(self, input: Tensor) -> Tensor:
         """The first groups of features `[batch, features]` to logits `[batch, classes]`."""
@@ -181,8 +200,8 @@ class SharedHead(nn.Linear):
             Logits `[widths, batch, classes]`.
         """
         widths = width_of(input.shape[1], self.in_features, self.width_groups)
-        if self.scale is not None and self.shift is not None:
-            return self._every_conditioned(input, self.scale[:widths], self.shift[:widths])
+        if self.shift is not None:
+            return self._every_row(input, widths, self.shift[:widths])
         weight = self.weight[:, : input.shape[1]]
         if self.in_features % self.width_groups == 0:
             size = self.in_features // self.width_groups
@@ -200,24 +219,30 @@ class SharedHead(nn.Linear):
             total = total / torch.arange(1, widths + 1, device=total.device).view(-1, 1, 1)
         return total + self.bias
 
-    def _every_conditioned(self, input: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        widths, features = len(scale), input.shape[1]
+    def _every_row(self, input: Tensor, widths: int, shift: Tensor) -> Tensor:
+        """The same where each width weighs all of its features in its own way."""
+        features = input.shape[1]
         reads = causal_mask(self.width_groups, self.in_features, self.width_groups, input.device)
+        scale, own = (None if rows is None else rows[:widths, ..., :features] for rows in (self.scale, self.own))
 
-        def of_all(weight: Tensor, scale: Tensor) -> Tensor:
-            weight = weight[:, :features] * (1 + scale[:, None, :features])  # [widths, classes, features]
+        def of_all(weight: Tensor, scale: Tensor | None, own: Tensor | None) -> Tensor:
+            """Weights of all widths `[widths, classes, features]`."""
+            weight = weight[:, :features]
+            rows = weight if scale is None else weight * (1 + scale[:, None])
+            rows = rows if own is None else rows + own
             if self.average:
-                weight = weight / torch.arange(1, widths + 1, device=weight.device).view(-1, 1, 1)
-            return torch.where(reads[:widths, None, :features], weight, 0)
+                rows = rows / torch.arange(1, widths + 1, device=weight.device).view(-1, 1, 1)
+            return torch.where(reads[:widths, None, :features], rows, 0)
 
-        each = functional.linear(input, of_all(self.weight, scale).flatten(0, 1))
+        each = functional.linear(input, of_all(self.weight, scale, own).flatten(0, 1))
         if self.group_gradient < 1:
             # What a width has of its own learns from all of it; what it shares with those before, from a part.
-            own = group_of(self.in_features, self.width_groups, input.device)[:features]
-            before = torch.arange(widths, device=input.device)[:, None, None] > own
-            shared = of_all(self.weight, scale.detach()) * torch.where(before, self.group_gradient, 1.0)
+            group = group_of(self.in_features, self.width_groups, input.device)[:features]
+            before = torch.arange(widths, device=input.device)[:, None, None] > group
+            fixed = (None if rows is None else rows.detach() for rows in (scale, own))
+            shared = of_all(self.weight, *fixed) * torch.where(before, self.group_gradient, 1.0)
             path = functional.linear(input, shared.flatten(0, 1))
-            path = path + functional.linear(input.detach(), of_all(self.weight.detach(), scale).flatten(0, 1))
+            path = path + functional.linear(input.detach(), of_all(self.weight.detach(), scale, own).flatten(0, 1))
             each = _with_gradient(each, path)
         each = each.view(len(input), widths, self.classes)
         return each.transpose(0, 1) + (self.bias + shift)[:, None]
@@ -227,15 +252,20 @@ class SharedHead(nn.Linear):
         features = prefix(self.in_features, self.width_groups, width)
         weight: Tensor = self.weight[:, :features]
         bias: Tensor = self.bias
-        if self.scale is not None and self.shift is not None:
-            weight, bias = weight * (1 + self.scale[width - 1, :features]), bias + self.shift[width - 1]
+        if self.scale is not None:
+            weight = weight * (1 + self.scale[width - 1, :features])
+        if self.own is not None:
+            weight = weight + self.own[width - 1, :, :features]
+        if self.shift is not None:
+            bias = bias + self.shift[width - 1]
         return weight / width if self.average else weight, bias
 
     def used(self, width: int) -> dict[str, Tensor]:
         """Which elements of each parameter a width uses: bool, to be broadcast to its shape."""
-        own = torch.arange(self.width_groups)[:, None] == width - 1
+        mine = torch.arange(self.width_groups)[:, None] == width - 1
         features = first(self.in_features, self.width_groups, width)
-        return {"weight": features, "bias": torch.ones(1, dtype=torch.bool), "scale": own & features, "shift": own}
+        rows = {"scale": mine & features, "shift": mine, "own": (mine & features)[:, None]}
+        return {"weight": features, "bias": torch.ones(1, dtype=torch.bool), **rows}
 
     def narrow(self, width: int) -> nn.Linear:
         """The first groups' part as an ordinary linear layer with a copy of its weights."""

@@ -1,7 +1,7 @@
 """The network of Doubly Nested Network: a ResNet that can be cut along its depth and its width."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -20,6 +20,7 @@ def causal_resnet(
     shortcut: Literal["pad", "projection"] = "pad",
     average: bool = False,
     conditioned: bool = False,
+    separate: bool = False,
 ) -> Nested:
     """Build the residual network of Doubly Nested Network (2018, section 4), by default with its 16 exits × 22 widths.
 
@@ -42,6 +43,7 @@ def causal_resnet(
             `projection` is a causal 1 × 1 convolution.
         average: see `layers.SharedHead`.
         conditioned: see `layers.SharedHead`.
+        separate: see `layers.SharedHead`.
 
     Returns:
         A nested network with `len(channels) * blocks + 1` exits.
@@ -68,11 +70,9 @@ def causal_resnet(
             stages.append(Residual(body, _around(shortcut, groups, given, made, stride)))
             made_by.append(made)
             given = made
+    reads: dict[str, Any] = {"average": average, "conditioned": conditioned, "separate": separate}
     heads = {
-        number - 1: nn.Sequential(
-            GlobalAvgPool2d(),
-            SharedHead(groups * made, classes, width_groups=groups, average=average, conditioned=conditioned),
-        )
+        number - 1: nn.Sequential(GlobalAvgPool2d(), SharedHead(groups * made, classes, width_groups=groups, **reads))
         for number, made in enumerate(made_by)
     }
     stem = nn.Sequential(first, CausalBatchNorm2d(groups * channels[0], width_groups=groups), nn.ReLU())

@@ -79,6 +79,7 @@ def network(
     early_gradient: float = 1.0,
     early_transform: bool = False,
     conditioned: bool = False,
+    separate: bool = False,
 ) -> Nested:
     """The paper's network.
 
@@ -94,8 +95,10 @@ def network(
             and ReLU, so that what an early exit needs need not be what the next block is given; the paper has none.
         conditioned: whether each member has a scale and a shift of its own in its head, see `layers.SharedHead`; the
             paper's has none, and names it as future work.
+        separate: whether each member has room for weights of its own in its head, see `layers.SharedHead`.
     """
-    net = causal_resnet(groups, channels, blocks, classes, in_channels=in_channels, conditioned=conditioned)
+    reads: dict[str, Any] = {"conditioned": conditioned, "separate": separate}
+    net = causal_resnet(groups, channels, blocks, classes, in_channels=in_channels, **reads)
     for exit_, head in list(net.exits.items())[:-1]:
         assert isinstance(head, nn.Sequential)
         before: list[nn.Module] = [] if early_gradient == 1 else [GradientScale(early_gradient)]
@@ -171,6 +174,7 @@ def experiment(
         early_gradient=way.early_gradient,
         early_transform=way.early_transform,
         conditioned=way.conditioned,
+        separate=way.fit_heads,
     )
     if kind:
         exits = {exit_: net.exits[str(exit_)]}

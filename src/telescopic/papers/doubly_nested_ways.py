@@ -79,6 +79,7 @@ class Way:
         teacher: see `Recipe`.
         ema: see `Recipe`.
         group_gradient: see `Recipe`.
+        fit_heads: see `Recipe`.
         early_gradient: see `network`.
         early_transform: see `network`.
         conditioned: see `network`.
@@ -93,6 +94,7 @@ class Way:
     teacher: Teacher = "full"
     ema: float = 0.0
     group_gradient: float = 1.0
+    fit_heads: bool = False
     early_gradient: float = 1.0
     early_transform: bool = False
     conditioned: bool = False
@@ -119,6 +121,10 @@ WAYS: Mapping[str, Way] = {
     "edges-15-delayed": Way(weights="edges-15", balanced=True, conditioned=True, first="full-only"),
     "edges-15-delayed-20": Way(weights="edges-15", balanced=True, conditioned=True, first="full-only", share=0.2),
     "edges-30-delayed": Way(weights="edges-30", balanced=True, conditioned=True, first="full-only"),
+    "edges-15-fitted": Way(weights="edges-15", balanced=True, conditioned=True, fit_heads=True),
+    "edges-15-delayed-fitted": Way(
+        weights="edges-15", balanced=True, conditioned=True, first="full-only", fit_heads=True
+    ),
     "balanced-own": Way(weights="macs", balanced=True, early_transform=True),
     "balanced-half-quiet": Way(weights="half-macs", balanced=True, early_gradient=0.3),
     "delayed": Way(weights="macs", balanced=True, first="full-only"),
@@ -156,6 +162,6 @@ def told(how: Recipe, way: Way, net: Nested, input_shape: Sequence[int] = (3, 32
     first = (
         [Phase(name=way.first, until=until, weights=named(way.first), distillation=0.0)] if way.first and until else []
     )
-    same = ("drawn", "balanced", "distillation", "teacher", "ema", "group_gradient")
+    same = ("drawn", "balanced", "distillation", "teacher", "ema", "group_gradient", "fit_heads")
     told = {name: getattr(way, name) for name in same}
     return replace(how, weights=named(way.weights), phases=tuple(first), **told)

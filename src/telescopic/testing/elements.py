@@ -29,7 +29,7 @@ def shares(path: Sequence[nn.Module], groups: int, width: int, causal: bool) -> 
 
     By definition, not by asking the layers: the first w of G groups of C channels are the first C·w // G channels; an
     output channel of a causal layer reads the input channels of its own group and of those before; a shared head reads
-    the first groups, and a conditioned one the scale and the shift of its own width, which are folded into the rest; of
+    the first groups, and of what each width has of its own there its own row, which is folded into the rest; of
     an adapter's last convolution or linear layer, and of the norms behind it, the first rows are used. Only of classes
     of one's own with a method `narrow` it is asked which elements they keep; where widths are told, all others are
     whole, adapters too.
@@ -57,17 +57,17 @@ def shares(path: Sequence[nn.Module], groups: int, width: int, causal: bool) -> 
 def origins(net: nn.Module, take: Callable[[nn.Module], nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """Where each parameter of `take(net)` comes from: which elements of all of `net`'s parameters, and times what.
 
-    Found by numbering the elements and looking which numbers come out; a factor of 0 is a weight that is masked. Scales
-    and shifts of conditioned heads take a round of their own, for what is taken out is a product of theirs and others'.
-    In the end the network's parameters are what they were.
+    Found by numbering the elements and looking which numbers come out; a factor of 0 is a weight that is masked. What
+    each width of a head has of its own takes rounds of its own, for what is taken out is made of it and of others. In
+    the end the network's parameters are what they were.
 
     Returns:
         For each parameter taken, the elements' places among all, and its derivatives by them, both `[rounds, numel]`.
     """
-    heads = [module for module in net.modules() if isinstance(module, SharedHead) and module.conditioned]
-    own = {id(tensor) for head in heads for tensor in (head.scale, head.shift)}
-    others = [id(parameter) not in own for parameter in net.parameters()]
-    rounds = [_round(net, take, chosen) for chosen in ([others, [not other for other in others]] if own else [others])]
+    heads = [module for module in net.modules() if isinstance(module, SharedHead)]
+    rows = {id(row): which for head in heads for which, row in ((1, head.scale), (1, head.shift), (2, head.own))}
+    which = [rows.get(id(parameter), 0) for parameter in net.parameters()]
+    rounds = [_round(net, take, [one == number for one in which]) for number in sorted({0, *which})]
     return [
         (torch.stack([index for index, _ in each]), torch.stack([factor for _, factor in each]))
         for each in zip(*rounds, strict=True)
@@ -111,10 +111,13 @@ def _by_rule(module: nn.Module, name: str, tensor: Tensor, groups: int, width: i
 
     kept = [size * width // groups for size in tensor.shape[:2]]
     if isinstance(module, SharedHead):
-        if name in ("scale", "shift"):
-            share = _first(tensor, [width, kept[1] if name == "scale" else len(tensor[0])])
-            share.read[: width - 1] = False
-            return Share(share.read, 0)
+        if name in ("scale", "shift", "own"):
+            of_features = tensor.shape[-1] * width // groups
+            read = _first(tensor, [width, *tensor.shape[1:]]).read
+            read[: width - 1] = False
+            if name != "shift":
+                read[..., of_features:] = False
+            return Share(read, 0)
         return _first(tensor, [len(tensor), kept[1]] if name == "weight" else [])
     causal = isinstance(module, CausalConv2d | CausalLinear) and name == "weight"
     if not causal or getattr(module, "depthwise", False):

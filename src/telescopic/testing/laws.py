@@ -153,8 +153,8 @@ def nesting(trial: Trial) -> None:
     before one that it contains. Adapters and heads are excepted: members of one entry have the same adapter and
     members of one exit the same head, but a small member costs more than a larger one in total if its adapter (or
     head) costs more than what it leaves out. With several widths a member has of each parameter the elements of the
-    first groups, no more and no less; but of a conditioned head's scales and shifts the row of its own width, which no
-    wider member has.
+    first groups, no more and no less; but of what each width of a head has of its own its own row, which no wider
+    member has.
     """
     net, index = trial.net, trial.net.grid.index
     members = sorted({*trial.members, net.grid.full}, key=index)

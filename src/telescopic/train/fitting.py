@@ -124,6 +124,9 @@ def fit(
         training.run(shown, on_epoch if first else None)
         training.finish(keep)
         history = training.history
+        kept = history.best() if keep == "best" else history[-1]
+        if recipe.fit_heads:
+            kept = history.fitted = training.fit_heads(kept)
         if result is not None:
-            result.write(history.best() if keep == "best" else history[-1], history)
+            result.write(kept, history)
     return history

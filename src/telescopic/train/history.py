@@ -56,7 +56,13 @@ class History(Sequence[Epoch]):
         filters: name of each filter, of a network that learns its widths.
         precision: in which it is trained, fp32 or bf16.
         metric: what the scores mean.
+
+    Attributes:
+        fitted: the epoch whose weights were kept, with the scores after its heads were fitted, of a run that has just
+            ended by a recipe that says so.
     """
+
+    fitted: Epoch | None = None
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -21,6 +22,7 @@ from telescopic.fits import check_training, tried
 from telescopic.inputs import Tensors, checksum
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
+from telescopic.readout import fit_heads_, require_fitting
 from telescopic.shrink.family import filters, living
 from telescopic.statistics import recalibrate_
 from telescopic.tasks import Task, exact
@@ -97,6 +99,8 @@ class Training:
             atexit.register(_leave_group)
         about = (recipe.preprocess, recipe.batch_size, self.world, task, recipe.augment)
         self.least = check_training(net, data, *about)
+        if recipe.fit_heads:
+            require_fitting(net)
         net.to(device)
         self.precision = precision
         if precision == "auto":
@@ -186,6 +190,18 @@ class Training:
             average_(self.net, self.average, 0)
         lay_out_(self.net, torch.contiguous_format)
         self.net.eval()
+
+    def fit_heads(self, kept: Epoch) -> Epoch:
+        """Fit the heads of the network that is kept, and say of its epoch how good members are now."""
+        self.kept = self.net
+        how: dict[str, Any] = {"task": self.task, "seed": self.seed}
+        with denormals_as_zero():
+            fit_heads_(self.net, self.train, self.apart[0], self.recipe.preprocess, **how)
+            for parameter in self.net.exits.parameters() if self.world > 1 else ():
+                torch.distributed.broadcast(parameter.data, 0)  # each process may have seen other examples
+            splits = zip(self.apart, (self.data.validation, self.data.test), strict=True)
+            validation, test = (self._scores(mine, whole) for mine, whole in splits)
+        return replace(kept, validation=validation, test=test)
 
     def _train_epoch(self, began: float, request: Stop, report: Silent) -> tuple[float, Tensor]:
         """Run the batches of an epoch that are left.

@@ -136,6 +136,8 @@ class Recipe:
             if there were no wider one.
         phases: in which what is said here of the members is otherwise, in the order of their ends. After the last of
             them all is as said here.
+        fit_heads: let the last layers of heads be fitted to the final features once the last epoch is over, see
+            `telescopic.fit_heads`; shared heads are then `separate`.
         label_smoothing: probability spread over all classes in the cross-entropy.
         shrink: how the widths of a network with filters are learned; None leaves them as they are.
         preprocess: turns uint8 images into what the network sees.
@@ -167,6 +169,7 @@ class Recipe:
     ema: float = 0.0
     group_gradient: float = 1.0
     phases: tuple[Phase, ...] = ()
+    fit_heads: bool = False
     label_smoothing: float = 0.0
     shrink: Shrink | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
