@@ -1,7 +1,8 @@
 """Claim: of the ways to train all members of a Doubly Nested Network together, one is the best for its price.
 
 Each way trains the same small network, all members together, on the same few images; twins are single members trained
-alone for as long. What came out is written after each, beside what is there already, and a run that was killed goes on:
+alone for as long. What came out is written after each, beside what is there already, and a run that was killed goes on.
+Each has a second row, `-fitted`: the same network after `tl.fit_heads`.
 
     python benchmarks/screen.py WAY [WAY ...] [--out runs/screen] [--images 10000] [--epochs 8] [--blocks 2] [--seed 0]
     python benchmarks/screen.py WAY [WAY ...] --groups 2 --channels 16 32 64 --name screen-aligned  (the one that ships)
@@ -12,6 +13,7 @@ Ways are names of `telescopic.papers.doubly_nested.experiment`, twins among them
 
 import argparse
 import json
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 
 import telescopic as tl
 from telescopic.cost import machine
+from telescopic.data import Split
 from telescopic.evaluate import evaluate
 from telescopic.papers import doubly_nested
 from telescopic.train.checkpoint import read_facts
@@ -39,6 +42,20 @@ def slim(name: str, *, groups: int, blocks: int, epochs: int, preprocess: tl.Pre
     first = tl.Phase(name="full alone", until=round(0.4 * epochs), weights="full", distillation=0.0)
     told = {"weights": "sum", "drawn": 4, "distillation": 0.7, "learning_rate": usual.learning_rate / 2}
     return family, replace(usual, phases=(first,), **told)
+
+
+def scored(net: tl.Nested, validation: Split, test: Split, preprocess: tl.Preprocess) -> dict[str, Any]:
+    """How good all members are, in percent."""
+    of_validation, of_test = (100 * evaluate(net, [validation, test], preprocess)).tolist()
+    rows: dict[str, list[str]] = {f"exit {exit_}": [] for exit_ in net.grid.exits}
+    for member, score in zip(net.grid, of_test, strict=True):
+        rows[f"exit {member.exit}"].append(f"{score:.1f}")
+    return {
+        "test %, narrowest first": {exit_: " ".join(row) for exit_, row in rows.items()},
+        "mean": round(mean(of_test), 2),
+        "full": round(of_test[net.grid.index(net.grid.full)], 2),
+        "mean on validation": round(mean(of_validation), 2),
+    }
 
 
 def main() -> None:
@@ -70,21 +87,16 @@ def main() -> None:
         name = way if not args.seed else f"{way}-seed{args.seed}"
         out = args.out / name
         history = tl.fit(net, data, recipe, out=out, resume=True, seed=args.seed, cpu=True, precision="fp32")
-        scores = evaluate(net, [test], recipe.preprocess)[0].tolist()
-        best, percent = history.best(), [100 * score for score in scores]
-        rows: dict[str, list[str]] = {f"exit {exit_}": [] for exit_ in net.grid.exits}
-        for member, score in zip(net.grid, percent, strict=True):
-            rows[f"exit {member.exit}"].append(f"{score:.1f}")
-        figures[name] = {
-            "test %, narrowest first": {exit_: " ".join(row) for exit_, row in rows.items()},
-            "mean": round(mean(percent), 2),
-            "full": round(percent[history.full], 2),
-            "mean on validation": round(100 * mean(best.validation), 2),
-            "epoch": best.epoch,
-            "minutes": round(sum(epoch.seconds for epoch in history) / 60, 1),
-            "threads": read_facts(out / LAST)["threads"],
-            "machine": machine(),
-        }
+        best, threads = history.best(), read_facts(out / LAST)["threads"]
+        about: dict[str, Any] = {"epoch": best.epoch, "threads": threads, "machine": machine()}
+        minutes = sum(epoch.seconds for epoch in history) / 60
+        figures[name] = scored(net, data.validation, test, recipe.preprocess) | {"minutes": round(minutes, 1)} | about
+        if way != "slim" and not recipe.fit_heads:
+            began = time.monotonic()
+            fitted = tl.fit_heads(net, data, recipe.preprocess, seed=args.seed)
+            minutes += (time.monotonic() - began) / 60
+            row = scored(fitted, data.validation, test, recipe.preprocess) | {"minutes": round(minutes, 1)} | about
+            figures[name.replace(way, f"{way}-fitted")] = row
         results.write(args.name, config, figures)
 
 

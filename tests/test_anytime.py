@@ -161,14 +161,14 @@ def test_every_refinement_is_the_member_computed_alone(net: tl.Nested, x: Tensor
 
 @pytest.mark.parametrize("shortcut", ["pad", "projection"])
 @pytest.mark.parametrize("average", [False, True])
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_the_causal_resnet_refined(shortcut: str, average: bool, conditioned: bool, x: Tensor) -> None:
+@pytest.mark.parametrize("rows", ["", "conditioned", "separate"])
+def test_the_causal_resnet_refined(shortcut: str, average: bool, rows: str, x: Tensor) -> None:
     torch.manual_seed(2)
-    options = {"shortcut": shortcut, "average": average, "conditioned": conditioned}
+    options = {"shortcut": shortcut, "average": average} | ({rows: True} if rows else {})
     net = tl.networks.causal_resnet(3, (2, 4, 4), 1, 4, **options)  # type: ignore[arg-type]
     trained(net, x)
-    own = [p for name, p in net.named_parameters() if name.endswith((".scale", ".shift"))]
-    assert len(own) == (8 if conditioned else 0)
+    own = [p for name, p in net.named_parameters() if name.endswith((".scale", ".shift", ".own"))]
+    assert len(own) == (8 if rows else 0)
     for _ in range(2):
         for parameter in own:  # again, and in place: what was folded for the last answers holds no more
             nn.init.normal_(parameter)
@@ -238,15 +238,15 @@ def test_attention_and_recurrence_cost_what_they_do_in_the_catalogue() -> None:
     assert [member.macs for member in tl.measure(net, input_shape=(5, 8))] == [layer + head, layer + reader + head]
 
 
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_widening_costs_the_new_rows_alone(conditioned: bool) -> None:
+@pytest.mark.parametrize("rows", ["", "conditioned", "separate"])
+def test_widening_costs_the_new_rows_alone(rows: str) -> None:
     stages = [CausalConv2d(4, 8, 3, padding=1, width_groups=2), CausalConv2d(8, 8, 1, width_groups=2)]
-    shared = SharedHead(8, 5, width_groups=2, conditioned=conditioned)
+    shared = SharedHead(8, 5, width_groups=2, **({rows: True} if rows else {}))
     exits = {1: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), shared)}
     net = tl.Nested(stages, {0: nn.Conv2d(3, 4, 1)}, exits, groups=2).eval()
     first, second = tl.anytime(net, torch.rand(1, 3, 6, 6), path=[Subnet(width=1), Subnet(width=2)])
     assert first.macs == 36 * (3 * 4 + 2 * 4 * 9 + 4 * 4) + 4 * 5  # the adapter is run whole
-    read = 8 if conditioned else 4  # each width weighs all features in its own way
+    read = 8 if rows else 4  # each width weighs all features in its own way
     assert second.macs - first.macs == 36 * (4 * 4 * 9 + 8 * 4) + read * 5
 
 

@@ -722,6 +722,7 @@ EXAMPLES = [
     layers.GlobalAvgPool2d(),
     layers.SharedHead(4, 3, width_groups=2, average=True),
     layers.SharedHead(4, 3, width_groups=2, conditioned=True),
+    layers.SharedHead(4, 3, width_groups=2, separate=True),
     layers.Filter(5),
     layers.TokenFilter(3),
     filtered(),

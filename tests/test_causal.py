@@ -298,19 +298,25 @@ def test_a_shared_head_is_the_formula_for_every_width(features: int, groups: int
     assert head.every_width(x[:0]).shape == (groups, 0, 2)
 
 
-def conditioned_head(features: int, groups: int, average: bool) -> tuple[SharedHead, SharedHead]:
-    """A head with random scales and shifts, and one of the same weights without."""
+def conditioned_head(
+    features: int, groups: int, average: bool, separate: bool = False
+) -> tuple[SharedHead, SharedHead]:
+    """A head with scales and shifts, and perhaps weights, of each width; and one of the same weights without."""
     torch.manual_seed(0)
     plain = SharedHead(features, 2, width_groups=groups, average=average).double()
-    head = SharedHead(features, 2, width_groups=groups, average=average, conditioned=True).double()
+    how = {"average": average, "separate": separate}
+    head = SharedHead(features, 2, width_groups=groups, conditioned=True, **how).double()
     head.load_state_dict(plain.state_dict(), strict=False)
     return head, plain
 
 
 @pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize(("features", "groups"), [(6, 3), (7, 3), (5, 5), (4, 1)])
-def test_a_conditioned_head_is_the_formula_for_every_width(features: int, groups: int, average: bool) -> None:
-    head, plain = conditioned_head(features, groups, average)
+def test_a_conditioned_head_is_the_formula_for_every_width(
+    features: int, groups: int, separate: bool, average: bool
+) -> None:
+    head, plain = conditioned_head(features, groups, average, separate)
     assert head.scale is not None and head.shift is not None and plain.scale is None and plain.shift is None
     assert (head.scale.shape, head.shift.shape) == ((groups, features), (groups, 2))
     x = torch.randn(4, features, dtype=torch.float64)
@@ -319,6 +325,7 @@ def test_a_conditioned_head_is_the_formula_for_every_width(features: int, groups
         assert torch.equal(head(x[:, :end]), plain(x[:, :end])), "a new one is as if it were not conditioned"
     nn.init.normal_(head.scale)
     nn.init.normal_(head.shift)
+    own = torch.zeros(groups, 2, features) if head.own is None else nn.init.normal_(head.own)
     every = head.every_width(x)
     assert every.shape == (groups, 4, 2)
     for width, end in enumerate(ends(features, groups), 1):
@@ -326,8 +333,9 @@ def test_a_conditioned_head_is_the_formula_for_every_width(features: int, groups
         for example in range(4):
             for k in range(2):
                 read = sum(
-                    head.weight[k, c] * (1 + head.scale[width - 1, c]) * x[example, c] for c in range(end)
-                )  # fmt: skip
+                    (head.weight[k, c] * (1 + head.scale[width - 1, c]) + own[width - 1, k, c]) * x[example, c]
+                    for c in range(end)
+                )
                 want[example, k] = head.bias[k] + head.shift[width - 1, k] + read / (width if average else 1)
         taken = head.narrow(width)
         assert type(taken) is nn.Linear and taken.weight.shape == (2, end)

@@ -152,6 +152,11 @@ def residual() -> Nested:
     return Nested(stages, {0: nn.Identity(), 1: nn.Conv2d(1, 4, 1)}, heads, dropout=(0.5,))
 
 
+def learning(net: Nested) -> Nested:
+    """All of its weights, those too that only `fit_heads` sets."""
+    return net.requires_grad_()
+
+
 def silent() -> Nested:
     """Heads that start at zero, a layer that is frozen."""
     net = mlp(4, (3, 4), 2)
@@ -189,6 +194,10 @@ FAMILIES: dict[str, tuple[Callable[[], Nested], tuple[int, ...]]] = {
     "conditioned heads": (lambda: causal_resnet(3, (1, 2), 1, 4, conditioned=True), (3, 4, 4)),
     "conditioned heads that average": (
         lambda: causal_resnet(2, (1,), 2, 3, average=True, conditioned=True), (3, 4, 4)
+    ),
+    "separate heads": (lambda: learning(causal_resnet(3, (1, 2), 1, 4, conditioned=True, separate=True)), (3, 4, 4)),
+    "separate heads that average": (
+        lambda: causal_resnet(2, (1,), 2, 3, average=True, separate=True), (3, 4, 4)
     ),
     "exit before all": (
         lambda: Nested([nn.Linear(4, 4)] * 1, exits={-1: nn.Linear(4, 2), 0: nn.Linear(4, 2)}, dropout=(0.3,)),

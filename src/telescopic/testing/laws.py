@@ -310,7 +310,9 @@ def scattered(trial: Trial, member: Coordinates, found: Sequence[Tensor]) -> lis
     total = torch.zeros(sum(sizes), dtype=found[0].dtype if found else None)
     for gradient, (index, factor) in zip(found, taken, strict=True):
         total.index_add_(0, index.flatten(), (gradient.flatten() * factor).flatten())
-    return [part.view_as(p) for part, p in zip(torch.split(total, sizes), net.parameters(), strict=True)]
+    # What is taken out may be made of several, of which some do not learn.
+    parts = zip(torch.split(total, sizes), net.parameters(), strict=True)
+    return [part.view_as(p) if p.requires_grad else torch.zeros_like(p) for part, p in parts]
 
 
 @torch.no_grad()
