@@ -321,8 +321,8 @@ def test_doubly_nested_is_trained_in_the_best_way_on_the_aligned_network(tmp_pat
     assert (bundle.grid.exits, bundle.grid.widths) == (tuple(range(-1, 6)), (1, 2))
     best = tl.papers.doubly_nested.WAYS[tl.papers.doubly_nested.BEST_WAY]
     recipe = bundle.provenance["recipe"]
-    assert {name: recipe[name] for name in ("balanced", "drawn", "distillation")} == {
-        "balanced": best.balanced, "drawn": best.drawn, "distillation": best.distillation
+    assert {name: recipe[name] for name in ("balanced", "drawn", "distillation", "fit_heads")} == {
+        "balanced": best.balanced, "drawn": best.drawn, "distillation": best.distillation, "fit_heads": best.fit_heads
     }  # fmt: skip
     net = Source.open(str(tmp_path / "run")).network()
     shares = tl.papers.doubly_nested.weights(net, **tl.papers.doubly_nested.LAMBDAS[best.weights])

@@ -1,6 +1,7 @@
 """Doubly Nested Network: the paper's network and numbers, the ways to train it, and what it is compared with."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -168,7 +169,9 @@ def test_every_way_is_told_to_the_recipe() -> None:
         if key not in known:
             known[key] = doubly_nested.weights(net, **exponents) if exponents else None
         assert recipe.weights == known[key]
-        assert all(head[-1].conditioned == way.conditioned for head in net.exits.values())  # type: ignore[index]
+        heads: list[Any] = [head[-1] for head in net.exits.values()]  # type: ignore[index]
+        assert all((head.conditioned, head.separate) == (way.conditioned, way.fit_heads) for head in heads)
+        assert recipe.fit_heads == way.fit_heads
         scales = [part.scale for part in net.modules() if isinstance(part, GradientScale)]
         assert scales == ([] if way.early_gradient == 1 else [way.early_gradient] * 3)
         assert isinstance(net.exits["0"][0], CausalConv2d | GradientScale) == (name not in plain())  # type: ignore[index]

@@ -86,6 +86,7 @@ class Experiments:
     def facts(self, trained: Trained) -> dict[str, Any]:
         """All members, with costs and accuracies."""
         net, recipe, shape = trained.net, trained.recipe, trained.images.input_shape
+        history, fitted = trained.history, trained.history.fitted  # heads are fitted in one epoch's network alone
         facts = {
             "epochs": self.epochs,  # of a sliced network, those of the dense one; its own are the recipe's
             "recipe": without_weights(recipe.to_dict()),
@@ -94,8 +95,11 @@ class Experiments:
             "macs": nominal_macs(net, shape),
             "params": nominal_params(net),
             "protocols": {
-                protocol: {"epoch": row["epoch"], **_accuracies(trained.history[row["epoch"] - 1])}
-                for protocol, row in protocols(trained.history).items()
+                protocol: {
+                    "epoch": row["epoch"],
+                    **_accuracies(fitted if fitted and protocol == "validation" else history[row["epoch"] - 1]),
+                }
+                for protocol, row in protocols(history).items()
             },
         }
         if trained.name.startswith("sliced"):

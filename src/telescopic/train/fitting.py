@@ -1,5 +1,6 @@
 """Training every member of a network together: what is asked, and what is given back."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +127,8 @@ def fit(
         history = training.history
         kept = history.best() if keep == "best" else history[-1]
         if recipe.fit_heads:
+            if shown is not False:
+                print(f"fitting the heads of epoch {kept.epoch} to their features", file=sys.stderr, flush=True)
             kept = history.fitted = training.fit_heads(kept)
         if result is not None:
             result.write(kept, history)
