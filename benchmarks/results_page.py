@@ -95,18 +95,20 @@ def _screen(name: str) -> str:
     channels = f" of {config['channels']} channels" if "channels" in config else ""
     quarters = dict.fromkeys(groups * part // 4 for part in (4, 3, 2, 1) if groups * part >= 4)
     places = [*((last, width) for width in quarters), (last // 2 + 1, groups)]
-    for way, one in found["figures"].items():
-        by_exit = {name: row.split() for name, row in one["test %, narrowest first"].items()}
-        widths = groups
-        if (
-            way == "slim"
-        ):  # which has quarters; its first exit is behind the stem, and the last two behind the last block
-            widths, (*early, _, end) = 4, by_exit.values()
-            by_exit = {f"exit {number}": row for number, row in enumerate([*early, end], -1)}
-        minutes = "interrupted" if one.get("interrupted") else f"{one['minutes']:.1f}"
-        cells = [by_exit.get(f"exit {exit_}", [])[width * widths // groups - 1 :][:1] for exit_, width in places]
-        rows.append([f"`{way}`", *("".join(cell) or "–" for cell in cells), f"{one['mean']:.1f}", minutes])
-    head = ("way", "full", *(f"w{w}" for _, w in places[1:-1]), f"x{places[-1][0]}", "mean of all", "minutes")
+    seeds: dict[str, list[dict[str, Any]]] = {}
+    for name, one in found["figures"].items():
+        seeds.setdefault(name.partition("-seed")[0], []).append(one)
+    for way, some in seeds.items():
+        cells = [_percent([_of_member(one, exit_, width, groups) for one in some]) for exit_, width in places]
+        means = _percent([one["mean"] for one in some])
+        lowest = min(
+            float(score) for one in some for row in one["test %, narrowest first"].values() for score in row.split()
+        )
+        known = [one["minutes"] for one in some if not one.get("interrupted")]
+        minutes = f"{mean(known):.1f}" if known else "interrupted"
+        rows.append([f"`{way}`", *cells, means, f"{lowest:.1f}", str(len(some)), minutes])
+    exit_ = f"x{places[-1][0]}"
+    head = ("way", "full", *(f"w{w}" for _, w in places[1:-1]), exit_, "mean of all", "lowest", "seeds", "minutes")
     on: dict[str, list[str]] = {}
     for way, one in found["figures"].items():
         on.setdefault(one["machine"], []).append(f"`{way}`")
@@ -115,10 +117,28 @@ def _screen(name: str) -> str:
     return (
         f"\nDoubly Nested Network with {groups} groups{channels} and {last + 2} exits, "
         f"{config['images']:,} images of CIFAR-10, "
-        f"{config['epochs']} epochs, one seed a row, fp32; test accuracy in % of the epoch chosen on validation; "
-        f"one thread, beside other work ({machines}). `alone` learns the full member's loss only; "
-        f"`slim` is a family of four widths:\n\n{_table(head, rows)}"
+        f"{config['epochs']} epochs, fp32; test accuracy in % of the epoch chosen on validation, mean over seeds with "
+        f"the standard deviation; one thread, beside other work ({machines}). `alone` learns the full member's loss "
+        f"only; `slim` is a family of four widths; `-fitted` is the same run after `tl.fit_heads`:\n\n"
+        f"{_table(head, rows)}"
     )
+
+
+def _of_member(one: Mapping[str, Any], exit_: int, width: int, groups: int) -> float | None:
+    """Test accuracy of a member of a screen's run, if it has that."""
+    by_exit = {name: row.split() for name, row in one["test %, narrowest first"].items()}
+    if len(by_exit) > 1 and len(next(iter(by_exit.values()))) == 4 < groups:
+        # The slim family has quarters; its first exit is behind the stem, and the last two behind the last block.
+        *early, _, end = by_exit.values()
+        by_exit, width = {f"exit {number}": row for number, row in enumerate([*early, end], -1)}, width * 4 // groups
+    row = by_exit.get(f"exit {exit_}", [])
+    return float(row[width - 1]) if width <= len(row) else None
+
+
+def _percent(scores: Sequence[float | None]) -> str:
+    """Their mean, and how far they lie apart."""
+    known = [score for score in scores if score is not None]
+    return (f"{mean(known):.1f}" + (f" ±{stdev(known):.1f}" if len(known) > 1 else "")) if known else "–"
 
 
 def _twins(paper: str) -> str:

@@ -29,7 +29,7 @@ from telescopic.train.checkpoint import read_facts
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.1, l2=1e-3, mix=pairwise(3), distillation=0.2)
 SHRINKING = Recipe(epochs=4, batch_size=16, learning_rate=0.1, shrink=Shrink(penalty=0.4, collect=3))
-NORMED = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+NORMED = Recipe(epochs=1, batch_size=16, learning_rate=0.1, fit_heads=True)
 DRAWN = Recipe(
     epochs=3,
     batch_size=16,
@@ -131,7 +131,9 @@ def each_process(folder: Path) -> None:
             handle.remove()
 
     net = normed()  # of 49 images in batches of 16 the last is one, of which no process could make a variance
-    seen["normed"] = without_times(fit(net, data(49), NORMED, **options))
+    history = fit(net, data(49), NORMED, **options)
+    assert history.fitted is not None
+    seen["normed"], seen["fitted"] = without_times(history), history.fitted.validation
     save_file({name: tensor for name, tensor in net.state_dict().items()}, folder / f"normed-{rank}.safetensors")
     handle = nn.modules.module.register_module_forward_hook(interrupt)
     try:
@@ -222,6 +224,14 @@ def test_a_last_batch_too_small_for_batch_norm_joins_the_one_before(folder: Path
     state = load_file(folder / "normed-0.safetensors")
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert [int(tensor) for name, tensor in state.items() if "num_batches_tracked" in name] == [3]
+
+
+def test_two_processes_have_the_same_fitted_heads(folder: Path) -> None:
+    states = [load_file(folder / f"normed-{rank}.safetensors") for rank in (0, 1)]
+    seen = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for name in ("exits.0.weight", "exits.0.bias"):
+        assert torch.equal(*(state[name] for state in states))
+    assert seen[0]["fitted"] == seen[1]["fitted"] and seen[0]["fitted"] != seen[0]["normed"][0]["validation"]
 
 
 def test_two_processes_shrink_as_one(folder: Path) -> None:

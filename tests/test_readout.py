@@ -156,6 +156,18 @@ def test_no_member_is_worse_on_validation_examples() -> None:
     assert kept[net.grid.index(tl.Subnet(exit=0, width=3))] and not all(kept)
 
 
+def test_exits_of_a_network_that_is_trained_already() -> None:
+    torch.manual_seed(0)
+    trained = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    data, task = numbers(), tl.tasks.regression()
+    net = tl.nest(trained, input_shape=(6,), exits=[1, 3])
+    made, x = tl.fit_heads(net, data, task=task, penalty=0), data.train.inputs
+    assert torch.equal(made(x), trained(x)), "the full member is the network as it was"
+    for place, exit_ in enumerate((1, 3)):
+        want = solved(trained[: exit_ + 1](x).detach(), data.train.targets)
+        torch.testing.assert_close(made.all(x)[place], want, **CLOSE)
+
+
 def test_a_dead_feature_does_no_harm() -> None:
     net, data = wide(), numbers()
     with torch.no_grad():
@@ -240,7 +252,7 @@ def slimmed() -> tl.Nested:
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (lambda: tl.Nested([nn.Linear(6, 2)]), "exit 0 ends in an? Identity"),
+        (lambda: tl.Nested([nn.Linear(6, 2)]), "answer themselves"),
         (lambda: tl.Nested([nn.Linear(6, 2)], exits={0: nn.Sequential(nn.Linear(2, 2), nn.Tanh())}), "Tanh"),
         (slimmed, "pass of its own"),
     ],

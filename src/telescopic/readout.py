@@ -1,4 +1,4 @@
-"""The last layers of heads, fitted once the features before them are final: a convex problem, solved to its end."""
+"""The last layers of heads, fitted once the features before them are final, which is a convex problem."""
 
 import math
 from collections.abc import Sequence
@@ -51,7 +51,8 @@ def fit_heads(
     such examples, always.
 
     Args:
-        net: the trained network, which is left as it is. Its heads end in an `nn.Linear` or a `layers.SharedHead`.
+        net: the trained network, which is left as it is. Its heads end in an `nn.Linear` or a `layers.SharedHead`;
+            one without parameters, such as that of a last stage which answers itself, stays as it is.
         data: what it is to answer.
         preprocess: turns inputs into what the network sees, as in the recipe that it was trained by.
         task: what it has learned; by default classification.
@@ -60,8 +61,8 @@ def fit_heads(
         seed: which examples are drawn.
 
     Raises:
-        ValueError: if a head ends in something else, or widths take a pass each; if the network, the data and the task
-            do not fit; or the features of so many examples would take more than 4 GiB.
+        ValueError: if a head ends in something else, or none can be fitted; if widths take a pass each; if the network,
+            the data and the task do not fit; or the features of so many examples would take more than 4 GiB.
     """
     made = copied(net)
     alone: dict[int, SharedHead] = {}
@@ -98,8 +99,7 @@ def fit_heads_(
     with denormals_as_zero(), in_mode(net, training=False):
         read, targets = _seen(net, train, preprocess, num_examples, seed)
         tried, wanted = _seen(net, validation, preprocess, num_examples, seed)
-        for name, head in net.exits.items():
-            last = _last(head)
+        for name, last in _fittable(net).items():
             for width in range(1, net.groups + 1):
                 here, apart = (
                     [x[..., : prefix(x.shape[-1], net.groups, width)] for x in found.get(name, [])]
@@ -126,10 +126,11 @@ def require_fitting(net: Nested) -> None:
             "heads cannot be fitted where each width is a pass of its own, as in tl.slim: there all widths read one "
             "layer's weights, which has learned from all of them as it is"
         )
-    for name, head in net.exits.items():
-        last = _last(head)
-        if last is None or hooked(last) or not (type(last) is nn.Linear or isinstance(last, SharedHead)):
-            kind = "nothing" if last is None else f"a {type(last).__name__}" + " with hooks" * hooked(last)
+    if not _fittable(net):
+        raise ValueError("no head of this network has weights that could be fitted: its stages answer themselves")
+    for name, last in _fittable(net).items():
+        if hooked(last) or not (type(last) is nn.Linear or isinstance(last, SharedHead)):
+            kind = type(last).__name__ + " with hooks" * hooked(last)
             raise ValueError(f"the head of exit {name} ends in {kind}, and can be fitted if it ends in an nn.Linear")
         if isinstance(last, SharedHead) and not last.separate:
             raise ValueError(
@@ -138,9 +139,9 @@ def require_fitting(net: Nested) -> None:
             )
 
 
-def _last(head: nn.Module) -> nn.Module | None:
-    layers = flat(head)
-    return layers[-1] if layers else None
+def _fittable(net: Nested) -> dict[str, nn.Module]:
+    """The last layers of heads that have parameters, by their exits."""
+    return {name: flat(head)[-1] for name, head in net.exits.items() if any(True for _ in head.parameters())}
 
 
 def _separated(head: SharedHead) -> SharedHead:
@@ -179,9 +180,9 @@ def _seen(net: Nested, split: Split, preprocess: Preprocess, num_examples: int, 
 def _features(net: Nested, x: Tensors) -> Read:
     """What the last layers read of a batch at full width; what members share is run once."""
     done: dict[tuple[nn.Module, ...], Tensors] = {(): x}
-    found: Read = {name: [] for name in net.exits}
+    found: Read = {name: [] for name in _fittable(net)}
     for member in net.grid:
-        if member.width < net.groups:
+        if member.width < net.groups or str(member.exit) not in found:
             continue
         *body, (_, head) = net.path(member)
         ran: tuple[nn.Module, ...] = ()
@@ -235,7 +236,7 @@ def _losses(weight: Tensor, bias: Tensor | None, read: Sequence[Tensor], targets
     return task.loss(torch.stack([functional.linear(x, weight, bias) for x in read]), targets).mean(0)
 
 
-def _get(layer: nn.Module | None, width: int) -> tuple[Tensor, Tensor | None]:
+def _get(layer: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a width."""
     if isinstance(layer, SharedHead):
         return layer.of_width(width)
@@ -244,7 +245,7 @@ def _get(layer: nn.Module | None, width: int) -> tuple[Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def _set(layer: nn.Module | None, width: int, weight: Tensor, bias: Tensor | None) -> None:
+def _set(layer: nn.Module, width: int, weight: Tensor, bias: Tensor | None) -> None:
     """Let a width have this weight and bias, and no other width be changed."""
     if isinstance(layer, SharedHead):
         assert layer.own is not None and layer.shift is not None and bias is not None
