@@ -168,8 +168,10 @@ def test_several_inputs_go_all_the_way(folder: Path, tmp_path: Path) -> None:
 def test_other_tasks(function: str, task: str, data: str, folder: Path, tmp_path: Path) -> None:
     name, out = f"{folder / 'a_family_of_mine.py'}:{function}", tmp_path / "run"
     options = ("--task", task, "--epochs", 30, "--learning-rate", 0.05, "--distillation", 0.2, "--precision", "fp32")
-    result = invoke("train", name, "--data", folder / f"{data}.npz", *options, "--out", out)
+    fitted = ("--fit-heads",) if function == "fixed" else ()
+    result = invoke("train", name, "--data", folder / f"{data}.npz", *options, *fitted, "--out", out)
     assert result.exit_code == 0, result.output
+    assert tl.Bundle.open(out / "model.safetensors").provenance["recipe"]["fit_heads"] == (function == "fixed")
     catalogue = Catalogue.from_json(out / "catalogue.json")
     assert catalogue[-1].test_score is not None and catalogue[-1].test_score > 0.7
     assert invoke("extract", out, "--to", tmp_path / "member.onnx").exit_code == 0

@@ -76,6 +76,9 @@ def _family(name: str) -> Callable[..., None]:
         distillation: Annotated[
             float, typer.Option(min=0, max=1, help="Share of what smaller members learn from the full one's answers.")
         ] = 0.0,
+        fit_heads: Annotated[
+            bool, typer.Option("--fit-heads", help="Solve for the heads' last layers once all is learned.")
+        ] = False,
         out: Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/<file>-<data>)")] = None,
         seed: Seed = 0,
         resume: Resume = False,
@@ -95,7 +98,7 @@ def _family(name: str) -> Callable[..., None]:
         assert found is not None
         file, function = found
         values: dict[str, Any] = {"learning_rate": learning_rate, "batch_size": batch_size}
-        values |= {"weight_decay": weight_decay, "distillation": distillation}
+        values |= {"weight_decay": weight_decay, "distillation": distillation, "fit_heads": fit_heads}
         recipe = Recipe(epochs=epochs, optimizer="adamw", schedule="one-cycle", **values)
 
         def build(images: "Dataset") -> "tuple[Nested, Recipe]":
