@@ -41,7 +41,7 @@ FLOORS = (
     ("images", "importance", "inputs", "neighbours", "tensorfile"),
     ("data", "decoder", "layers"),
     ("nested",),
-    ("architecture", "extract", "folding", "cost", "fits", "statistics", "evaluate", "shrink"),
+    ("architecture", "extract", "folding", "cost", "fits", "statistics", "evaluate", "readout", "shrink"),
     ("nest", "causal", "slim", "networks"),
     ("catalogue",),
     ("anytime", "bundle", "engine", "export", "serve", "testing"),

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from telescopic.data import Dataset
 from telescopic.extras import needs
 from telescopic.nested import Nested
 from telescopic.quantities import one_of
+from telescopic.readout import require_fitting
 from telescopic.tasks import Task
 from telescopic.train.history import History
 from telescopic.train.keeper import occupied
@@ -96,6 +98,8 @@ def fit(
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
     one_of("precision", precision, PRECISIONS)
+    if recipe.fit_heads:
+        require_fitting(net)
     folder = None if out is None else Path(out)
     # Told so, accelerate joins the processes of a machine without a GPU; else it would run each of them by itself.
     parallel = DistributedDataParallelKwargs(find_unused_parameters=leaves_some_out(net, recipe))
@@ -129,7 +133,8 @@ def fit(
         if recipe.fit_heads:
             if shown is not False:
                 print(f"fitting the heads of epoch {kept.epoch} to their features", file=sys.stderr, flush=True)
-            kept = history.fitted = training.fit_heads(kept)
+            validation, test = training.fit_heads()
+            kept = history.fitted = replace(kept, validation=validation, test=test)
         if result is not None:
             result.write(kept, history)
     return history

@@ -7,7 +7,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -22,7 +21,7 @@ from telescopic.fits import check_training, tried
 from telescopic.inputs import Tensors, checksum
 from telescopic.layers.cuts import named_tensors
 from telescopic.nested import Nested
-from telescopic.readout import fit_heads_, require_fitting
+from telescopic.readout import fit_heads_
 from telescopic.shrink.family import filters, living
 from telescopic.statistics import recalibrate_
 from telescopic.tasks import Task, exact
@@ -99,8 +98,6 @@ class Training:
             atexit.register(_leave_group)
         about = (recipe.preprocess, recipe.batch_size, self.world, task, recipe.augment)
         self.least = check_training(net, data, *about)
-        if recipe.fit_heads:
-            require_fitting(net)
         net.to(device)
         self.precision = precision
         if precision == "auto":
@@ -191,17 +188,13 @@ class Training:
         lay_out_(self.net, torch.contiguous_format)
         self.net.eval()
 
-    def fit_heads(self, kept: Epoch) -> Epoch:
-        """Fit the heads of the network that is kept, and say of its epoch how good members are now."""
+    def fit_heads(self) -> list[tuple[float, ...]]:
+        """Fit the heads of the network that is kept, and give each member's validation and test score."""
         self.kept = self.net
-        how: dict[str, Any] = {"task": self.task, "seed": self.seed}
-        with denormals_as_zero():
-            fit_heads_(self.net, self.train, self.apart[0], self.recipe.preprocess, **how)
-            for parameter in self.net.exits.parameters() if self.world > 1 else ():
-                torch.distributed.broadcast(parameter.data, 0)  # each process may have seen other examples
-            splits = zip(self.apart, (self.data.validation, self.data.test), strict=True)
-            validation, test = (self._scores(mine, whole) for mine, whole in splits)
-        return replace(kept, validation=validation, test=test)
+        fit_heads_(self.net, self.train, self.apart[0], self.recipe.preprocess, task=self.task, seed=self.seed)
+        for parameter in self.net.exits.parameters() if self.world > 1 else ():
+            torch.distributed.broadcast(parameter.data, 0)  # each process may have seen other examples
+        return self._tried()
 
     def _train_epoch(self, began: float, request: Stop, report: Silent) -> tuple[float, Tensor]:
         """Run the batches of an epoch that are left.
@@ -287,10 +280,7 @@ class Training:
             self._wrap_again()
         if self.net.statistics == "recalibrated":
             recalibrate_(self.kept, self.train, recipe.preprocess, augment=recipe.augment, seed=self.seed)
-        validation, test = (
-            self._scores(mine, whole)
-            for mine, whole in zip(self.apart, (self.data.validation, self.data.test), strict=True)
-        )
+        validation, test = self._tried()
         return Epoch(
             epoch=epoch,
             seconds=time.monotonic() - began,
@@ -304,6 +294,10 @@ class Training:
             compacting=self.method.seconds,
             phase=(*(part.name for part in recipe.phases), "")[self.joint.place],
         )
+
+    def _tried(self) -> list[tuple[float, ...]]:
+        """Each member's scores on the validation and on the test examples."""
+        return [self._scores(*both) for both in zip(self.apart, self.data.splits[1:], strict=True)]
 
     def _scores(self, mine: Split, whole: Split) -> tuple[float, ...]:
         """Each member's score on a split, of which this process has its part; NaN if it is empty."""
