@@ -189,6 +189,13 @@ def test_separate_heads_are_as_the_others_until_they_are_fitted() -> None:
             assert {name.rpartition(".")[2] for name in learns} == {"own"} | (set() if conditioned else {"shift"})
 
 
+def test_a_loss_that_is_no_number_changes_nothing() -> None:
+    net, data = wide(), numbers()
+    task = tl.Task(loss=lambda outputs, targets: outputs.mean(2) / 0 * 0)
+    made, x = tl.fit_heads(net, data, task=task), data.train.inputs
+    assert torch.equal(made.all(x), net.all(x))
+
+
 # As a part of training ----------------------------------------------------------------------------------------------
 
 

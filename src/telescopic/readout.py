@@ -227,6 +227,8 @@ def _fitted(
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     made = w.detach() / spread
+    if not made.isfinite().all():  # of a loss that is not
+        return weight, bias
     return made, None if b is None else b.detach() - made @ mean
 
 
